@@ -1,0 +1,20 @@
+"""What layers are made of: parameters, kept memory, keyed random numbers."""
+
+from fastserve.core.layer import Done, Layer, Shape, Training, nothing
+from fastserve.core.memory import Array, Memory
+from fastserve.core.parameter import Parameter, ParameterStore
+from fastserve.core.random import StepKey, generator
+
+__all__ = [
+    "Array",
+    "Done",
+    "Layer",
+    "Memory",
+    "Parameter",
+    "ParameterStore",
+    "Shape",
+    "StepKey",
+    "Training",
+    "generator",
+    "nothing",
+]

@@ -1,0 +1,184 @@
+"""Initial values of parameters, by Keras' names.
+
+An initializer is called with a shape and a generator and returns a float32 array (or a
+number). ``fan_in`` and ``fan_out`` of a matrix are its rows and columns; further axes
+in front, as in a convolution's kernel, count as the receptive field.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastserve.core.memory import Array
+from fastserve.errors import ArgumentError, UnknownNameError
+
+Initializer = Callable[[tuple[int, ...], np.random.Generator], "Array | float"]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value everywhere."""
+
+    value: float = 0.0
+
+    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> float:
+        return self.value
+
+
+class Zeros(Constant):
+    """Zeros."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+
+
+class Ones(Constant):
+    """Ones."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+
+
+@dataclass(frozen=True)
+class RandomNormal:
+    """Normal distribution of the given mean and standard deviation."""
+
+    mean: float = 0.0
+    stddev: float = 0.05
+
+    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        values = rng.standard_normal(shape, dtype=np.float32)
+        values *= np.float32(self.stddev)
+        values += np.float32(self.mean)
+        return values
+
+
+@dataclass(frozen=True)
+class TruncatedNormal:
+    """Normal distribution; values beyond two standard deviations are drawn again."""
+
+    mean: float = 0.0
+    stddev: float = 0.05
+
+    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        values = rng.standard_normal(shape, dtype=np.float32)
+        while (outside := np.abs(values) > 2).any():
+            values[outside] = rng.standard_normal(int(outside.sum()), dtype=np.float32)
+        values *= np.float32(self.stddev)
+        values += np.float32(self.mean)
+        return values
+
+
+@dataclass(frozen=True)
+class RandomUniform:
+    """Uniform distribution over [minval, maxval)."""
+
+    minval: float = -0.05
+    maxval: float = 0.05
+
+    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        values = rng.random(shape, dtype=np.float32)
+        values *= np.float32(self.maxval - self.minval)
+        values += np.float32(self.minval)
+        return values
+
+
+@dataclass(frozen=True)
+class VarianceScaling:
+    """Variance ``scale / n``, where ``n`` is fan_in, fan_out or their mean."""
+
+    scale: float = 1.0
+    mode: str = "fan_in"
+    distribution: str = "truncated_normal"
+
+    def __post_init__(self) -> None:
+        for given, known in (
+            (self.mode, ("fan_in", "fan_out", "fan_avg")),
+            (self.distribution, ("truncated_normal", "untruncated_normal", "uniform")),
+        ):
+            if given not in known:
+                raise UnknownNameError("VarianceScaling option", given, known)
+        if self.scale <= 0:
+            raise ArgumentError("expected a scale above 0", str(self.scale))
+
+    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        fan_in, fan_out = fans(shape)
+        n = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
+        variance = self.scale / max(1.0, n[self.mode])
+        if self.distribution == "uniform":
+            limit = math.sqrt(3 * variance)
+            return RandomUniform(-limit, limit)(shape, rng)
+        if self.distribution == "untruncated_normal":
+            return RandomNormal(0.0, math.sqrt(variance))(shape, rng)
+        # the standard deviation that is left after cutting at two of them
+        return TruncatedNormal(0.0, math.sqrt(variance) / 0.87962566103423978)(
+            shape, rng
+        )
+
+
+@dataclass(frozen=True)
+class Orthogonal:
+    """Rows or columns that are orthonormal, times ``gain`` (Saxe et al., 2013)."""
+
+    gain: float = 1.0
+
+    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        if len(shape) < 2:
+            raise ArgumentError("Orthogonal: expected two axes or more", str(shape))
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        normal = rng.standard_normal((max(rows, columns), min(rows, columns)))
+        q, r = np.linalg.qr(normal)
+        q *= np.sign(np.diag(r))
+        matrix = q if rows >= columns else q.T
+        return (self.gain * matrix).reshape(shape).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The identity matrix times ``gain``."""
+
+    gain: float = 1.0
+
+    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        if len(shape) != 2:
+            raise ArgumentError("Identity: expected two axes", str(shape))
+        return self.gain * np.eye(*shape, dtype=np.float32)
+
+
+def fans(shape: tuple[int, ...]) -> tuple[float, float]:
+    """Return (fan_in, fan_out) of a kernel of ``shape``."""
+    if len(shape) < 2:
+        size = float(shape[0]) if shape else 1.0
+        return size, size
+    field = math.prod(shape[:-2])
+    return float(shape[-2] * field), float(shape[-1] * field)
+
+
+_NAMED: dict[str, Callable[[], Initializer]] = {
+    "zeros": Zeros,
+    "ones": Ones,
+    "random_normal": RandomNormal,
+    "random_uniform": RandomUniform,
+    "truncated_normal": TruncatedNormal,
+    "orthogonal": Orthogonal,
+    "identity": Identity,
+    "glorot_uniform": lambda: VarianceScaling(1.0, "fan_avg", "uniform"),
+    "glorot_normal": lambda: VarianceScaling(1.0, "fan_avg", "truncated_normal"),
+    "he_uniform": lambda: VarianceScaling(2.0, "fan_in", "uniform"),
+    "he_normal": lambda: VarianceScaling(2.0, "fan_in", "truncated_normal"),
+    "lecun_uniform": lambda: VarianceScaling(1.0, "fan_in", "uniform"),
+    "lecun_normal": lambda: VarianceScaling(1.0, "fan_in", "truncated_normal"),
+}
+
+
+def get(initializer: str | Initializer) -> Initializer:
+    """Return the initializer of this name; one that is given as such is returned."""
+    if callable(initializer):
+        return initializer
+    if initializer not in _NAMED:
+        raise UnknownNameError("initializer", initializer, _NAMED)
+    return _NAMED[initializer]()

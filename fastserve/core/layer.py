@@ -1,0 +1,223 @@
+"""``Layer``: explicit forward and backward, in memory that is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from fastserve.core.initializers import Initializer
+from fastserve.core.memory import Array, Memory
+from fastserve.core.parameter import Parameter
+from fastserve.core.random import StepKey
+from fastserve.errors import ArgumentError, ShapeError, StateError
+
+Shape = tuple[int | None, ...]  # without the batch axis; None where it may vary
+Training = StepKey | bool
+Done = Callable[["Layer"], None]
+L = TypeVar("L", bound="Layer")
+
+
+def nothing(layer: Layer) -> None:
+    """A ``done`` for callers that don't need to know which gradients are ready."""
+
+
+class Layer:
+    """A function with parameters, and the function that gives its gradients.
+
+    A subclass writes three methods: ``build`` makes the parameters, from shapes alone;
+    ``forward`` computes; ``backward`` fills the parameters' ``grad`` and returns the
+    gradient of the input. The rules:
+
+    - Arrays that come in (``x``, ``dy``) are read, never written.
+    - What must live until ``backward`` goes into ``self.buffer``; it may also be a
+      reference to ``x``. What is needed for a moment, and the gradient that is
+      returned, comes from ``self.scratch``.
+    - ``backward`` overwrites ``grad``; only the second user of a tied parameter adds.
+    - A layer with children calls ``done(child)`` when a child's gradients are final.
+
+    ``training`` is false, or a ``StepKey`` that says which random numbers to take.
+
+    Args:
+        input_shape: shape of one sample, without the batch; only needed for the
+            first layer, and only if the model shall be built before it sees data.
+        name: takes the place of the layer's number in the paths of its weights.
+    """
+
+    takes_integers = False  # the input holds indices, not numbers to differentiate
+    input_gradient = True  # False: nobody needs dx, so backward may return None
+    fused_loss: str | None = None  # 'softmax' or 'sigmoid' if the output is one
+
+    def __init__(
+        self, input_shape: Shape | None = None, name: str | None = None
+    ) -> None:
+        if name is not None and (not name or "." in name or "/" in name):
+            raise ArgumentError(
+                "expected a layer name without '.' and '/'", repr(name), "rename it"
+            )
+        self.name = name
+        self.input_shape = None if input_shape is None else tuple(input_shape)
+        self.output_shape: Shape | None = None
+        self.path = ""  # place in the model's tree
+        self.dtype = np.dtype(np.float32)
+        self.memory = Memory()
+        self.mask: Array | None = None  # (batch, time) bool: which positions count
+        self._parameters: list[Parameter] = []
+        self._children: dict[str, Layer] = {}
+        self._buffers: dict[str, Array] = {}
+        self._blocks: dict[str, Array] = {}
+
+    # -- what a subclass writes ------------------------------------------------
+
+    def build(self, input_shape: Shape) -> Shape:
+        """Make the parameters for inputs of ``input_shape``; return the output's."""
+        return input_shape
+
+    def forward(self, x: Array, training: Training = False) -> Array:
+        raise NotImplementedError(f"{type(self).__name__}.forward")
+
+    def backward(self, dy: Array, done: Done = nothing) -> Any:
+        raise NotImplementedError(f"{type(self).__name__}.backward")
+
+    def logits(self) -> Array:
+        """Return what the final softmax or sigmoid was computed from."""
+        raise NotImplementedError(f"{type(self).__name__}.logits")
+
+    def backward_logits(self, dz: Array, done: Done = nothing) -> Any:
+        """``backward`` from the gradient of ``logits()``, for a fused loss."""
+        raise NotImplementedError(f"{type(self).__name__}.backward_logits")
+
+    def output_mask(self) -> Array | None:
+        """Return the mask of the output; ``self.mask`` is the input's."""
+        return self.mask
+
+    # -- what a subclass uses --------------------------------------------------
+
+    def param(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        init: Initializer,
+        decay: bool | None = None,
+    ) -> Parameter:
+        """Make a parameter; unless told, it decays if it is a matrix or more."""
+        decay = len(shape) >= 2 if decay is None else decay
+        parameter = Parameter(name, tuple(map(int, shape)), init, decay)
+        self._parameters.append(parameter)
+        return parameter
+
+    def share(self, parameter: Parameter) -> Parameter:
+        """Use a parameter that another layer made; it keeps that layer's path."""
+        parameter.users += 1
+        self._parameters.append(parameter)
+        return parameter
+
+    def child(self, name: str, layer: L) -> L:
+        """Register a layer that this one is made of; names are part of the paths."""
+        if name in self._children:
+            raise ArgumentError(
+                "expected layers of different names", repr(name), "rename one of them"
+            )
+        self._children[name] = layer
+        return layer
+
+    def buffer(
+        self, name: str, shape: tuple[int, ...], dtype: DTypeLike | None = None
+    ) -> Array:
+        """Return the layer's array of this name: the same memory every step.
+
+        It only grows, and holds garbage until written.
+        """
+        dtype = self.dtype if dtype is None else np.dtype(dtype)
+        kept = self._buffers.get(name)
+        if kept is not None and kept.shape == shape and kept.dtype == dtype:
+            return kept
+        count = 1
+        for extent in shape:
+            count *= extent
+        block = self._blocks.get(name)
+        if block is None or block.dtype != dtype or block.size < count:
+            block = self._blocks[name] = np.empty(count, dtype)
+        array = self._buffers[name] = block[:count].reshape(shape)
+        return array
+
+    def scratch(
+        self, shape: tuple[int, ...], dtype: DTypeLike | None = None
+    ) -> Array:
+        """Return an array of the model's pool; it goes back when it is dropped."""
+        return self.memory.take(shape, self.dtype if dtype is None else dtype)
+
+    # -- what callers use ------------------------------------------------------
+
+    def build_once(self, input_shape: Shape) -> Shape:
+        """Build unless that was done; raise ShapeError if it was for another shape."""
+        if self.output_shape is None:
+            self.input_shape = tuple(input_shape)
+            self.output_shape = tuple(self.build(self.input_shape))
+        return self.output_shape
+
+    @property
+    def built(self) -> bool:
+        return self.output_shape is not None
+
+    def bind(self, memory: Memory, dtype: np.dtype[Any]) -> None:
+        """Give this layer and all inside of it the model's pool and its type."""
+        for path, layer in self.walk():
+            layer.path, layer.memory, layer.dtype = path, memory, dtype
+            layer._buffers.clear()
+            layer._blocks.clear()
+
+    def own_parameters(self) -> list[Parameter]:
+        return self._parameters
+
+    def children(self) -> dict[str, Layer]:
+        return self._children
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Yield the parameters of this layer and of all inside of it."""
+        yield from self._parameters
+        for child in self._children.values():
+            yield from child.parameters()
+
+    def walk(self, path: str = "") -> Iterator[tuple[str, Layer]]:
+        """Yield (path, layer) for this layer and all inside, in order of execution."""
+        yield path, self
+        for name, child in self._children.items():
+            yield from child.walk(f"{path}.{name}" if path else name)
+
+    def check_features(self, shape: Shape, rank: int | None = None) -> int:
+        """Return the size of the last axis of ``shape``, which must be known."""
+        kind = type(self).__name__
+        if not shape or shape[-1] is None or (rank is not None and len(shape) != rank):
+            wanted = "a known last axis" if rank is None else f"{rank} axes"
+            raise ShapeError(
+                f"{kind}: expected an input with {wanted} (besides the batch)",
+                f"shape {shape}",
+                "give the first layer an input_shape, or reshape the data",
+            )
+        return int(shape[-1])
+
+    def positive(self, argument: str, value: int) -> int:
+        """Return ``value``; raise ArgumentError unless it is an integer above 0."""
+        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+            raise ArgumentError(
+                f"{type(self).__name__}: expected {argument} to be an integer above 0",
+                repr(value),
+                f"change {argument}",
+            )
+        return value.__index__()
+
+    def saved(self, value: Array | None) -> Array:
+        """Return what ``forward`` saved; raise StateError if there was no forward."""
+        if value is None:
+            raise StateError(
+                f"{type(self).__name__}: expected forward before backward",
+                "backward alone",
+                "call forward(x, training) first",
+            )
+        return value
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.input_shape} -> {self.output_shape})"

@@ -1,0 +1,185 @@
+"""Parameters, and the two flat vectors that hold all of a model's values and grads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from fastserve.core.initializers import Initializer
+from fastserve.core.memory import ALIGNMENT, Array, aligned_bytes
+from fastserve.core.random import generator
+from fastserve.errors import ArgumentError, ShapeError, StateError
+
+if TYPE_CHECKING:
+    from fastserve.core.layer import Layer
+
+BUCKET_BYTES = 25 << 20
+
+
+class Parameter:
+    """A trainable array; ``value`` and ``grad`` are views into the store's vectors.
+
+    Attributes:
+        path: place in the model's tree, for example ``blocks.0.attention.qkv.kernel``.
+        decay: whether weight decay applies; by default to matrices only.
+        users: number of layers that hold it; more than one if it is tied.
+    """
+
+    def __init__(
+        self, name: str, shape: tuple[int, ...], init: Initializer, decay: bool
+    ) -> None:
+        self.name, self.shape, self.init, self.decay = name, shape, init, decay
+        self.path = name
+        self.users = 1
+        self._value: Array | None = None
+        self._grad: Array | None = None
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def value(self) -> Array:
+        if self._value is None:
+            raise self._unbound()
+        return self._value
+
+    @property
+    def grad(self) -> Array:
+        if self._grad is None:
+            raise self._unbound()
+        return self._grad
+
+    def bind(self, value: Array, grad: Array) -> None:
+        self._value, self._grad = value, grad
+
+    def assign(self, array: Array) -> None:
+        """Copy ``array`` into the value; raises ShapeError if the shapes differ."""
+        if np.shape(array) != self.shape:
+            raise ShapeError(
+                f"parameter {self.path}: expected an array of shape {self.shape}",
+                f"shape {np.shape(array)}",
+                "load weights that were saved from the same model",
+            )
+        self.value[...] = array
+
+    def _unbound(self) -> StateError:
+        return StateError(
+            f"parameter {self.path} has no memory yet",
+            "a layer that was built without a ParameterStore",
+            "build the model, or call ParameterStore(layer)",
+        )
+
+    def __repr__(self) -> str:
+        return f"Parameter({self.path}, {self.shape})"
+
+
+class ParameterStore:
+    """All parameters of a tree of layers, in one vector of values and one of grads.
+
+    The layout is the reverse of the order of execution, so backward completes bucket
+    0 first, and each bucket is one slice that goes to MPI without a copy. Inside of a
+    bucket, parameters that decay come first, so weight decay is a slice too. Every
+    parameter starts at a multiple of 64 bytes; the gaps hold zeros.
+
+    Args:
+        root: a built layer.
+        seed: with each parameter's path it determines its initial value.
+        dtype: float32, or float64 for gradient checks.
+        bucket_bytes: a bucket is closed once it holds this much.
+    """
+
+    def __init__(
+        self,
+        root: Layer,
+        seed: int = 0,
+        dtype: DTypeLike = np.float32,
+        bucket_bytes: int = BUCKET_BYTES,
+    ) -> None:
+        if bucket_bytes < 1:
+            raise ArgumentError("expected bucket_bytes of 1 or more", str(bucket_bytes))
+        self.dtype = np.dtype(dtype)
+        self._by_bucket = self._group(root, bucket_bytes)
+        self._allocate()
+        for parameter in self.parameters:
+            rng = generator(seed, "init", parameter.path)
+            parameter.value[...] = parameter.init(parameter.shape, rng)
+
+    def _group(self, root: Layer, bucket_bytes: int) -> list[list[Parameter]]:
+        groups: list[list[Parameter]] = [[]]
+        room = bucket_bytes
+        for parameter in reversed(list(named_parameters(root))):
+            if room <= 0:
+                groups.append([])
+                room = bucket_bytes
+            groups[-1].append(parameter)
+            room -= parameter.size * self.dtype.itemsize
+        # decaying ones first; the sort is stable, so all ranks agree on the order
+        return [sorted(group, key=lambda p: not p.decay) for group in groups if group]
+
+    def _allocate(self) -> None:
+        step = ALIGNMENT // self.dtype.itemsize
+        offset = 0
+        offsets: dict[str, int] = {}
+        self.buckets: list[slice] = []
+        self.decayed: list[slice] = []
+        for group in self._by_bucket:
+            start = decay_end = offset
+            for parameter in group:
+                offsets[parameter.path] = offset
+                offset += -(-parameter.size // step) * step
+                decay_end = offset if parameter.decay else decay_end
+            self.buckets.append(slice(start, offset))
+            if decay_end > start:
+                self.decayed.append(slice(start, decay_end))
+        self.offsets = offsets
+        self.values = self._vector(offset)
+        self.grads = self._vector(offset)
+        for parameter in self.parameters:
+            parameter.bind(
+                self.view(self.values, parameter), self.view(self.grads, parameter)
+            )
+
+    def _vector(self, size: int) -> Array:
+        vector = aligned_bytes(size * self.dtype.itemsize).view(self.dtype)
+        vector.fill(0)
+        return vector
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """All parameters in the order of the vectors."""
+        return [p for group in self._by_bucket for p in group]
+
+    @property
+    def count(self) -> int:
+        """Number of trainable numbers, without the gaps."""
+        return sum(p.size for p in self.parameters)
+
+    def parameters_of_bucket(self, index: int) -> list[Parameter]:
+        return self._by_bucket[index]
+
+    def view(self, vector: Array, parameter: Parameter) -> Array:
+        """Return the part of a flat vector of this layout that is ``parameter``'s."""
+        start = self.offsets[parameter.path]
+        return vector[start : start + parameter.size].reshape(parameter.shape)
+
+    def at(self, index: int) -> Parameter:
+        """Return the parameter that holds place ``index`` of the flat vectors."""
+        return max(
+            (p for p in self.parameters if self.offsets[p.path] <= index),
+            key=lambda p: self.offsets[p.path],
+        )
+
+
+def named_parameters(root: Layer) -> Iterable[Parameter]:
+    """Yield each parameter once, in order of execution, with its path set."""
+    seen: set[int] = set()
+    for path, layer in root.walk():
+        for parameter in layer.own_parameters():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                parameter.path = f"{path}.{parameter.name}" if path else parameter.name
+                yield parameter

@@ -1,0 +1,28 @@
+"""Layers by Keras' names."""
+
+from fastserve.core.layer import Layer
+from fastserve.layers.attention import MultiHeadAttention, TransformerBlock
+from fastserve.layers.chain import Chain, Residual
+from fastserve.layers.dense import Activation, Dense
+from fastserve.layers.dropout import Dropout
+from fastserve.layers.embedding import Embedding, PositionEmbedding, TiedHead
+from fastserve.layers.normalization import LayerNormalization
+from fastserve.layers.shapes import Flatten, Input, Reshape
+
+__all__ = [
+    "Activation",
+    "Chain",
+    "Dense",
+    "Dropout",
+    "Embedding",
+    "Flatten",
+    "Input",
+    "Layer",
+    "LayerNormalization",
+    "MultiHeadAttention",
+    "PositionEmbedding",
+    "Reshape",
+    "Residual",
+    "TiedHead",
+    "TransformerBlock",
+]

@@ -1,0 +1,93 @@
+"""Layers made of layers: Chain and Residual."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastserve.core import Array, Done, Layer, Shape, Training, nothing
+
+
+class Chain(Layer):
+    """One layer after the other. A layer's path is its name, or else its number."""
+
+    def __init__(self, *layers: Layer, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.layers: list[Layer] = []
+        self._mask_out: Array | None = None
+        for layer in layers:
+            self.append(layer)
+
+    def append(self, layer: Layer) -> None:
+        self.child(layer.name or str(len(self.layers)), layer)
+        self.layers.append(layer)
+
+    def build(self, input_shape: Shape) -> Shape:
+        shape = input_shape
+        for layer in self.layers:
+            shape = layer.build_once(shape)
+        return shape
+
+    def forward(self, x: Array, training: Training = False) -> Array:
+        mask = self.mask
+        for layer in self.layers:
+            layer.mask = mask
+            x = layer.forward(x, training)
+            mask = layer.output_mask()
+        self._mask_out = mask
+        return x
+
+    def backward(self, dy: Array, done: Done = nothing) -> Any:
+        for layer in reversed(self.layers):
+            dy = layer.backward(dy, done)
+            done(layer)
+        return dy
+
+    @property
+    def takes_integers(self) -> bool:  # type: ignore[override]
+        return bool(self.layers) and self.layers[0].takes_integers
+
+    @property
+    def fused_loss(self) -> str | None:  # type: ignore[override]
+        return self.layers[-1].fused_loss if self.layers else None
+
+    def logits(self) -> Array:
+        return self.layers[-1].logits()
+
+    def backward_logits(self, dz: Array, done: Done = nothing) -> Any:
+        dy = self.layers[-1].backward_logits(dz, done)
+        done(self.layers[-1])
+        for layer in reversed(self.layers[:-1]):
+            dy = layer.backward(dy, done)
+            done(layer)
+        return dy
+
+    def skip_input_gradient(self) -> None:
+        """Nobody needs the gradient of the chain's input: its first layer saves it."""
+        for layer in self.layers:
+            layer.input_gradient = False
+            if any(True for _ in layer.parameters()):
+                break
+
+    def output_mask(self) -> Array | None:
+        return self._mask_out
+
+
+class Residual(Chain):
+    """y = x + chain(x), and so dx = dy + chain'(dy) (He et al., 2015)."""
+
+    def forward(self, x: Array, training: Training = False) -> Array:
+        fx = super().forward(x, training)
+        return np.add(x, fx, out=self.buffer("y", x.shape))
+
+    def backward(self, dy: Array, done: Done = nothing) -> Any:
+        dfx = super().backward(dy, done)
+        return np.add(dy, dfx, out=self.scratch(dy.shape))
+
+    def output_mask(self) -> Array | None:
+        return self.mask
+
+    @property
+    def fused_loss(self) -> None:  # type: ignore[override]
+        return None

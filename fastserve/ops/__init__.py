@@ -1,0 +1,1 @@
+"""Pure array functions with ``out=``: no classes, no state, no memory of their own."""
