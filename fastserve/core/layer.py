@@ -50,6 +50,13 @@ class Layer:
     input_gradient = True  # False: nobody needs dx, so backward may return None
     fused_loss: str | None = None  # 'softmax' or 'sigmoid' if the output is one
 
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]  # those of the constructor
+
+    def __new__(cls: type[L], *args: Any, **kwargs: Any) -> L:
+        layer = super().__new__(cls)
+        layer.arguments = (args, kwargs)
+        return layer
+
     def __init__(
         self, input_shape: Shape | None = None, name: str | None = None
     ) -> None:

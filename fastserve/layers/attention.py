@@ -13,7 +13,7 @@ from fastserve.layers.chain import Chain, Residual
 from fastserve.layers.dense import Dense
 from fastserve.layers.dropout import Dropout, check_rate, keep_factors
 from fastserve.layers.normalization import LayerNormalization
-from fastserve.ops.attention import MASKED, attention, attention_backward, work_size
+from fastserve.ops.attention import MASKED, attention, attention_backward
 
 
 class MultiHeadAttention(Layer):
@@ -90,7 +90,6 @@ class MultiHeadAttention(Layer):
             qkv,
             self._heads(out),
             self.buffer("lse", (batch, self.num_heads, time)),
-            self.scratch((work_size(self.num_heads, time),)),
             self.causal,
             self._bias,
             self._keep,
@@ -110,14 +109,12 @@ class MultiHeadAttention(Layer):
         done(self.output)
         qkv = self.qkv.logits()
         dqkv = self.scratch(qkv.shape)
-        size = work_size(self.num_heads, time)
         attention_backward(
             self._heads(dout),
             self._heads(self._buffers["out"]),
             self._heads(qkv, (3,)),
             self._buffers["lse"],
             self._heads(dqkv, (3,)),
-            (self.scratch((size,)), self.scratch((size,))),
             self.causal,
             self._bias,
             self._keep,

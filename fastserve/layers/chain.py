@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastserve.core import Array, Done, Layer, Shape, Training, nothing
+from fastserve.errors import ArgumentError
 
 
 class Chain(Layer):
@@ -20,6 +21,12 @@ class Chain(Layer):
             self.append(layer)
 
     def append(self, layer: Layer) -> None:
+        if any(layer is known for known in self.layers):
+            raise ArgumentError(
+                "expected each layer once: it keeps what its backward needs",
+                f"{layer!r} a second time",
+                "make another layer",
+            )
         self.child(layer.name or str(len(self.layers)), layer)
         self.layers.append(layer)
 

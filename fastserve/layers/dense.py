@@ -72,7 +72,7 @@ class Dense(Layer):
         linear = self.activation.name == "linear"
         if linear and not self.use_bias:
             return
-        for rows in row_blocks(*z.shape, FLAT):
+        for rows in row_blocks(z.shape[0], z.shape[1], FLAT):
             zr = z[rows]
             if self.use_bias:
                 np.add(zr, self.bias.value, out=zr)

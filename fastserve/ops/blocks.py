@@ -6,6 +6,7 @@ operation; the same chain over pieces of a few ten thousand elements reads it on
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -25,15 +26,21 @@ def spare(slot: int, like: Array) -> Array:
     It is the same memory each time, one for each slot and thread: a function that
     needs two at once takes two slots, and returns before another function takes them.
     """
-    key = (slot, like.dtype.char)
-    block = getattr(_kept, "blocks", None)
-    if block is None:
-        block = _kept.blocks = {}
-    array = block.get(key)
-    if array is None or array.size < like.size:
-        array = block[key] = np.empty(max(FLAT, like.size), like.dtype)
-    part: Array = array[: like.size].reshape(like.shape)
-    return part
+    return room(slot, like.shape, like.dtype)
+
+
+def room(slot: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an array of this shape; see ``spare``."""
+    key = (slot, dtype.char)
+    blocks = getattr(_kept, "blocks", None)
+    if blocks is None:
+        blocks = _kept.blocks = {}
+    size = math.prod(shape)
+    block = blocks.get(key)
+    if block is None or block.size < size:
+        block = blocks[key] = np.empty(max(FLAT, size), dtype)
+    array: Array = block[:size].reshape(shape)
+    return array
 
 
 def row_blocks(rows: int, columns: int, size: int = PIECE) -> Iterator[slice]:

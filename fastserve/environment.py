@@ -1,0 +1,281 @@
+"""What the process's environment says: ranks, threads, cores, and fastserve's settings.
+
+This is the only file of the library that reads environment variables. It needs nothing
+but the standard library, because most of what it does has to happen before NumPy or
+MPI are loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_THREAD_VARIABLES = (
+    "OPENBLAS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+_KERNEL_VARIABLE = "OPENBLAS_CORETYPE"
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place in its job, as the launcher's variables tell it.
+
+    ``launcher`` is 'openmpi', 'mpich', 'pmix', 'slurm' or 'none'. Under a bare PMIx
+    launcher that tells no size, ``size`` is only a lower bound.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    launcher: str
+
+
+# The order matters: Open MPI's mpirun also sets PMIX_RANK, and inside of a Slurm job
+# every launcher's ranks see Slurm's variables too.
+_LAUNCHERS = (
+    ("openmpi", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("mpich", "PMI_RANK", "PMI_SIZE"),
+    ("pmix", "PMIX_RANK", ""),
+    ("mpich", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+)
+_LOCAL = (
+    ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
+)
+
+
+def expected_ranks(env: Mapping[str, str] = os.environ) -> Ranks:
+    """Return the place of this process, before MPI is loaded.
+
+    Of Slurm only a step started by srun with more than one task counts: a batch
+    script, or ``srun -n 1``, is a single process.
+    """
+    for launcher, rank_name, size_name in _LAUNCHERS:
+        rank = _integer(env, rank_name)
+        if rank is not None:
+            size = _integer(env, size_name) or _slurm_tasks(env) or rank + 1
+            return Ranks(rank, size, *_local_place(env, rank, size), launcher)
+    task, tasks = _integer(env, "SLURM_PROCID"), _slurm_tasks(env)
+    if task is not None and tasks is not None and tasks > 1:
+        return Ranks(task, tasks, *_local_place(env, task, tasks), "slurm")
+    return Ranks(0, 1, 0, 1, "none")
+
+
+def setting(
+    name: str, default: str | None = None, env: Mapping[str, str] = os.environ
+) -> str | None:
+    """Return the variable ``FASTSERVE_<name>``, or ``default`` if unset or empty."""
+    return env.get(f"FASTSERVE_{name}") or default
+
+
+def affinity_cores(pid: int = 0) -> list[int]:
+    """Return the cores that a process may run on, in order (0: this process)."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(pid))
+    return list(range(os.cpu_count() or 1))
+
+
+def threads_per_rank(cores: int, local_size: int) -> int:
+    """Return how many threads each of ``local_size`` ranks gets on one host."""
+    return max(1, cores // local_size)
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """Return the variables that give each thread pool of NumPy's libraries its size."""
+    return dict.fromkeys(_THREAD_VARIABLES, str(threads))
+
+
+def user_threads(env: Mapping[str, str] = os.environ) -> tuple[int, str] | None:
+    """Return the number of threads that the user set, and the variable's name.
+
+    OpenBLAS' own variable counts first, as it does for OpenBLAS. A list such as
+    OMP_NUM_THREADS=4,2 counts by its first number.
+    """
+    for name in _THREAD_VARIABLES:
+        match = re.match(r"\s*(\d+)", env.get(name, ""))
+        if match and int(match[1]) > 0:
+            return int(match[1]), name
+    return None
+
+
+def cpu_model() -> str:
+    """Return the CPU's name with what tells apart CPUs of the same name."""
+    machine = platform.machine() or "unknown"
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or machine
+    return _cpu_model(text, machine)
+
+
+def numpy_version() -> str:
+    """Return the version of the NumPy that is installed, without loading it."""
+    try:
+        return importlib.metadata.version("numpy")
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder for what fastserve remembers between runs; it may not exist."""
+    own = setting("CACHE_DIR", env=env)
+    if own:
+        return Path(own).expanduser()
+    base = env.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "fastserve"
+
+
+def kernel_key() -> str:
+    """Return the name under which the fastest kernel family is remembered."""
+    return f"{cpu_model()} | numpy {numpy_version()}"
+
+
+def chosen_kernel(env: Mapping[str, str] = os.environ) -> str | None:
+    """Return the kernel family that the environment asks OpenBLAS for, if any."""
+    return env.get(_KERNEL_VARIABLE) or None
+
+
+def kernel_variable(kernel: str | None) -> dict[str, str]:
+    """Return the variable that selects a kernel family; none for the own choice."""
+    return {_KERNEL_VARIABLE: kernel} if kernel else {}
+
+
+def without_kernel(env: Mapping[str, str]) -> dict[str, str]:
+    """Return a copy of the variables that leaves the kernel family to OpenBLAS."""
+    return {name: value for name, value in env.items() if name != _KERNEL_VARIABLE}
+
+
+def remembered_kernel() -> str | None:
+    """Return the fastest kernel family that was measured for this CPU and NumPy.
+
+    '' means that OpenBLAS' own choice is best, None that nothing was measured yet.
+    """
+    try:
+        entry = json.loads((cache_dir() / "blas.json").read_text("utf-8"))
+        kernel = entry[kernel_key()]["kernel"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kernel if isinstance(kernel, str) else None
+
+
+def prepare_process() -> None:
+    """Set up this process before NumPy loads: threads, kernel family, cores.
+
+    What the user or the launcher set already stays as it is. With FASTSERVE_BIND=core
+    the rank is pinned to its own slice of the cores that it may use, if there are
+    enough. A rank of a launched job dies with the process that started it.
+    """
+    place = expected_ranks()
+    given = user_threads()
+    threads = given[0] if given else _own_threads(place)
+    for name, value in thread_variables(threads).items():
+        os.environ.setdefault(name, value)
+    if chosen_kernel() is None:
+        os.environ.update(kernel_variable(remembered_kernel()))
+    if setting("BIND") == "core":
+        _pin(place, threads)
+    if setting("JOB"):
+        die_with_parent(signal.SIGKILL)
+
+
+def core_slice(cores: list[int], local_rank: int, threads: int) -> list[int]:
+    """Return the cores of one rank out of those of its host."""
+    return cores[local_rank * threads : (local_rank + 1) * threads]
+
+
+def die_with_parent(number: int) -> None:
+    """Ask the kernel to send a signal to this process when its parent ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+
+
+def _pin(place: Ranks, threads: int) -> None:
+    cores = affinity_cores()
+    if not hasattr(os, "sched_setaffinity") or place.local_size * threads > len(cores):
+        return
+    os.sched_setaffinity(0, core_slice(cores, place.local_rank, threads))
+
+
+def _own_threads(place: Ranks) -> int:
+    """Return the threads for a rank that nobody told how many it should use.
+
+    mpirun may have bound this rank to a part of the host's cores. Its parent, which is
+    not bound, shows the host's whole share: divide that one, never a share twice.
+    """
+    own = len(affinity_cores())
+    if place.launcher in ("slurm", "pmix"):
+        per_task = _integer(os.environ, "SLURM_CPUS_PER_TASK")
+        return min(own, per_task or threads_per_rank(own, place.local_size))
+    if place.launcher == "none":
+        return own
+    try:
+        host = len(affinity_cores(os.getppid()))
+    except OSError:
+        host = own
+    return min(own, threads_per_rank(host, place.local_size))
+
+
+def _local_place(env: Mapping[str, str], rank: int, size: int) -> tuple[int, int]:
+    for rank_name, size_name in _LOCAL:
+        local_rank, local_size = _integer(env, rank_name), _integer(env, size_name)
+        if local_rank is not None and local_size:
+            return local_rank, local_size
+    local_rank, local_size = _integer(env, "SLURM_LOCALID"), _slurm_local_size(env)
+    if local_rank is not None and local_size:
+        return local_rank, local_size
+    return rank, size
+
+
+def _slurm_tasks(env: Mapping[str, str]) -> int | None:
+    return _integer(env, "SLURM_STEP_NUM_TASKS") or (
+        _integer(env, "SLURM_NTASKS") if "SLURM_STEP_ID" in env else None
+    )
+
+
+def _slurm_local_size(env: Mapping[str, str]) -> int | None:
+    """Return this node's tasks, from a list such as '4(x2),3' and the node's number."""
+    counts: list[int] = []
+    listed = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "")
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", listed):
+        counts += [int(count)] * int(times or 1)
+    node = _integer(env, "SLURM_NODEID") or 0
+    return counts[node] if node < len(counts) else None
+
+
+def _integer(env: Mapping[str, str], name: str) -> int | None:
+    value = env.get(name, "")
+    return int(value) if value.isdecimal() else None
+
+
+def _cpu_model(cpuinfo: str, machine: str) -> str:
+    """Return the CPU's name from the text of /proc/cpuinfo.
+
+    Virtual machines hide the exact name and may hide instructions, so family, model
+    and the widest vector instructions are part of it.
+    """
+    fields: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip().lower(), value.strip())
+    names = ("model name", "cpu implementer", "cpu part", "cpu family", "model")
+    parts = [fields[name] for name in names if fields.get(name)]
+    flags = set((fields.get("flags") or fields.get("features") or "").split())
+    wide = ("amx_tile", "avx512_bf16", "avx512f", "avx2", "sve2", "sve", "asimd")
+    parts += [flag for flag in wide if flag in flags][:1]
+    return " ".join([*parts, machine])

@@ -1,0 +1,84 @@
+"""Layers as JSON: the class by its name, and the arguments of its constructor."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+from fastserve import layers
+from fastserve.core import Layer, initializers
+from fastserve.errors import ArgumentError, DataError, UnknownNameError
+from fastserve.ops.activations import Activation
+
+
+def layer_config(layer: Layer) -> dict[str, Any]:
+    """Return ``{"class": ..., "arguments": ..., "layers": [...]}`` of a layer."""
+    args, kwargs = layer.arguments
+    inner = [layer_config(a) for a in args if isinstance(a, Layer)]
+    args = tuple(a for a in args if not isinstance(a, Layer))
+    config: dict[str, Any] = {"class": type(layer).__name__}
+    if inner:
+        config["layers"] = inner
+        bound = dict(kwargs)
+    else:
+        bound = dict(inspect.signature(type(layer)).bind(*args, **kwargs).arguments)
+    config["arguments"] = {
+        name: _to_json(layer, name, value) for name, value in bound.items()
+    }
+    return config
+
+
+def layer_from_config(config: dict[str, Any]) -> Layer:
+    """Make the layer that ``layer_config`` described."""
+    inner = [layer_from_config(c) for c in config.get("layers", ())]
+    arguments = {k: _from_json(v) for k, v in config["arguments"].items()}
+    return make_layer(config["class"], arguments, inner)
+
+
+def make_layer(name: str, arguments: dict[str, Any], inner: Any = ()) -> Layer:
+    """Make a layer by its Python name; errors name the layer and the argument."""
+    known = {n for n in layers.__all__ if n != "Layer"}
+    if name not in known:
+        raise UnknownNameError("layer", name, known)
+    kind = getattr(layers, name)
+    if "input_shape" in arguments and arguments["input_shape"] is not None:
+        arguments = arguments | {"input_shape": tuple(arguments["input_shape"])}
+    try:
+        inspect.signature(kind).bind(*inner, **arguments)
+    except TypeError as error:
+        raise ArgumentError(
+            f"{name}: expected arguments {inspect.signature(kind)}",
+            str(error),
+            "see the layer's docstring",
+        ) from None
+    layer: Layer = kind(*inner, **arguments)
+    return layer
+
+
+def _to_json(layer: Layer, name: str, value: Any) -> Any:
+    if isinstance(value, Activation):
+        return value.name
+    if isinstance(value, (list, tuple)):
+        return [_to_json(layer, name, v) for v in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.asdict(value)
+        return {"initializer": type(value).__name__, **fields}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ArgumentError(
+        f"{type(layer).__name__}: expected arguments that can be saved",
+        f"{name}={value!r}",
+        "use save_weights, and make the model in code",
+    )
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        fields = dict(value)
+        kind = getattr(initializers, str(fields.pop("initializer", "")), None)
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+            raise DataError("expected a saved initializer", f"{value}", "save it again")
+        names = inspect.signature(kind).parameters
+        return kind(**{k: v for k, v in fields.items() if k in names})
+    return tuple(map(_from_json, value)) if isinstance(value, list) else value

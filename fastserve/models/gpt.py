@@ -1,0 +1,197 @@
+"""GPT: a language model of causal transformer blocks.
+
+Radford et al., "Language models are unsupervised multitask learners", 2019 (GPT-2):
+learned positions, blocks with the norm first, GELU in its tanh form, a head that is
+tied to the token embedding, and residual projections whose initial weights are scaled
+by 1 / sqrt(2 x layers).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fastserve.core import Array, Layer, generator
+from fastserve.core.initializers import RandomNormal
+from fastserve.errors import ArgumentError, DataError
+from fastserve.layers import (
+    Chain,
+    Dropout,
+    Embedding,
+    LayerNormalization,
+    PositionEmbedding,
+    TiedHead,
+    TransformerBlock,
+)
+from fastserve.losses import SparseCategoricalCrossentropy
+from fastserve.models.model import Model
+
+INITIAL_STDDEV = 0.02
+
+
+class GPT(Model):
+    """Tokens (batch, time) -> logits of the next token (batch, time, vocab_size).
+
+    Args:
+        vocab_size: number of different tokens.
+        block_size: longest context, in tokens.
+        n_embd: width; ``n_head`` must divide it.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        block_size: int = 128,
+        n_layer: int = 4,
+        n_head: int = 4,
+        n_embd: int = 128,
+        dropout: float = 0.0,
+        seed: int = 0,
+        dtype: str = "float32",
+    ) -> None:
+        if n_embd < 1 or n_head < 1 or n_embd % n_head:
+            raise ArgumentError(
+                "GPT: expected n_embd to be a multiple of n_head",
+                f"n_embd={n_embd}, n_head={n_head}",
+                "change one of them",
+            )
+        self.options_of_gpt = {
+            "vocab_size": vocab_size,
+            "block_size": block_size,
+            "n_layer": n_layer,
+            "n_head": n_head,
+            "n_embd": n_embd,
+            "dropout": dropout,
+        }
+        self.vocab_size, self.block_size = vocab_size, block_size
+        super().__init__(self._network(), seed, dtype)
+        self.build((block_size,))
+
+    def _network(self) -> Layer:
+        o: dict[str, Any] = self.options_of_gpt
+        init = RandomNormal(0.0, INITIAL_STDDEV)
+        residual = RandomNormal(0.0, INITIAL_STDDEV / math.sqrt(2 * o["n_layer"]))
+        tokens = Embedding(o["vocab_size"], o["n_embd"], init, name="tokens")
+        blocks = [
+            TransformerBlock(
+                o["n_head"],
+                dropout=o["dropout"],
+                causal=True,
+                kernel_initializer=init,
+                residual_initializer=residual,
+            )
+            for _ in range(o["n_layer"])
+        ]
+        return Chain(
+            tokens,
+            PositionEmbedding(o["block_size"], init, name="positions"),
+            Dropout(o["dropout"], name="dropout"),
+            Chain(*blocks, name="blocks"),
+            LayerNormalization(1e-5, name="norm"),
+            TiedHead(tokens, name="head"),
+        )
+
+    def compile(
+        self,
+        optimizer: Any = "adamw",
+        loss: Any = None,
+        metrics: Sequence[Any] = (),
+    ) -> None:
+        """As ``Model.compile``; the loss is the cross-entropy of the next token."""
+        loss = loss or SparseCategoricalCrossentropy(from_logits=True)
+        super().compile(optimizer, loss, metrics)
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> list[int]:
+        """Return ``tokens`` new tokens after ``prompt``.
+
+        Each is drawn from softmax(logits / temperature) over the ``top_k`` likeliest
+        tokens, and of these the fewest whose probabilities reach ``top_p`` (Holtzman
+        et al., 2020). ``temperature`` 0 takes the likeliest. The same seed gives the
+        same tokens. The context is the last ``block_size`` tokens.
+
+        Raises DataError for an empty prompt or a token outside of the vocabulary,
+        ArgumentError for options outside of their range.
+        """
+        context = [int(token) for token in prompt]
+        if not context:
+            raise DataError(
+                "generate: expected a prompt of one token or more",
+                "an empty prompt",
+                "start with a newline, for example",
+            )
+        outside = [t for t in context if not 0 <= t < self.vocab_size]
+        if outside:
+            raise DataError(
+                f"generate: expected tokens from 0 to {self.vocab_size - 1}",
+                f"{outside[0]}",
+                "encode the prompt with the model's tokenizer",
+            )
+        _check_sampling(tokens, temperature, top_k, top_p)
+        rng = generator(seed, "generate")
+        made: list[int] = []
+        for _ in range(tokens):
+            window = np.array([(context + made)[-self.block_size :]], np.int64)
+            logits = self.forward(window)[0, -1]
+            made.append(choose(logits, temperature, top_k, top_p, rng))
+        return made
+
+    def get_config(self) -> dict[str, Any]:
+        """Return class, seed, type and options, as JSON types."""
+        return {
+            "class": "GPT",
+            "seed": self.seed,
+            "dtype": self.dtype.name,
+            **self.options_of_gpt,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> GPT:
+        """Make a model from what ``get_config`` returned; its weights are new."""
+        return cls(**{k: v for k, v in config.items() if k != "class"})
+
+
+def choose(
+    logits: Array,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    rng: np.random.Generator,
+) -> int:
+    """Draw a token from ``logits`` (vocab_size); see ``GPT.generate``."""
+    if temperature == 0:
+        return int(np.argmax(logits))
+    scaled = logits.astype(np.float64) / temperature
+    order = np.argsort(-scaled, kind="stable")[: top_k or len(scaled)]
+    p = np.exp(scaled[order] - scaled[order[0]])
+    p /= p.sum()
+    if top_p is not None:
+        kept = int(np.searchsorted(np.cumsum(p), top_p)) + 1
+        order, p = order[:kept], p[:kept]
+    cumulative = np.cumsum(p)
+    drawn = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], "right"))
+    return int(order[min(drawn, len(order) - 1)])
+
+
+def _check_sampling(
+    tokens: int, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    for fine, wanted, given in (
+        (tokens >= 0, "tokens of 0 or more", tokens),
+        (math.isfinite(temperature) and temperature >= 0, "a temperature of 0 or more",
+         temperature),
+        (top_k is None or top_k >= 1, "top_k of 1 or more", top_k),
+        (top_p is None or 0 < top_p <= 1, "top_p above 0 and up to 1", top_p),
+    ):
+        if not fine:
+            raise ArgumentError(f"generate: expected {wanted}", f"{given}")

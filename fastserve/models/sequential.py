@@ -1,0 +1,83 @@
+"""``Sequential``: one layer after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastserve.core import Layer
+from fastserve.errors import ArgumentError, StateError
+from fastserve.layers.chain import Chain
+from fastserve.models.config import layer_config, layer_from_config
+from fastserve.models.model import Model
+
+
+class Sequential(Model):
+    """A model that is a chain of layers.
+
+    It is built at once if the first layer has an ``input_shape`` or is an ``Input``,
+    otherwise when it first sees data.
+
+    Args:
+        layers: the layers; more can follow with ``add``.
+        seed: determines the initial weights, the order of samples and dropout.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer] = (),
+        name: str | None = None,
+        seed: int = 0,
+        dtype: str = "float32",
+    ) -> None:
+        self.chain = Chain()
+        self.name = name or "sequential"
+        super().__init__(self.chain, seed, dtype)
+        for layer in layers:
+            self.add(layer)
+
+    @property
+    def layers(self) -> list[Layer]:
+        return self.chain.layers
+
+    def add(self, layer: Layer) -> None:
+        """Append a layer. Raises StateError if the model has its weights already."""
+        if not isinstance(layer, Layer):
+            raise ArgumentError(
+                "Sequential: expected a layer", repr(layer), "for example Dense(10)"
+            )
+        if self.built:
+            raise StateError(
+                "Sequential.add: expected a model that isn't built yet",
+                "a model with weights",
+                "add all layers before the first fit, predict, summary or build",
+            )
+        self.chain.append(layer)
+
+    @property
+    def known_input_shape(self) -> tuple[int | None, ...] | None:
+        return self.layers[0].input_shape if self.layers else None
+
+    def get_config(self) -> dict[str, Any]:
+        """Return class, seed, type, input shape and layers, as JSON types."""
+        return {
+            "class": "Sequential",
+            "name": self.name,
+            "seed": self.seed,
+            "dtype": self.dtype.name,
+            "input_shape": list(self.root.input_shape or ()) if self.built else None,
+            "layers": [layer_config(layer) for layer in self.layers],
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Sequential:
+        """Make a model from what ``get_config`` returned; its weights are new."""
+        model = cls(
+            [layer_from_config(layer) for layer in config["layers"]],
+            config["name"],
+            config["seed"],
+            config["dtype"],
+        )
+        if config["input_shape"] is not None:
+            model.build(config["input_shape"])
+        return model

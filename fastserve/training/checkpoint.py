@@ -1,0 +1,517 @@
+"""Checkpoints: complete or not there at all, and the same for any number of ranks.
+
+::
+
+    checkpoints/step-00000200/model.safetensors      a tensor {path} per parameter
+                              optimizer.safetensors  a tensor {slot}/{path} per slot
+                              state.json             step, state, sizes and checksums
+    checkpoints/latest                               name of the newest, for scripts
+
+A checkpoint is written to ``.step-00000200.tmp-<pid>``, synced to the disk and renamed,
+so a process that is killed at any moment leaves the earlier ones as they were. Nothing
+is pickled. Only one process may write to a folder; in a job that is rank 0.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fastserve import __version__
+from fastserve.core import Array, ParameterStore
+from fastserve.errors import ArgumentError, CheckpointError
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+LATEST = "latest"
+FORMAT = 1  # of state.json and of the tensors' names
+
+_NAME = re.compile(r"step-(\d{8,})(\.old)?")
+_TYPES = {"float16": "F16", "float32": "F32", "float64": "F64"}
+_LISTED = 5  # tensors that an error names
+_CHUNK = 1 << 20
+
+log = logging.getLogger("fastserve")
+
+Views = dict[str, Array]  # tensor name -> view into a flat vector
+
+
+class OptimizerState(Protocol):
+    """What a checkpoint needs of an optimizer; the vectors have the store's layout."""
+
+    state: dict[str, Array]
+    step: int
+
+
+def save(
+    folder: Path,
+    step: int,
+    store: ParameterStore,
+    optimizer: OptimizerState,
+    state: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write the checkpoint of ``step`` and return its folder.
+
+    Once it is complete and in place, earlier ones are removed until ``keep`` are left.
+    One of the same step is replaced; later ones are left alone.
+
+    Args:
+        state: what ``load`` shall return; it must be the same after a way through JSON
+            (no tuples, no NaN, no keys that aren't strings).
+
+    Raises:
+        CheckpointError: it can't be written (no space, no permission, a state that
+            isn't JSON). Earlier checkpoints are as they were.
+    """
+    if step < 0 or keep < 1:
+        raise ArgumentError(
+            "expected a step of 0 or more and keep of 1 or more",
+            f"step {step}, keep {keep}",
+        )
+    body = _body(step, optimizer, state)
+    tensors = {MODEL: _parameters(store), OPTIMIZER: _slots(store, optimizer)}
+    target = Path(folder) / f"step-{step:08d}"
+    with _writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clean(target.parent, rf"{_NAME.pattern}|{LATEST}")
+        with _temporary(target) as temporary:
+            for name, views in tensors.items():
+                _write_tensors(temporary / name, views)
+                body["files"][name] = _fingerprint(temporary / name)
+            _write(temporary / STATE, _encode(body))
+            _sync(temporary)
+            _put(temporary, target)
+        _read_state(target)
+        _replace(target.parent / LATEST, lambda p: _write(p, f"{target.name}\n"))
+        _prune(target, keep)
+    return target
+
+
+def load(
+    path: Path, store: ParameterStore, optimizer: OptimizerState | None
+) -> dict[str, Any]:
+    """Fill the store, and the optimizer if there is one; return the saved state.
+
+    The state holds ``step`` besides what was given to ``save``. All of the checkpoint
+    is checked before anything is changed.
+
+    Raises:
+        CheckpointError: names the file and what is wrong with it.
+    """
+    path = Path(path)
+    body = _read_state(path)
+    for name, expected in body["files"].items():
+        _check_fingerprint(path / name, expected)
+    views = {MODEL: _parameters(store)}
+    if optimizer is not None:
+        views[OPTIMIZER] = _slots(store, optimizer)
+    with ExitStack() as stack:
+        opened = {n: stack.enter_context(_tensors(path / n)) for n in views}
+        for name, file in opened.items():
+            _compare(path / name, file, views[name])
+        for name, file in opened.items():
+            _copy(file, views[name])
+    if optimizer is not None:
+        optimizer.step = body["optimizer_step"]
+    return {**body["state"], "step": body["step"]}
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the complete checkpoint of the latest step; None if there is none.
+
+    Complete means that its state.json is sound and all files have the right size.
+    Their contents are checked by ``load``.
+    """
+    return next(filter(_complete, _candidates(Path(folder))), None)
+
+
+def load_newest(
+    folder: Path, store: ParameterStore, optimizer: OptimizerState | None
+) -> dict[str, Any] | None:
+    """Load the newest checkpoint that is sound; None if there are no checkpoints.
+
+    A damaged one is logged as a warning, and the one before is tried.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none can be loaded.
+    """
+    errors: list[CheckpointError] = []
+    for path in _candidates(Path(folder)):
+        try:
+            return load(path, store, optimizer)
+        except CheckpointError as error:
+            log.warning("%s: trying the one before. %s", path, error)
+            errors.append(error)
+    if errors:
+        raise CheckpointError(
+            f"expected a checkpoint that can be loaded in {folder}",
+            f"{len(errors)} that can't; the newest: {errors[0]}",
+            "start anew in another run folder, or with --overwrite",
+        ) from errors[0]
+    return None
+
+
+def save_weights(
+    path: Path, store: ParameterStore, metadata: Mapping[str, str]
+) -> None:
+    """Write the parameters to a .safetensors file; it replaces one that is there.
+
+    Raises:
+        CheckpointError: it can't be written; a file that was there is as it was.
+    """
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise ArgumentError(
+                "expected metadata of strings", f"{key!r}: {value!r}", "use str()"
+            )
+    path, views = Path(path), _parameters(store)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clean(path.parent, re.escape(path.name))
+        _replace(path, lambda p: _write_tensors(p, views, dict(metadata)))
+
+
+def load_weights(path: Path, store: ParameterStore) -> dict[str, str]:
+    """Fill the store from a .safetensors file, all or nothing; return its metadata.
+
+    Raises:
+        CheckpointError: the file is damaged, or was saved from another model.
+    """
+    path, views = Path(path), _parameters(store)
+    with _tensors(path) as file:
+        _compare(path, file, views)
+        _copy(file, views)
+        return dict(file.metadata() or {})
+
+
+# -- tensors ---------------------------------------------------------------------------
+
+
+def _parameters(store: ParameterStore) -> Views:
+    return {p.path: p.value for p in store.parameters}
+
+
+def _slots(store: ParameterStore, optimizer: OptimizerState) -> Views:
+    return {
+        f"{slot}/{p.path}": store.view(vector, p)
+        for slot, vector in optimizer.state.items()
+        for p in store.parameters
+    }
+
+
+def _write_tensors(
+    path: Path, views: Views, metadata: dict[str, str] | None = None
+) -> None:
+    save_file(views, path, metadata)
+    # safetensors makes it readable for the owner only; the folder shows the umask
+    path.chmod(path.parent.stat().st_mode & 0o666)
+    _sync(path)
+
+
+@contextmanager
+def _tensors(path: Path) -> Iterator[Any]:
+    if not path.is_file():  # also keeps away from pipes, which would block
+        raise _damaged(path, "there is no such file")
+    try:
+        file = safe_open(path, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, str(error)) from error
+    with file:
+        yield file
+
+
+def _compare(path: Path, file: Any, views: Views) -> None:
+    """Raise CheckpointError unless ``file`` holds exactly the tensors of ``views``."""
+    found = set(file.keys())
+    faults = [f"{name} is missing" for name in views if name not in found]
+    faults += [f"{name} isn't in the model" for name in sorted(found - set(views))]
+    for name in (name for name in views if name in found):
+        part = file.get_slice(name)
+        given = f"{part.get_dtype()} {tuple(part.get_shape())}"
+        wanted = f"{_type(views[name])} {views[name].shape}"
+        if given != wanted:
+            faults.append(f"{name} is {given} instead of {wanted}")
+    if faults:
+        more = len(faults) - _LISTED
+        faults[_LISTED:] = [f"and {more} more"] if more > 0 else []
+        raise CheckpointError(
+            f"{path}: expected the tensors of the model and its optimizer",
+            "; ".join(faults),
+            "load it into what it was saved from: same layers, sizes and optimizer",
+        )
+
+
+def _copy(file: Any, views: Views) -> None:
+    for name, view in views.items():
+        view[...] = file.get_tensor(name)
+
+
+def _type(array: Array) -> str:
+    return _TYPES.get(array.dtype.name, array.dtype.name)
+
+
+# -- state.json ------------------------------------------------------------------------
+
+
+def _body(
+    step: int, optimizer: OptimizerState, state: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what goes into state.json, but for the other files' fingerprints."""
+    try:
+        same = json.loads(json.dumps(state, allow_nan=False)) == state
+        reason = "a value that is another one after a way through JSON"
+    except (TypeError, ValueError) as error:
+        same, reason = False, str(error)
+    if not same or state.get("step", step) != step:
+        raise CheckpointError(
+            "expected a state that JSON can hold, with no other 'step'",
+            reason if not same else f"step {state['step']} in the checkpoint of {step}",
+            "use dicts with keys of str, lists, str, int, finite float, bool and None",
+        )
+    return {
+        "format": FORMAT,
+        "step": int(step),
+        "optimizer_step": int(optimizer.step),
+        "state": state,
+        "versions": {
+            "fastserve": __version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "files": {},
+    }
+
+
+def _encode(body: dict[str, Any]) -> str:
+    """Return the text of state.json, which ends with a checksum of all before."""
+
+    def text(value: object) -> str:
+        return json.dumps(value, indent=1, allow_nan=False)
+
+    checksum = hashlib.sha256(text(body).encode()).hexdigest()
+    return text({**body, "checksum": checksum}) + "\n"
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Return the content of state.json; raise CheckpointError unless all is complete.
+
+    The text must be what ``_encode`` gives, so a change of any byte is found.
+    """
+    file = path / STATE
+    if not file.is_file():
+        raise _damaged(file, "there is no such file")
+    try:
+        text = file.read_bytes().decode()
+        body = json.loads(text)
+        body.pop("checksum")
+        sound = _encode(body) == text
+    except OSError as error:
+        raise _damaged(file, str(error)) from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _damaged(file, f"no JSON of this kind: {error}") from error
+    if not sound:
+        raise _damaged(file, "its checksum is another one")
+    if body.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{file}: expected format {FORMAT}",
+            f"format {body.get('format')!r}",
+            "load it with the version of fastserve that wrote it",
+        )
+    _check_fields(file, body)
+    for name, expected in body["files"].items():
+        _check_size(path / name, expected["bytes"])
+    return body
+
+
+def _complete(path: Path) -> bool:
+    try:
+        _read_state(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _check_fields(file: Path, body: dict[str, Any]) -> None:
+    kinds = {"step": int, "optimizer_step": int, "state": dict, "files": dict}
+    for key, kind in kinds.items():
+        if type(body.get(key)) is not kind:
+            raise _damaged(file, f"{key} is {body.get(key)!r}")
+    files = body["files"]
+    if set(files) != {MODEL, OPTIMIZER} or not all(
+        isinstance(entry, dict) and set(entry) == {"bytes", "sha256"}
+        for entry in files.values()
+    ):
+        raise _damaged(file, f"files are {files!r}")
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _check_size(path: Path, size: int) -> None:
+    if not path.is_file():
+        raise _damaged(path, "there is no such file")
+    if path.stat().st_size != size:
+        raise _damaged(path, f"{path.stat().st_size} bytes instead of {size}")
+
+
+def _check_fingerprint(path: Path, expected: dict[str, Any]) -> None:
+    try:
+        found = _fingerprint(path)
+    except OSError as error:
+        raise _damaged(path, str(error)) from error
+    if found != expected:
+        raise _damaged(path, "its content isn't what was saved: the SHA-256 differs")
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"expected a file as fastserve saved it: {path}",
+        reason,
+        "use an earlier checkpoint, or a copy of this one",
+    )
+
+
+# -- files and folders -----------------------------------------------------------------
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Return the folders of checkpoints, the latest step first."""
+    found = []
+    try:
+        for path in folder.iterdir():
+            if match := _NAME.fullmatch(path.name):
+                # .old was replaced by one of the same step, so it comes after that
+                found.append((int(match[1]), match[2] is None, path))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(
+            f"expected a folder that can be read: {folder}", str(error)
+        ) from error
+    return [path for *_, path in sorted(found, reverse=True)]
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Turn errors of the system into a CheckpointError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"expected to be able to write {target}",
+            str(error),
+            "make room or correct the permissions; what was saved before is intact",
+        ) from error
+
+
+@contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """Make a folder beside ``target``; it is gone at the end, renamed or removed."""
+    path = _temporary_name(target)
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _temporary_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}.tmp-{os.getpid()}")
+
+
+def _clean(folder: Path, names: str) -> None:
+    """Remove what processes that don't live any more left of ``names``, a pattern."""
+    pattern = re.compile(rf"\.(?:{names})\.tmp-(?P<pid>\d{{1,9}})")
+    for path in folder.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match and not _lives(int(match["pid"])):
+            shutil.rmtree(path)
+
+
+def _lives(pid: int) -> bool:
+    """Return whether another process of this host has the number ``pid``."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _put(temporary: Path, target: Path) -> None:
+    """Rename a folder to ``target``; at each moment a complete one can be found."""
+    if target.exists():
+        old = target.with_name(f"{target.name}.old")
+        _discard(old)
+        target.rename(old)
+    temporary.rename(target)
+    _sync(target.parent)
+
+
+def _discard(path: Path) -> None:
+    """Remove a folder, if there is one; it never is half there under its name."""
+    if path.exists():
+        shutil.rmtree(path.rename(_temporary_name(path)))
+
+
+def _prune(target: Path, keep: int) -> None:
+    """Remove the earlier checkpoints that are too many, and those that are damaged."""
+    room = keep - 1
+    earlier = _candidates(target.parent)
+    for path in earlier[earlier.index(target) + 1 :]:
+        replaced = path.name == f"{target.name}.old"
+        if room > 0 and not replaced and _complete(path):
+            room -= 1
+        else:
+            _discard(path)
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` make a file elsewhere, then put it in the place of ``path``."""
+    with _temporary(path) as temporary:
+        write(temporary / path.name)
+        (temporary / path.name).replace(path)
+        _sync(path.parent)
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        # some network file systems can't do it for folders
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
+    finally:
+        os.close(number)

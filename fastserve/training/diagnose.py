@@ -1,0 +1,77 @@
+"""Looking for what went wrong: values that aren't finite, replicas that differ."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastserve.comm import Communicator
+from fastserve.core import Array, Layer, ParameterStore, StepKey
+from fastserve.errors import CommError
+
+
+def first_nonfinite_layer(root: Layer, x: Array, key: StepKey) -> str | None:
+    """Run ``forward`` once more; return the first layer with NaN or infinity in its
+    output, or None."""
+    found: list[str] = []
+    layers = [(path, layer) for path, layer in root.walk()]
+    for path, layer in layers:
+        layer.forward = _watched(path, layer, found)  # type: ignore[method-assign]
+    try:
+        with np.errstate(all="ignore"):
+            root.forward(x, key)
+    finally:
+        for _, layer in layers:
+            del layer.forward  # the class's own method is there again
+    return found[0] if found else None
+
+
+def _watched(
+    path: str, layer: Layer, found: list[str]
+) -> Callable[[Array, Any], Array]:
+    forward = layer.forward
+
+    def watched(x: Array, training: Any = False) -> Array:
+        y = forward(x, training)
+        if y.dtype.kind == "f" and not np.isfinite(y).all():
+            found.append(f"layer {path or 'model'} ({type(layer).__name__})")
+        return y
+
+    return watched
+
+
+def check_replicas(store: ParameterStore, comm: Communicator, step: int) -> None:
+    """Raise CommError, on all ranks, if the ranks' parameters differ in some bit.
+
+    It names the first parameter that differs and the ranks that differ from rank 0.
+    """
+    sums = comm.gather_obj(zlib.crc32(store.values.view(np.uint8)))
+    alike = comm.broadcast_obj(sums is None or len(set(sums)) == 1)
+    if alike:
+        return
+    parts = {p.path: zlib.crc32(_bytes(p.value)) for p in store.parameters}
+    everyone = comm.gather_obj((comm.host, parts))
+    message = None
+    for path in parts if everyone is not None else ():
+        differ = [
+            f"rank {rank} ({host})"
+            for rank, (host, sums_) in enumerate(everyone or [])
+            if sums_[path] != parts[path]
+        ]
+        if differ:
+            message = f"{path} differs on {', '.join(differ)} from rank 0"
+            break
+    message = comm.broadcast_obj(message)
+    raise CommError(
+        f"step {step + 1}: expected the same parameters on every rank",
+        f"{message}",
+        "look for a rank that changed weights by itself, or for faulty memory; resume "
+        "from the last checkpoint",
+    )
+
+
+def _bytes(value: Array) -> Array:
+    return np.ascontiguousarray(value).view(np.uint8).reshape(-1)

@@ -1,0 +1,158 @@
+"""Progress on the screen: one line redrawn on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from fastserve.environment import setting
+from fastserve.training.callbacks import Callback, Logs
+
+REDRAWS = 8  # a second
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal that standard output ends in, or None.
+
+    Under an MPI launcher output passes through pipes; FASTSERVE_TERMINAL then says
+    what is at the end.
+    """
+    columns = setting("TERMINAL")
+    if columns is not None:
+        return int(columns) if columns.isdigit() and int(columns) > 0 else None
+    if sys.stdout.isatty():
+        import shutil
+
+        return shutil.get_terminal_size().columns
+    return None
+
+
+def number(value: float) -> str:
+    """Return a value as people read it: four digits, no exponent where avoidable."""
+    if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):
+        return f"{value:.2e}"
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def count(value: float) -> str:
+    """Return 1234567 as 1.23M."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def describe(logs: Logs) -> str:
+    return "  ".join(f"{name} {number(value)}" for name, value in logs.items())
+
+
+class Progress(Callback):
+    """Shows steps, loss, metrics, rate and time left; on rank 0 alone.
+
+    Args:
+        every: steps between two plain lines where there is no terminal; None: one
+            line an epoch.
+        whole: one bar for the whole training, not one an epoch.
+    """
+
+    def __init__(
+        self, verbose: int, every: int | None = None, whole: bool = False
+    ) -> None:
+        self.verbose, self.every, self.whole = verbose, every, whole
+        self._bar: Any = None
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        self.width = terminal_width() if self.verbose == 1 else None
+        self.shown = self.rank == 0 and self.verbose > 0
+        self.step = self.params["first_step"]
+        self._start = self._epoch_start = self._drawn = time.perf_counter()
+        self._rows = 0
+        self.waited = 0.0  # seconds of validation and saving, not part of the rate
+
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        now = time.perf_counter()
+        if self.whole and epoch > self.params["first_step"] // self.params["steps"]:
+            self.waited += now - self._epoch_ended
+        if not self.whole:
+            self._start, self._rows, self.waited = now, 0, 0.0
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        self.step += 1
+        last = self.model.last_step
+        self._rows += last.rows if last else 0
+        if not self.shown:
+            return
+        now = time.perf_counter()
+        if self.width and now - self._drawn > 1 / REDRAWS:
+            self._drawn = now
+            self._draw(self._line(now, self._now(logs)))
+        elif not self.width and self.every and self.step % self.every == 0:
+            self.say(self._line(now, self._now(logs)))
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        self._epoch_ended = time.perf_counter()
+        if self.shown and not (self.whole and not self.width and self.every):
+            self.say(self._line(self._epoch_ended, logs or {}, ended=True))
+        elif self.shown:
+            validation = {k: v for k, v in (logs or {}).items() if k[:4] == "val_"}
+            if validation:
+                self.say(f"step {self.step}: {describe(validation)}")
+
+    def on_train_end(self, logs: Logs | None = None) -> None:
+        self.seconds = time.perf_counter() - self._start - self.waited
+        self.clear()
+
+    def rate(self, now: float) -> str:
+        """Return tokens or samples a second."""
+        seconds = max(now - self._start - self.waited, 1e-9)
+        tokens = self.params["tokens_per_sample"]
+        unit = "tokens/s" if tokens else "samples/s"
+        return f"{count(self._rows * (tokens or 1) / seconds)} {unit}"
+
+    def say(self, text: str) -> None:
+        """Print a line; a bar that is shown moves below it."""
+        self.clear()
+        print(text, flush=True)
+
+    def clear(self) -> None:
+        if self._bar:
+            print("\r\x1b[K", end="", flush=True)
+            self._bar = None
+
+    def _now(self, logs: Logs | None) -> Logs:
+        """For a whole training the loss of this step, for an epoch its means."""
+        last = self.model.last_step
+        if self.whole and last:
+            return {**(logs or {}), "loss": last.loss}
+        return logs or {}
+
+    def _line(self, now: float, logs: Logs, ended: bool = False) -> str:
+        steps, total = self.params["steps"], self.params["total_steps"]
+        done = self.step if self.whole else self.step - self._epoch * steps
+        of = total if self.whole else min(steps, total - self._epoch * steps)
+        width = len(str(of))
+        head = "" if self.whole else f"epoch {self._epoch + 1}/{self.params['epochs']} "
+        parts = [f"{head}step {done:{width}}/{of}"]
+        if self.width and not ended:
+            filled = round(20 * done / of)
+            parts.append("━" * filled + "╺" * (20 - filled))
+        parts += [describe(logs), self.rate(now)]
+        spent = now - self._start
+        made = done - (self.params["first_step"] if self.whole else 0)
+        if ended or not made:
+            parts.append(duration(spent))
+        else:
+            parts.append(f"{duration(spent * (of - done) / made)} left")
+        return "  ".join(parts)
+
+    def _draw(self, line: str) -> None:
+        self._bar = True
+        print(f"\r\x1b[K{line[: (self.width or 80) - 1]}", end="", flush=True)

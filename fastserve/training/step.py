@@ -1,0 +1,283 @@
+"""``Trainer``: one training step, on any number of ranks.
+
+A step is: this rank's rows of the global batch, in micro-batches: forward, loss,
+backward; the sum of the gradients over all ranks; a look at loss and gradients; the
+optimizer. The loss is divided once, by the number of losses of the *global* batch,
+so uneven shares and micro-batches give the same gradient as one big batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastserve.comm import Communicator, GradientSync
+from fastserve.core import Array, Layer, ParameterStore, StepKey
+from fastserve.data.sampler import Sampler, micro_batches, share
+from fastserve.data.sources import Batch, Source
+from fastserve.errors import ArgumentError, NonFiniteError
+from fastserve.losses import Loss
+from fastserve.metrics import Metric
+from fastserve.optimizers import Optimizer, global_norm
+from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
+
+
+@dataclass
+class Options:
+    """How a trainer spreads and guards its steps; none of it changes the result.
+
+    Attributes:
+        micro_batch: rows that a rank computes at a time; None: its whole share.
+        algorithm: of the sum over ranks, 'ring' or 'mpi'.
+        check_every: steps between comparisons of the ranks' parameters; 0: never.
+    """
+
+    micro_batch: int | None = None
+    algorithm: str = "ring"
+    check_every: int = 100
+
+    def __post_init__(self) -> None:
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ArgumentError("expected a micro_batch above 0", f"{self.micro_batch}")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step gave, the same on every rank.
+
+    Attributes:
+        loss: mean over the global batch.
+        grad_norm: Euclidean norm of the whole gradient, before clipping.
+        stop: some rank was asked to stop.
+    """
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    rows: int
+    stop: bool
+
+
+class Trainer:
+    """Runs training and evaluation steps of one model on one rank.
+
+    Args:
+        root: a built layer, bound to ``store``.
+        loss: called on the logits if ``root`` ends in the softmax or sigmoid that
+            the loss can be fused with.
+        clip_norm: the gradient is scaled down to this norm; None: never.
+        seed: of dropout.
+    """
+
+    def __init__(
+        self,
+        root: Layer,
+        store: ParameterStore,
+        loss: Loss,
+        optimizer: Optimizer,
+        metrics: Sequence[Metric],
+        comm: Communicator,
+        seed: int = 0,
+        clip_norm: float | None = None,
+        options: Options | None = None,
+    ) -> None:
+        self.root, self.store, self.optimizer = root, store, optimizer
+        self.metrics, self.comm, self.seed = list(metrics), comm, seed
+        self.clip_norm, self.options = clip_norm, options or Options()
+        self.fused = root.fused_loss is not None and root.fused_loss == loss.fused_loss
+        self.loss = loss.with_logits() if self.fused else loss
+        self.sync = GradientSync(store, comm, self.options.algorithm)
+        self.stop_requested = False
+        self._sum: Array | None = None  # gradients of earlier micro-batches
+        self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
+        self.totals = np.zeros_like(self._status)  # since reset_totals, all ranks
+        comm.broadcast(store.values)
+
+    # -- training ----------------------------------------------------------------
+
+    def train(self, source: Source, sampler: Sampler, step: int) -> StepResult:
+        """Make step number ``step``; raises NonFiniteError before it would spoil
+        the weights."""
+        rows, epochs = sampler.step(step)
+        mine = share(len(rows), self.comm.rank, self.comm.size)
+        batch = None
+        if mine.stop > mine.start:
+            batch = source.batch(rows[mine], epochs[mine])
+        return self.train_batch(batch, mine, len(rows), step)
+
+    def train_batch(
+        self, batch: Batch | None, mine: slice, total: int, step: int
+    ) -> StepResult:
+        """Make a step from this rank's rows ``mine`` of a global batch of ``total``.
+
+        ``batch`` holds just these rows; it is None if there are none.
+        """
+        count = self._losses_per_row() * total
+        self._status.fill(0)
+        self._status[1] = count if self.comm.rank == 0 else 0
+        self.sync.begin()
+        if batch is None:
+            self.store.grads.fill(0)
+            self.sync.done(self.root)
+        else:
+            self._accumulate(batch, mine, 1.0 / count, step)
+        self._status[2] = self.stop_requested
+        self.sync.finish()
+        self.comm.allreduce(self._status)
+        norm = global_norm(self.store.grads)
+        loss = float(self._status[0]) / count
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._raise_nonfinite(batch, mine, step, loss)
+        rate = self.optimizer.current_lr()
+        clip = self.clip_norm
+        self.optimizer.update(1.0 if not clip or norm <= clip else clip / norm)
+        self.totals += self._status
+        every = self.options.check_every
+        if every and self.comm.size > 1 and (step + 1) % every == 0:
+            check_replicas(self.store, self.comm, step)
+        return StepResult(loss, norm, rate, total, bool(self._status[2]))
+
+    def _accumulate(self, batch: Batch, mine: slice, scale: float, step: int) -> None:
+        pieces = list(self._pieces(batch, mine))
+        for i, (first_row, part) in enumerate(pieces):
+            key = StepKey(self.seed, step, first_row)
+            last = i == len(pieces) - 1
+            self._status[0] += self._forward_backward(part, key, scale, last)
+            if len(pieces) > 1:
+                self._add_up(first=i == 0, last=last)
+
+    def _add_up(self, first: bool, last: bool) -> None:
+        """Add the gradients of the micro-batches, once, on the flat vector."""
+        grads = self.store.grads
+        if self._sum is None:
+            self._sum = np.empty_like(grads)
+        if first:
+            np.copyto(self._sum, grads)
+        elif last:
+            np.add(grads, self._sum, out=grads)
+        else:
+            np.add(self._sum, grads, out=self._sum)
+
+    def _forward_backward(
+        self, batch: Batch, key: StepKey, scale: float, last: bool
+    ) -> float:
+        root = self.root
+        # gradients of a micro-batch that isn't the last are not yet those of the step
+        done = self.sync.done if last else _ignore
+        y = root.forward(self._input(batch.x), key)
+        prediction = root.logits() if self.fused else y
+        gradient = root.scratch(prediction.shape)
+        total = self.loss.sum_and_gradient(
+            batch.y, prediction, batch.weights, scale, gradient
+        )
+        self._measure(batch, y, self._status)
+        if self.fused:
+            root.backward_logits(gradient, done)
+        else:
+            root.backward(gradient, done)
+        done(root)
+        return total
+
+    # -- evaluation --------------------------------------------------------------
+
+    def evaluate(self, source: Source, batch_size: int) -> dict[str, float]:
+        """Return loss and metrics over all of ``source``, every sample once."""
+        status = np.zeros_like(self._status)
+        sampler = Sampler(source.samples, batch_size, 0, shuffle=False, wrap=False)
+        for step in range(sampler.steps_per_epoch):
+            rows, epochs = sampler.step(step)
+            mine = share(len(rows), self.comm.rank, self.comm.size)
+            if mine.stop == mine.start:
+                continue
+            batch = source.batch(rows[mine], epochs[mine])
+            for _, part in self._pieces(batch, mine):
+                y = self.root.forward(self._input(part.x), False)
+                prediction = self.root.logits() if self.fused else y
+                status[0] += self.loss.sum_and_gradient(
+                    part.y, prediction, part.weights, 1.0, None
+                )
+                status[1] += len(part.x) * self._losses_per_row()
+                self._measure(part, y, status)
+        self.comm.allreduce(status)
+        return self.results(status)
+
+    def results(self, totals: Array | None = None) -> dict[str, float]:
+        """Return mean loss and metrics of ``totals``, by default of all steps since
+        ``reset_totals``."""
+        totals = self.totals if totals is None else totals
+        named = {"loss": float(totals[0] / totals[1]) if totals[1] else math.nan}
+        for metric, part in self._states(totals):
+            metric.state[...] = part
+            named[metric.name] = metric.result()
+        return named
+
+    def reset_totals(self) -> None:
+        self.totals.fill(0)
+
+    # -- helpers -----------------------------------------------------------------
+
+    def _pieces(self, batch: Batch, mine: slice) -> Iterable[tuple[int, Batch]]:
+        """Cut this rank's rows into micro-batches; yield (first global row, part)."""
+        for piece in micro_batches(mine, self.options.micro_batch):
+            local = slice(piece.start - mine.start, piece.stop - mine.start)
+            weights = None if batch.weights is None else batch.weights[local]
+            yield piece.start, Batch(batch.x[local], batch.y[local], weights)
+
+    def _input(self, x: Array) -> Array:
+        """Return x as the model computes it: floats of its type, or integers."""
+        if self.root.takes_integers or x.dtype == self.root.dtype:
+            return x
+        out = self.root.buffer("input", x.shape)
+        np.copyto(out, x, casting="unsafe")
+        return out
+
+    def _losses_per_row(self) -> int:
+        shape = tuple(1 if n is None else n for n in self.root.output_shape or ())
+        return self.loss.count((1, *shape))
+
+    def _measure(self, batch: Batch, y: Array, status: Array) -> None:
+        """Add the metrics of a micro-batch to their places in ``status``."""
+        for metric, part in self._states(status):
+            metric.reset()
+            metric.update(batch.y, y, batch.weights)
+            part += metric.state
+
+    def _states(self, status: Array) -> Iterable[tuple[Metric, Array]]:
+        start = 4
+        for metric in self.metrics:
+            yield metric, status[start : start + metric.state.size]
+            start += metric.state.size
+
+    def _raise_nonfinite(
+        self, batch: Batch | None, mine: slice, step: int, loss: float
+    ) -> None:
+        """Find where the first value that isn't finite arose; all ranks say the same."""
+        place = None
+        if batch is not None:
+            for first_row, part in self._pieces(batch, mine):
+                key = StepKey(self.seed, step, first_row)
+                x = self._input(part.x)
+                place = place or first_nonfinite_layer(self.root, x, key)
+        if place:
+            place = f"output of {place} on rank {self.comm.rank} ({self.comm.host})"
+        found = self.comm.gather_obj(place)
+        first = next((p for p in found or [] if p), None)
+        first = self.comm.broadcast_obj(first)
+        if first is None:
+            bad = np.flatnonzero(~np.isfinite(self.store.grads))
+            named = self.store.at(int(bad[0])).path if len(bad) else None
+            first = f"gradient of {named}" if named else "the loss itself"
+        raise NonFiniteError(
+            f"step {step + 1}: expected a finite loss and gradient",
+            f"loss {loss}; not finite first: {first}",
+            "lower the learning rate, clip the gradient (clip_norm), or look at the "
+            "data of this step; the weights are those before the step",
+        )
+
+
+def _ignore(layer: Any) -> None:
+    pass

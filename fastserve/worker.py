@@ -1,0 +1,441 @@
+"""What each rank runs: configuration, data, model, training; and using a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from fastserve import config, environment
+from fastserve.assemble import (
+    Data,
+    compile_model,
+    make_data,
+    make_model,
+    make_sampler,
+    total_steps,
+)
+from fastserve.comm import Communicator, init
+from fastserve.core import generator
+from fastserve.data.tokenizers import tokenizer_from_json
+from fastserve.errors import CheckpointError, DataError, FastserveError
+from fastserve.models import GPT, Model
+from fastserve.training import checkpoint
+from fastserve.training.loop import Schedule, run
+from fastserve.training.progress import Progress, count, duration, number
+from fastserve.training.records import (
+    Checkpoints,
+    MetricsFile,
+    describe_error,
+    exit_status,
+    start_logs,
+    write_done,
+    write_error,
+)
+
+USAGE = 2
+STOPPED_EARLY = 75
+log = logging.getLogger("fastserve")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run this rank of the job; return its exit status.
+
+    An exception on one rank ends the job on all of them: its record goes to the run
+    folder, or, while there is none yet, to standard error.
+    """
+    options = _parse(argv)
+    try:
+        comm = init()
+    except FastserveError as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    started: list[Path] = []  # the run folder, once there is one
+    try:
+        return _train(options, comm, started)
+    except BaseException as error:  # noqa: BLE001  all of them must end the job
+        status = _report(error, comm, started)
+        if comm.size > 1:
+            comm.abort(status)
+        return status
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m fastserve", description="One rank of a training job."
+    )
+    parser.add_argument("config", help="the job's YAML file")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE"
+    )
+    parser.add_argument("--resume", metavar="auto|PATH")
+    parser.add_argument("--overwrite", action="store_true")
+    return parser.parse_args(argv)
+
+
+def _report(error: BaseException, comm: Communicator, started: list[Path]) -> int:
+    status = exit_status(error) or 1  # leaving the others alone is a failure too
+    if started:
+        write_error(started[0], comm, error)
+        log.error("%s", describe_error(error))
+    elif isinstance(error, FastserveError):
+        status = USAGE
+    if not started or environment.setting("JOB") is None:
+        prefix = f"[rank {comm.rank} {comm.host}] " if comm.size > 1 else ""
+        for line in describe_error(error).splitlines():
+            print(f"{prefix}{line}", file=sys.stderr, flush=True)
+    return status
+
+
+def _train(options: argparse.Namespace, comm: Communicator, started: list[Path]) -> int:
+    job, run_dir = _agree(options, comm)
+    data, model = _prepare(job, comm)
+    sampler = make_sampler(job, data)
+    steps = total_steps(job, sampler)
+    compile_model(job, model, steps)
+    trainer = model.prepare(data.train)
+    if data.validation is not None:
+        model.check_source(data.validation)
+    first = _load(options, run_dir, model, data, comm)
+    _start_folder(run_dir, job, data, comm, fresh=first == 0)
+    started.append(run_dir)
+    start_logs(run_dir / "logs", comm)
+    _catch_signals(trainer)
+    if comm.rank == 0:
+        print(_introduction(job, data, model, steps, sampler, comm, run_dir, first))
+    level = 1 if environment.setting("TERMINAL") or sys.stdout.isatty() else 2
+    progress = Progress(level, job.train.log_every, whole=True)
+    schedule = Schedule(
+        job.train.eval_every or (sampler.steps_per_epoch if job.train.epochs else steps),
+        steps,
+        first,
+    )
+    history = run(
+        model,
+        trainer,
+        data.train,
+        sampler,
+        schedule,
+        data.validation,
+        job.train.global_batch,
+        [
+            progress,
+            MetricsFile(run_dir / "metrics.jsonl", job.train.log_every, progress),
+            Checkpoints(
+                run_dir / "checkpoints",
+                job.checkpoint.every,
+                job.checkpoint.keep,
+                job.checkpoint.at_end,
+            ),
+        ],
+        level,
+    )
+    made = trainer.optimizer.step
+    if made < steps:
+        if comm.rank == 0:
+            print(f"stopped after step {made} of {steps}, saved; --resume auto goes on")
+        comm.barrier()
+        return STOPPED_EARLY
+    if comm.rank == 0:
+        print(_conclusion(job, data, model, history.history, run_dir, progress))
+    write_done(run_dir, comm, {"steps": made})
+    return 0
+
+
+def _agree(
+    options: argparse.Namespace, comm: Communicator
+) -> tuple[config.Job, Path]:
+    """Return the job and its run folder; rank 0 reads and decides, all take it over.
+
+    Raises CheckpointError if the folder holds checkpoints that a new run would lose.
+    """
+    found = None
+    if comm.rank == 0:
+        job = config.load_job(options.config, options.overrides)
+        given = environment.setting("RUN_DIR")
+        run_dir = Path(given or job.run_dir or Path("runs") / job.name).absolute()
+        if not options.resume and not options.overwrite:
+            _refuse_to_replace(run_dir)
+        found = (job.model_dump(), str(run_dir))
+    values, folder = comm.broadcast_obj(found)
+    return config.Job.model_validate(values), Path(folder)
+
+
+def _refuse_to_replace(run_dir: Path) -> None:
+    if any(run_dir.glob("checkpoints/step-*")):
+        raise CheckpointError(
+            "expected a run folder without checkpoints for a new run",
+            str(run_dir),
+            "go on with --resume auto, replace it with --overwrite, or take another "
+            "name with --set name=NAME",
+        )
+
+
+def _prepare(job: config.Job, comm: Communicator) -> tuple[Data, Model]:
+    """Make data and model on rank 0 first: a fault in them is then said once."""
+    made = None
+    if comm.rank == 0:
+        data = make_data(job)
+        made = data, make_model(job, data)
+    comm.barrier()
+    if made is None:
+        data = make_data(job)
+        made = data, make_model(job, data)
+    return made
+
+
+def _load(
+    options: argparse.Namespace,
+    run_dir: Path,
+    model: Model,
+    data: Data,
+    comm: Communicator,
+) -> int:
+    """Load the checkpoint to go on from, if any; return the steps already made."""
+    if not options.resume:
+        return 0
+    trainer = model.prepare(data.train)
+    source = run_dir if options.resume == "auto" else Path(options.resume).absolute()
+    state = None
+    if comm.rank == 0:
+        if (source / "state.json").exists():
+            state = checkpoint.load(source, trainer.store, trainer.optimizer)
+            _check_tokenizer(source.parent.parent, data)
+        else:
+            folder = source / "checkpoints"
+            state = checkpoint.load_newest(folder, trainer.store, trainer.optimizer)
+            _check_tokenizer(source, data)
+        if state is None and options.resume != "auto":
+            raise CheckpointError(
+                "--resume: expected a run folder or a checkpoint",
+                str(source),
+                "give a folder such as runs/NAME or runs/NAME/checkpoints/step-00000200",
+            )
+    step, totals = comm.broadcast_obj(
+        (trainer.optimizer.step, state["totals"]) if state else (0, None)
+    )
+    comm.broadcast(trainer.store.values)
+    for vector in trainer.optimizer.state.values():
+        comm.broadcast(vector)
+    trainer.optimizer.step = step
+    if totals is not None and len(totals) == len(trainer.totals):
+        trainer.totals[...] = totals
+    return int(step)
+
+
+def _check_tokenizer(run_dir: Path, data: Data) -> None:
+    path = run_dir / "tokenizer.json"
+    if data.tokenizer is None or not path.exists():
+        return
+    if json.loads(path.read_text("utf-8")) != data.tokenizer.to_json():
+        raise DataError(
+            "--resume: expected the text that the run was started with",
+            "a text of other characters",
+            "use the same data.source, or start a new run",
+        )
+
+
+def _start_folder(
+    run_dir: Path, job: config.Job, data: Data, comm: Communicator, fresh: bool
+) -> None:
+    if comm.rank == 0:
+        if fresh:
+            for name in ("checkpoints", "errors", "logs", "plots"):
+                shutil.rmtree(run_dir / name, ignore_errors=True)
+            (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "done.json").unlink(missing_ok=True)
+        checkpoint.write_atomically(run_dir / "config.yaml", config.dump_job(job))
+        if data.tokenizer is not None:
+            text = json.dumps(data.tokenizer.to_json())
+            checkpoint.write_atomically(run_dir / "tokenizer.json", text)
+    comm.barrier()
+
+
+def _catch_signals(trainer: Any) -> None:
+    """Finish the step, save and end on SIGTERM and SIGUSR1."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        trainer.stop_requested = True
+
+    if environment.setting("NO_SIGNALS") is None:
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGUSR1, stop)
+
+
+# -- what people read -----------------------------------------------------------------
+
+
+def _introduction(
+    job: config.Job,
+    data: Data,
+    model: Model,
+    steps: int,
+    sampler: Any,
+    comm: Communicator,
+    run_dir: Path,
+    first: int,
+) -> str:
+    m = job.model
+    shape = ""
+    if m.type == "gpt":
+        shape = (
+            f", {m.n_layer} layers, {m.n_head} heads, width {m.n_embd}, "
+            f"context {m.block_size}"
+        )
+    passes = steps * job.train.global_batch / sampler.samples
+    lines = [
+        f"model    {m.type}{shape}: {count(model.store.count)} weights",
+        f"data     {data.summary}",
+        f"batch    {_split(job, comm)}",
+        f"steps    {steps}, {passes:.3g} passes over the data",
+        f"compute  {_compute()}",
+        f"run      {_short(run_dir)}",
+    ]
+    if first:
+        lines.append(f"resume   after step {first}")
+    return "\n".join(lines)
+
+
+def _split(job: config.Job, comm: Communicator) -> str:
+    total, size = job.train.global_batch, comm.size
+    rows = -(-total // size)
+    micro = min(job.train.micro_batch or rows, rows)
+    ranks = f"{size} rank{'s' if size > 1 else ''}"
+    uneven = "up to " if total % size or rows % micro else ""
+    return f"global {total} = {ranks} x {uneven}{micro} x {-(-rows // micro)} accumulation"
+
+
+def _compute() -> str:
+    from threadpoolctl import threadpool_info
+
+    parts = []
+    for pool in threadpool_info():
+        if pool["user_api"] == "blas":
+            threads = pool["num_threads"]
+            plural = "s" if threads > 1 else ""
+            kernel = pool.get("architecture", "unknown")
+            parts.append(
+                f"{threads} thread{plural} a rank, {pool['internal_api']} "
+                f"{pool['version']} with {kernel} kernels"
+            )
+    return "; ".join(parts) or "unknown BLAS"
+
+
+def _conclusion(
+    job: config.Job,
+    data: Data,
+    model: Model,
+    history: dict[str, list[float]],
+    run_dir: Path,
+    progress: Progress,
+) -> str:
+    lines = [f"trained  {duration(progress.seconds)}"]
+    results = {k: v[-1] for k, v in history.items() if k.startswith("val_")}
+    for name, value in results.items():
+        lines.append(f"{name:8} {number(value)}")
+    baseline = data.baseline() if job.train.baseline and results else None
+    if baseline is not None:
+        better = "below" if results["val_loss"] < baseline else "NOT below"
+        lines[-1] += f" nats a token, {better} a 2-gram model's {number(baseline)}"
+    sample = _sample(job, data, model)
+    if sample:
+        lines += ["sample", *(f"  {line}" for line in sample.splitlines())]
+    lines.append(f"run      {_short(run_dir)}")
+    if isinstance(model, GPT) and data.tokenizer is not None:
+        lines.append(f"next     fastserve generate {_short(run_dir)} --prompt 'The '")
+    return "\n".join(lines)
+
+
+def _sample(job: config.Job, data: Data, model: Model) -> str:
+    """Return text that the model goes on with after a piece of the validation text."""
+    tokens, tokenizer = data.tokens, data.tokenizer
+    if not isinstance(model, GPT) or tokens is None or tokenizer is None:
+        return ""
+    text = tokens[1] if len(tokens[1]) else tokens[0]
+    start = int(generator(job.seed, "sample").integers(max(1, len(text) - 32)))
+    prompt = text[start : start + 32].tolist()
+    made = model.generate(prompt, job.train.sample_tokens, 0.8, seed=job.seed)
+    return tokenizer.decode(prompt + made) if made else ""
+
+
+def _short(path: Path) -> str:
+    """Return the path relative to the working directory where that is shorter."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+# -- using a run ----------------------------------------------------------------------
+
+
+def open_run(folder: str) -> tuple[config.Job, Data, Model]:
+    """Return a run's job and its model with the newest weights.
+
+    Raises CheckpointError if the folder isn't a run, or has no checkpoint.
+    """
+    run_dir = Path(folder)
+    if not (run_dir / "config.yaml").is_file():
+        raise CheckpointError(
+            "expected the folder of a run, with a config.yaml",
+            f"{folder}",
+            "give a folder such as runs/quickstart-gpt",
+        )
+    job = config.load_job(run_dir / "config.yaml")
+    data = make_data(job)
+    model = make_model(job, data)
+    if checkpoint.load_newest(run_dir / "checkpoints", model.store, None) is None:
+        raise CheckpointError(
+            "expected a run with a checkpoint",
+            f"{folder} without one",
+            "train it first: fastserve run, with checkpoint.at_end or checkpoint.every",
+        )
+    return job, data, model
+
+
+def generate(
+    run: str,
+    prompt: str,
+    tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> str:
+    """Return ``prompt`` and the text that the run's model goes on with."""
+    run_dir = Path(run)
+    path = run_dir / "tokenizer.json"
+    if (run_dir / "config.yaml").is_file() and not path.is_file():
+        raise CheckpointError(
+            "generate: expected a run of a language model, with a tokenizer.json",
+            run,
+            "use evaluate, or train with data.type text",
+        )
+    _, _, model = open_run(run)
+    tokenizer = tokenizer_from_json(json.loads(path.read_text("utf-8")))
+    assert isinstance(model, GPT)  # only a gpt's run has a tokenizer
+    start = tokenizer.encode(prompt or "\n").tolist()
+    made = model.generate(start, tokens, temperature, top_k, top_p, seed)
+    return prompt + tokenizer.decode(made)
+
+
+def evaluate(run: str) -> dict[str, float]:
+    """Return loss and metrics of the run's model on its validation data."""
+    job, data, model = open_run(run)
+    if data.validation is None:
+        raise DataError(
+            "evaluate: expected a job with validation data",
+            f"{run} without any",
+            "set data.validation_split or a validation file in the job",
+        )
+    compile_model(job, model, 1)
+    trainer = model.prepare(data.validation)
+    return trainer.evaluate(data.validation, job.train.global_batch)

@@ -1,0 +1,291 @@
+"""The ``fastserve`` command."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import fastserve
+from fastserve import environment
+from fastserve.errors import FastserveError, LaunchError
+
+from . import blas, describe, report
+from .mpi import FoundMPI, find_mpi
+from .plan import PROGRAM, Host, LaunchPlan, Machine, make_plan
+from .process import run_plan
+
+if TYPE_CHECKING:
+    from fastserve.config import Job
+
+USAGE = 2
+_overrides = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the job, for example train.steps=50 (repeatable).",
+)
+_ranks = click.option("-n", "ranks", type=int, help="Number of ranks (processes).")
+_launcher = click.option(
+    "--launcher",
+    type=click.Choice(["auto", "local", "openmpi", "mpich"]),
+    help="What starts the ranks; auto takes the MPI of this environment.",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; errors of the user end with status 2 and without traceback."""
+    try:
+        status = cli.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="fastserve",
+            standalone_mode=False,
+        )
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except click.Abort:
+        status = 130
+    except FastserveError as error:
+        _say(str(error))
+        status = USAGE
+    sys.exit(status)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(fastserve.__version__, prog_name="fastserve")
+def cli() -> None:
+    """Train neural networks on CPU clusters with NumPy and MPI."""
+
+
+@cli.command()
+@click.argument("config")
+@_ranks
+@_launcher
+@_overrides
+@click.option("--resume", metavar="auto|PATH", help="Go on from a checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Replace what the run folder holds.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be started.")
+def run(
+    config: str,
+    ranks: int | None,
+    launcher: str | None,
+    overrides: tuple[str, ...],
+    resume: str | None,
+    overwrite: bool,
+    dry_run: bool,
+) -> int:
+    """Start the job of a YAML file and wait for its end."""
+    _refuse_as_a_rank()
+    job = _load(config, overrides, ranks, launcher)
+    arguments = [str(Path(config).absolute())]
+    for override in overrides:
+        arguments += ["--set", override]
+    arguments += ["--resume", resume] if resume else []
+    arguments += ["--overwrite"] if overwrite else []
+    plan = _plan(job, arguments, kernel=blas.choose_kernel(_say))
+    if dry_run:
+        click.echo(describe.full(plan))
+        return 0
+    if not resume and not overwrite:
+        _refuse_to_replace(plan.run_dir)
+    for line in (*plan.notes, describe.summary(plan)):
+        _say(line)
+    return run_plan(plan, _say)
+
+
+@cli.command()
+@click.argument("config")
+@_ranks
+@_launcher
+@_overrides
+def check(
+    config: str, ranks: int | None, launcher: str | None, overrides: tuple[str, ...]
+) -> int:
+    """Check a job's YAML file and print what it would start."""
+    job = _load(config, overrides, ranks, launcher)
+    click.echo(f"{config}: no faults")
+    plan = _plan(job, [str(Path(config).absolute())], kernel=None)
+    click.echo(describe.overview(plan))
+    return 0
+
+
+@cli.command()
+def schema() -> int:
+    """Print the JSON Schema of a job's YAML file, for editors."""
+    from fastserve.config import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+    return 0
+
+
+@cli.command()
+def env() -> int:
+    """Print what a bug report needs: versions, BLAS, threads, MPI, CPU."""
+    environment.prepare_process()
+    click.echo(report.environment_report())
+    return 0
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--prompt", default="", help="The text to go on from.")
+@click.option("--tokens", default=200, type=click.IntRange(1), show_default=True)
+@click.option(
+    "--temperature",
+    default=1.0,
+    type=click.FloatRange(0.0),
+    show_default=True,
+    help="0 always takes the likeliest token.",
+)
+@click.option("--top-k", type=click.IntRange(1), help="Choose among the k likeliest.")
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0.0, 1.0, min_open=True),
+    help="Choose among the likeliest that together have this probability.",
+)
+@click.option("--seed", default=0, type=click.IntRange(0), show_default=True)
+def generate(
+    run: str,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+) -> int:
+    """Generate text with the model of a run folder."""
+    _prepare()
+    from fastserve import worker
+
+    text = worker.generate(run, prompt, tokens, temperature, top_k, top_p, seed)
+    click.echo(text)
+    return 0
+
+
+@cli.command()
+@click.argument("run")
+def evaluate(run: str) -> int:
+    """Evaluate the model of a run folder on its validation data."""
+    _prepare()
+    from fastserve import worker
+
+    for name, value in worker.evaluate(run).items():
+        click.echo(f"{name} {value:.6g}")
+    return 0
+
+
+@cli.group()
+def bench() -> None:
+    """Measure this machine."""
+
+
+@bench.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@click.option("--repeats", default=5, type=click.IntRange(1), show_default=True)
+@click.option("--batch", default=16, type=click.IntRange(1), show_default=True)
+@click.option("--threads", default=1, type=click.IntRange(1), show_default=True)
+def step(as_json: bool, repeats: int, batch: int, threads: int) -> int:
+    """Time a training step of a GPT, beside PyTorch's where it is installed."""
+    _prepare(threads)
+    from fastserve import bench
+
+    bench.step(json=as_json, repeats=repeats, batch=batch)
+    return 0
+
+
+def _load(
+    config: str,
+    overrides: Sequence[str],
+    ranks: int | None,
+    launcher: str | None,
+) -> Job:
+    """Return the checked job, with what the command line says of the launch."""
+    from fastserve.config import load_job
+
+    if not Path(config).is_file():
+        what = "a folder" if Path(config).is_dir() else "where no file is"
+        raise LaunchError(
+            "expected the path of a job's YAML file",
+            f"{config!r}, {what}",
+            "give a file such as configs/quickstart.yaml",
+        )
+    launch = [f"launch.ranks={ranks}"] if ranks is not None else []
+    launch += [f"launch.launcher={launcher}"] if launcher else []
+    return load_job(config, [*overrides, *launch])
+
+
+def _plan(job: Job, arguments: Sequence[str], kernel: str | None) -> LaunchPlan:
+    cores = environment.affinity_cores()
+    terminal = sys.stdout.isatty()
+    machine = Machine(
+        cores=tuple(cores),
+        environ=dict(os.environ),
+        cwd=Path.cwd(),
+        root=os.geteuid() == 0,
+        columns=shutil.get_terminal_size().columns if terminal else None,
+    )
+    return make_plan(
+        job,
+        hosts=[Host("this host", len(cores))],
+        found_mpi=_needed_mpi(job),
+        machine=machine,
+        token=secrets.token_hex(8),
+        arguments=arguments,
+        program=PROGRAM,
+        kernel=kernel,
+    )
+
+
+def _needed_mpi(job: Job) -> FoundMPI | None:
+    wanted = job.launch.launcher
+    if wanted == "local" or (wanted == "auto" and job.launch.ranks == 1):
+        return None
+    return find_mpi(wanted)
+
+
+def _refuse_as_a_rank() -> None:
+    """Refuse to start a job in each of the ranks of another launcher."""
+    place = environment.expected_ranks()
+    if place.size > 1:
+        raise LaunchError(
+            "expected `fastserve run` as a single process: it starts the ranks itself",
+            f"{place.size} copies of it, started by {place.launcher}",
+            f"leave that launcher out and add -n {place.size}, or start the ranks "
+            "with it: python -m fastserve CONFIG",
+        )
+
+
+def _refuse_to_replace(run_dir: Path) -> None:
+    if any(run_dir.glob("checkpoints/step-*")):
+        raise LaunchError(
+            "expected a run folder without checkpoints for a new run",
+            str(run_dir),
+            "go on with --resume auto, replace it with --overwrite, or take another "
+            "name with --set name=NAME",
+        )
+
+
+def _prepare(threads: int | None = None) -> None:
+    """Set threads and kernel family of this process, before NumPy is loaded."""
+    if threads is not None and environment.user_threads() is None:
+        os.environ.update(environment.thread_variables(threads))
+    kernel = blas.choose_kernel(_say)
+    os.environ.update(environment.kernel_variable(kernel))
+    environment.prepare_process()
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+if __name__ == "__main__":
+    main()

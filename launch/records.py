@@ -1,0 +1,75 @@
+"""Reads what the ranks of a job leave in the run folder: errors and completion."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ErrorRecord:
+    """What a rank wrote about the exception that ended it."""
+
+    rank: int
+    host: str
+    time: float
+    type: str
+    message: str
+    traceback: str
+    status: int
+
+
+def error_records(run_dir: Path, since: float) -> list[ErrorRecord]:
+    """Return the records that ranks wrote at ``since`` (unix time) or later, in order.
+
+    A record that was cut short by the end of its rank can't be read and is left out.
+    """
+    records = (_error_record(path) for path in run_dir.glob("errors/rank-*.json"))
+    found = [record for record in records if record and record.time >= since]
+    return sorted(found, key=lambda record: (record.time, record.rank))
+
+
+def completed(run_dir: Path, token: str, ranks: int) -> bool:
+    """Return whether the job of this token has recorded its completion."""
+    record = _read(run_dir / "done.json")
+    return record.get("job") == token and record.get("ranks") == ranks
+
+
+def describe_errors(records: list[ErrorRecord], ranks: int, run_dir: Path) -> str:
+    """Return the earliest error in full, and one line for all other ranks."""
+    first = records[0]
+    lines = [first.traceback.rstrip()] if first.traceback else []
+    # A traceback ends with type and message; without one they are said here.
+    cause = first.type if first.traceback else first.message
+    lines.append(f"rank {first.rank} on {first.host} failed: {cause}")
+    if ranks > 1:
+        others = "1 other rank" if ranks == 2 else f"{ranks - 1} other ranks"
+        lines.append(f"{others} stopped because of it; records: {run_dir / 'errors'}")
+    return "\n".join(lines)
+
+
+def _error_record(path: Path) -> ErrorRecord | None:
+    record = _read(path)
+    try:
+        return ErrorRecord(
+            rank=int(record["rank"]),
+            host=str(record["host"]),
+            time=float(record["time"]),
+            type=str(record["type"]),
+            message=str(record["message"]),
+            traceback=str(record.get("traceback") or ""),
+            status=int(record["status"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one if there is none to read."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

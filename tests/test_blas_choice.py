@@ -1,0 +1,158 @@
+"""Which kernel family is taken, what is remembered, and what a crash does to it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fastserve import environment
+from launch import blas
+
+FAKE = """
+import os, signal, sys
+family = os.environ.get('OPENBLAS_CORETYPE', '')
+if family == 'Illegal':
+    os.kill(os.getpid(), signal.SIGILL)
+if family == 'Wrong':
+    sys.exit('wrong product')
+print('ready', flush=True)
+for line in sys.stdin:
+    if family == 'Late':
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if family == 'Stuck':
+        signal.pause()
+    print({'': 0.5, 'Fast': 0.25}[family], flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FASTSERVE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    return tmp_path / "cache" / "blas.json"
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ({"": 1.0, "Haswell": 2.0}, ""),
+        ({"": 1.0, "SkylakeX": 0.5, "Zen": 0.6}, "SkylakeX"),
+        ({"": 1.0, "SkylakeX": 0.96}, ""),
+        ({"": 1.0, "SkylakeX": 0.95}, "SkylakeX"),
+        ({"SkylakeX": 0.5}, ""),
+        ({}, ""),
+    ],
+)
+def test_another_family_must_be_clearly_faster(
+    times: dict[str, float], expected: str
+) -> None:
+    assert blas.fastest(times) == expected
+
+
+def test_other_machines_have_no_candidates_but_their_own() -> None:
+    assert blas.candidates("aarch64") == ("",)
+    assert set(blas.candidates("x86_64")) > {"", "Haswell", "SkylakeX", "Zen"}
+
+
+def test_families_that_crash_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What the environment says must not reach the child that measures the own choice.
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Illegal")
+    families = ("", "Illegal", "Wrong", "Late", "Fast")
+    assert blas.measure(families, code=FAKE) == {"": 0.5, "Fast": 0.25}
+
+
+def test_a_family_that_hangs_ends_the_measurement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blas, "_SECONDS", 1.0)
+    begin = time.monotonic()
+    assert blas.measure(("Fast", "Stuck"), code=FAKE) == {}
+    assert time.monotonic() - begin < 10
+
+
+def test_a_real_measurement_is_remembered(cache: Path) -> None:
+    lines: list[str] = []
+    kernel = blas.choose_kernel(lines.append)
+    assert kernel in blas.candidates()
+    assert environment.remembered_kernel() == kernel
+    entry = json.loads(cache.read_text())[environment.kernel_key()]
+    assert 0 < entry["milliseconds"]["own"] < 60_000
+    assert [line.split(":")[0] for line in lines] == ["BLAS kernels measured"]
+
+
+def test_what_is_remembered_is_not_measured_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert blas.remember("Zen", {"": 2.0, "Zen": 1.0}) == ""
+    monkeypatch.setattr(blas, "measure", lambda families: pytest.fail("measured"))
+    lines: list[str] = []
+    assert blas.choose_kernel(lines.append) == "Zen"
+    assert lines == []
+
+
+def test_what_the_user_set_is_taken_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas, "measure", lambda families: pytest.fail("measured"))
+    lines: list[str] = []
+    assert blas.choose_kernel(lines.append, {"OPENBLAS_CORETYPE": "Zen"}) == "Zen"
+    assert lines == ["BLAS kernels not measured: the environment asks for Zen"]
+
+
+def test_a_failed_measurement_is_said_and_not_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blas, "measure", lambda families: {})
+    lines: list[str] = []
+    assert blas.choose_kernel(lines.append) == ""
+    assert "could not be measured" in lines[0]
+    assert environment.remembered_kernel() is None
+
+
+def test_a_cache_that_cannot_be_written_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FASTSERVE_CACHE_DIR", str(tmp_path / "file" / "below"))
+    monkeypatch.setattr(blas, "measure", lambda families: {"": 2.0, "Zen": 1.0})
+    lines: list[str] = []
+    assert blas.choose_kernel(lines.append) == "Zen"
+    assert "Zen is 2.00x" in lines[0]
+    assert "not remembered" in lines[0]
+
+
+def test_entries_of_other_cpus_stay_and_damage_is_mended(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.parent.mkdir()
+    cache.write_text("{half")
+    blas.remember("Zen", {"": 2.0, "Zen": 1.0})
+    monkeypatch.setattr(environment, "kernel_key", lambda: "another")
+    blas.remember("", {"": 1.0})
+    kernels = [entry["kernel"] for entry in json.loads(cache.read_text()).values()]
+    assert kernels == ["Zen", ""]
+
+
+def test_writers_at_the_same_time_never_show_half_a_file(cache: Path) -> None:
+    blas.remember("Zen", {"": 2.0, "Zen": 1.0})
+    stop = threading.Event()
+    problems: list[str] = []
+
+    def write() -> None:
+        while not stop.is_set():
+            problems.extend(filter(None, [blas.remember("Zen", {"": 2.0, "Zen": 1.0})]))
+
+    writers = [threading.Thread(target=write) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    try:
+        for _ in range(300):
+            assert environment.remembered_kernel() == "Zen"
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    assert problems == []
+    assert [path.name for path in cache.parent.iterdir()] == ["blas.json"]
