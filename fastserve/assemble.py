@@ -185,18 +185,18 @@ def call_function(file: str, function: str, arguments: dict[str, Any]) -> Any:
     return getattr(module, function)(**arguments)
 
 
-def make_model(job: config.Job, data: Data) -> Model:
-    """Make the job's model, built but not compiled."""
+def make_model(
+    job: config.Job, vocab_size: int | None, input_shape: tuple[int, ...] = ()
+) -> Model:
+    """Make the job's model, built but not compiled.
+
+    ``vocab_size`` is needed for a gpt, ``input_shape`` (of one sample) for others.
+    """
     m = job.model
     if m.type == "gpt":
-        if data.vocab_size is None:
-            raise DataError(
-                "expected data.type text or tokens for a gpt",
-                job.data.type,
-                "change data.type",
-            )
+        assert vocab_size is not None  # config pairs gpt with text and tokens
         return GPT(
-            data.vocab_size,
+            vocab_size,
             m.block_size,
             m.n_layer,
             m.n_head,
@@ -209,7 +209,7 @@ def make_model(job: config.Job, data: Data) -> Model:
         for entry in m.layers:
             ((name, arguments),) = entry.items()
             model.add(make_layer(name, arguments))
-        model.build(m.input_shape or data.train.input_shape)
+        model.build(m.input_shape or input_shape)
         return model
     made = call_function(m.file, m.function, m.arguments)
     if not isinstance(made, Model):
@@ -220,7 +220,7 @@ def make_model(job: config.Job, data: Data) -> Model:
         )
     made.seed = job.seed
     if not made.built:
-        made.build(made.known_input_shape or data.train.input_shape)
+        made.build(made.known_input_shape or input_shape)
     return made
 
 
@@ -264,9 +264,7 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
 
 def _optimizer(job: config.Job, steps: int) -> optimizers.Optimizer:
     o, s = job.optimizer, job.schedule
-    rate = schedules.from_config(
-        lr=o.lr, steps=steps, **s.model_dump()
-    )
+    rate = schedules.from_config(lr=o.lr, steps=steps, **s.model_dump())
     if o.type == "sgd":
         return optimizers.SGD(
             rate, o.momentum, o.nesterov, weight_decay=o.weight_decay

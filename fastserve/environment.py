@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -179,7 +180,8 @@ def prepare_process() -> None:
 
     What the user or the launcher set already stays as it is. With FASTSERVE_BIND=core
     the rank is pinned to its own slice of the cores that it may use, if there are
-    enough. A rank of a launched job dies with the process that started it.
+    enough. A rank of a launched job dies with the process that started it, and passes
+    each line that it prints on at once.
     """
     place = expected_ranks()
     given = user_threads()
@@ -192,6 +194,7 @@ def prepare_process() -> None:
         _pin(place, threads)
     if setting("JOB"):
         die_with_parent(signal.SIGKILL)
+        _print_by_line()
 
 
 def core_slice(cores: list[int], local_rank: int, threads: int) -> list[int]:
@@ -203,6 +206,15 @@ def die_with_parent(number: int) -> None:
     """Ask the kernel to send a signal to this process when its parent ends (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+
+
+def _print_by_line() -> None:
+    """Flush at each line's end: an MPI abort loses what a process hasn't written yet.
+
+    Not at each write, as PYTHONUNBUFFERED does, which mixes the lines of the ranks.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def _pin(place: Ranks, threads: int) -> None:

@@ -192,6 +192,13 @@ class Loss:
         np.copyto(converted, y, casting="unsafe")
         return converted
 
+    def clipped(self, q: Array) -> tuple[Array, Array]:
+        """Return q within CLIP..1-CLIP, and where it was so before, both scratch."""
+        p = self.kept("clipped", q.shape, q.dtype)
+        np.clip(q, q.dtype.type(CLIP), q.dtype.type(1 - CLIP), out=p)
+        inside = self.kept("inside", q.shape, np.dtype(np.bool_))
+        return p, np.equal(p, q, out=inside)
+
     # -- what callers use ------------------------------------------------------
 
     def count(self, y_pred_shape: tuple[int, ...]) -> int:
@@ -250,7 +257,7 @@ class Loss:
         scale = x.dtype.type(scale)
         total = 0.0
         with np.errstate(all="ignore"):
-            for part in row_blocks(len(x), max(8, x.shape[1]), BLOCK):
+            for part in row_blocks(len(x), max(32, x.shape[1]), BLOCK):
                 xp, dxp = x[part], None if dx is None else dx[part]
                 losses = self.kept("losses", (len(xp),), np.dtype(np.float64))
                 factor = scale if factors is None else factors[part] * scale
@@ -383,7 +390,7 @@ class SparseCategoricalCrossentropy(_OfClasses):
         places = self.places(y, x)
         total = x.sum(axis=1)
         q = x.reshape(-1)[places] / total
-        p, inside = _clipped(q)
+        p, inside = self.clipped(q)
         np.negative(np.log(p), out=losses)
         if dx is not None:
             slope = np.where(inside, factor / (p * total), x.dtype.type(0))
@@ -434,8 +441,7 @@ class CategoricalCrossentropy(_OfClasses):
         t = self.like(y, x)
         total = x.sum(axis=1)
         q = np.divide(x, total[:, None], out=self.kept("q", x.shape, x.dtype))
-        p = self.kept("p", x.shape, x.dtype)
-        p, inside = _clipped(q, p)
+        p, inside = self.clipped(q)
         if dx is not None:
             np.divide(t, p, out=dx)
             np.multiply(dx, inside, out=dx)
@@ -461,8 +467,10 @@ class ElementwiseLoss(Loss):
     ) -> None:
         values = self.kept("values", x.shape, x.dtype)
         self.elements(self.like(y, x), x, values, dx)
-        np.add.reduce(values, axis=1, dtype=np.float64, out=losses)
-        losses /= x.shape[1]
+        sums = np.add.reduce(
+            values, axis=1, out=self.kept("sums", x.shape[:1], x.dtype)
+        )
+        np.divide(sums, x.shape[1], out=losses)
         if dx is not None:
             np.multiply(dx, _column(factor / x.dtype.type(x.shape[1])), out=dx)
 
@@ -539,8 +547,10 @@ class BinaryCrossentropy(ElementwiseLoss):
         np.negative(values, out=values)
         np.exp(values, out=values)
         if dx is not None:
+            positive = self.kept("positive", x.shape, np.dtype(np.bool_))
+            np.greater_equal(x, x.dtype.type(0), out=positive)
             np.copyto(dx, values)
-            np.copyto(dx, x.dtype.type(1), where=x >= 0)
+            np.copyto(dx, x.dtype.type(1), where=positive)
             np.add(values, x.dtype.type(1), out=other)
             np.divide(dx, other, out=dx)
             np.subtract(dx, y, out=dx)
@@ -554,7 +564,7 @@ class BinaryCrossentropy(ElementwiseLoss):
         self, y: Array, x: Array, values: Array, dx: Array | None
     ) -> None:
         one = x.dtype.type(1)
-        p, inside = _clipped(x, self.kept("p", x.shape, x.dtype))
+        p, inside = self.clipped(x)
         rest = np.subtract(one, p, out=self.kept("rest", x.shape, x.dtype))
         if dx is not None:
             np.multiply(p, rest, out=values)
@@ -741,12 +751,6 @@ def _gradient_rows(
 def _as_float(y_pred: Any) -> Array:
     array = np.asarray(y_pred)
     return array if array.dtype.kind == "f" else array.astype(np.float32)
-
-
-def _clipped(q: Array, out: Array | None = None) -> tuple[Array, Array]:
-    """Return q within CLIP..1-CLIP, and where it was so before."""
-    low, high = q.dtype.type(CLIP), q.dtype.type(1 - CLIP)
-    return np.clip(q, low, high, out=out), (q >= low) & (q <= high)
 
 
 def _column(factor: Array) -> Array:

@@ -180,15 +180,14 @@ def _refuse_to_replace(run_dir: Path) -> None:
 
 def _prepare(job: config.Job, comm: Communicator) -> tuple[Data, Model]:
     """Make data and model on rank 0 first: a fault in them is then said once."""
-    made = None
-    if comm.rank == 0:
+
+    def make() -> tuple[Data, Model]:
         data = make_data(job)
-        made = data, make_model(job, data)
+        return data, make_model(job, data.vocab_size, data.train.input_shape)
+
+    made = make() if comm.rank == 0 else None
     comm.barrier()
-    if made is None:
-        data = make_data(job)
-        made = data, make_model(job, data)
-    return made
+    return made or make()
 
 
 def _load(
@@ -377,11 +376,8 @@ def _short(path: Path) -> str:
 # -- using a run ----------------------------------------------------------------------
 
 
-def open_run(folder: str) -> tuple[config.Job, Data, Model]:
-    """Return a run's job and its model with the newest weights.
-
-    Raises CheckpointError if the folder isn't a run, or has no checkpoint.
-    """
+def open_job(folder: str) -> tuple[Path, config.Job]:
+    """Return a run's folder and its job; raises CheckpointError if it isn't one."""
     run_dir = Path(folder)
     if not (run_dir / "config.yaml").is_file():
         raise CheckpointError(
@@ -389,16 +385,18 @@ def open_run(folder: str) -> tuple[config.Job, Data, Model]:
             f"{folder}",
             "give a folder such as runs/quickstart-gpt",
         )
-    job = config.load_job(run_dir / "config.yaml")
-    data = make_data(job)
-    model = make_model(job, data)
+    return run_dir, config.load_job(run_dir / "config.yaml", files=False)
+
+
+def load_newest_weights(run_dir: Path, model: Model) -> None:
+    """Load the weights of the run's newest checkpoint; raises CheckpointError if
+    there is none."""
     if checkpoint.load_newest(run_dir / "checkpoints", model.store, None) is None:
         raise CheckpointError(
             "expected a run with a checkpoint",
-            f"{folder} without one",
+            f"{run_dir} without one",
             "train it first: fastserve run, with checkpoint.at_end or checkpoint.every",
         )
-    return job, data, model
 
 
 def generate(
@@ -411,17 +409,18 @@ def generate(
     seed: int = 0,
 ) -> str:
     """Return ``prompt`` and the text that the run's model goes on with."""
-    run_dir = Path(run)
+    run_dir, job = open_job(run)
     path = run_dir / "tokenizer.json"
-    if (run_dir / "config.yaml").is_file() and not path.is_file():
+    if not path.is_file():
         raise CheckpointError(
             "generate: expected a run of a language model, with a tokenizer.json",
             run,
             "use evaluate, or train with data.type text",
         )
-    _, _, model = open_run(run)
     tokenizer = tokenizer_from_json(json.loads(path.read_text("utf-8")))
+    model = make_model(job, tokenizer.vocab_size)
     assert isinstance(model, GPT)  # only a gpt's run has a tokenizer
+    load_newest_weights(run_dir, model)
     start = tokenizer.encode(prompt or "\n").tolist()
     made = model.generate(start, tokens, temperature, top_k, top_p, seed)
     return prompt + tokenizer.decode(made)
@@ -429,13 +428,16 @@ def generate(
 
 def evaluate(run: str) -> dict[str, float]:
     """Return loss and metrics of the run's model on its validation data."""
-    job, data, model = open_run(run)
+    run_dir, job = open_job(run)
+    data = make_data(job)
     if data.validation is None:
         raise DataError(
             "evaluate: expected a job with validation data",
             f"{run} without any",
             "set data.validation_split or a validation file in the job",
         )
+    model = make_model(job, data.vocab_size, data.train.input_shape)
+    load_newest_weights(run_dir, model)
     compile_model(job, model, 1)
     trainer = model.prepare(data.validation)
     return trainer.evaluate(data.validation, job.train.global_batch)

@@ -10,10 +10,10 @@ import contextlib
 import json
 import os
 import platform
+import select
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -23,7 +23,7 @@ FAMILIES = ("Haswell", "Zen", "SkylakeX", "Cooperlake", "SapphireRapids")
 OWN_CHOICE = ""
 MARGIN = 1.05
 _ROUNDS = 4
-_SECONDS = 30.0
+_SECONDS = 10.0  # for one answer
 
 # The three products of a dense layer, forward and backward; (rows, inputs, outputs).
 # A family that computes nonsense ends here like one that crashes.
@@ -100,21 +100,18 @@ def measure(
     The families take turns, so that a busy moment of the machine hits all of them.
     """
     children = {family: _start(family, python, code) for family in families}
-    watchdog = threading.Timer(_SECONDS, _kill, [list(children.values())])
-    watchdog.daemon = True
-    watchdog.start()
     try:
-        ready = {f: c for f, c in children.items() if _answer(c) == "ready"}
-        times: dict[str, float] = {}
+        alive = {f: child for f, child in children.items() if _answer(child)}
+        times = dict.fromkeys(alive, float("inf"))
         for _ in range(_ROUNDS):
-            for family, child in ready.items():
-                seconds = _ask(child)
-                if seconds is not None:
-                    times[family] = min(seconds, times.get(family, seconds))
-        return {f: t for f, t in times.items() if ready[f].poll() is None}
+            for family in list(alive):
+                answer = _ask(alive[family])
+                if answer:
+                    times[family] = min(times[family], float(answer))
+                else:
+                    del alive[family], times[family]
+        return times
     finally:
-        watchdog.cancel()
-        watchdog.join()
         _end(list(children.values()))
 
 
@@ -162,31 +159,28 @@ def _start(family: str, python: str, code: str) -> subprocess.Popen[str]:
 
 
 def _answer(child: subprocess.Popen[str]) -> str:
+    """Return the child's next line; '' if it has ended, or is silent for too long."""
     assert child.stdout is not None
+    if not select.select([child.stdout], [], [], _SECONDS)[0]:
+        return ""
     return child.stdout.readline().strip()
 
 
-def _ask(child: subprocess.Popen[str]) -> float | None:
-    """Return the seconds of one more measurement; None if the child has ended."""
+def _ask(child: subprocess.Popen[str]) -> str:
+    """Return the seconds of one more measurement; '' if there is no answer."""
     assert child.stdin is not None
     try:
         child.stdin.write("go\n")
         child.stdin.flush()
-    except OSError:
-        return None
-    answer = _answer(child)
-    return float(answer) if answer else None
-
-
-def _kill(children: Sequence[subprocess.Popen[str]]) -> None:
-    for child in children:
-        child.kill()
+    except BrokenPipeError:
+        return ""
+    return _answer(child)
 
 
 def _end(children: Sequence[subprocess.Popen[str]]) -> None:
-    _kill(children)
     for child in children:
         assert child.stdin is not None and child.stdout is not None
+        child.kill()
         # A crashed child never read its last line, which closing would flush.
         with contextlib.suppress(BrokenPipeError):
             child.stdin.close()

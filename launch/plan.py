@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fastserve.config import Job
 
 PROGRAM = (sys.executable, "-m", "fastserve")
-_FORWARDED = ("PYTHONPATH", "PYTHONUNBUFFERED", "OPENBLAS_CORETYPE")
+_FORWARDED = ("PYTHONPATH", "OPENBLAS_CORETYPE")
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,6 @@ def _own_variables(
         "FASTSERVE_RUN_DIR": str(run_dir),
         "FASTSERVE_RANKS": str(ranks),
         "FASTSERVE_BIND": "core" if pinned else "none",
-        # MPI_Abort ends a process without flushing what it has printed so far.
-        "PYTHONUNBUFFERED": "1",
     }
     if machine.columns:
         variables["FASTSERVE_TERMINAL"] = str(machine.columns)

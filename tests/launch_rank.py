@@ -79,6 +79,7 @@ def main(mode: str) -> None:
         sys.exit(75)
     if mode in ("hangs", "stubborn"):
         wait_forever()
+    print("at work")
     if mode == "recorded" and LAST:
         fail(KeyError("the true cause"), 3)
     if mode == "recorded_hang" and LAST:
@@ -94,8 +95,8 @@ def main(mode: str) -> None:
         os._exit(4)
     if mode in ("recorded", "recorded_hang", "killed", "exit"):
         wait_forever()
-    print(f"rank {PLACE.rank} of {PLACE.size}", flush=True)
-    print(f"warning of rank {PLACE.rank}", file=sys.stderr, flush=True)
+    print(f"rank {PLACE.rank} of {PLACE.size}")
+    print(f"warning of rank {PLACE.rank}", file=sys.stderr)
     barrier()
     if mode == "succeeds" and PLACE.rank == 0:
         job, ranks = os.environ["FASTSERVE_JOB"], PLACE.size

@@ -65,12 +65,12 @@ def test_families_that_crash_are_left_out(monkeypatch: pytest.MonkeyPatch) -> No
     assert blas.measure(families, code=FAKE) == {"": 0.5, "Fast": 0.25}
 
 
-def test_a_family_that_hangs_ends_the_measurement(
+def test_a_family_that_hangs_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(blas, "_SECONDS", 1.0)
     begin = time.monotonic()
-    assert blas.measure(("Fast", "Stuck"), code=FAKE) == {}
+    assert blas.measure(("Fast", "Stuck"), code=FAKE) == {"Fast": 0.25}
     assert time.monotonic() - begin < 10
 
 

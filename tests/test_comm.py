@@ -410,6 +410,15 @@ def test_finish_takes_the_ring_for_large_buckets() -> None:
     assert run_threads(3, program) == [{"sendrecv"}] * 3
 
 
+def test_sync_refuses_ranks_with_other_buckets() -> None:
+    def program(comm: Communicator) -> None:
+        store = FakeStore([Weight()], length=10 + comm.rank // 2)
+        with pytest.raises(CommError, match=r"rank 2 has .*11"):
+            GradientSync(store, comm)
+
+    run_threads(3, program)
+
+
 class Loopback(SingleCommunicator):
     """Looks like two ranks, and costs no memory, as MPI does."""
 

@@ -566,7 +566,7 @@ FAULTS = [
     (
         4,
         "  type: python\n  file: part.py\nignored:",
-        10,
+        11,
         "data.type: expected arrays or python for a model of type python, received 't",
     ),
     (

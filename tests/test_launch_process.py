@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from mpi_environments import FLAVOURS, ROOT, Started, environments, require, variables
 
+from launch.process import job_processes, kill_job
+
 DRIVER = ROOT / "tests" / "launch_driver.py"
 LIMIT = 10.0  # seconds until a job that fails, or is stopped, must have ended
 mpi = pytest.mark.parametrize("launcher", FLAVOURS)
@@ -60,7 +62,8 @@ def test_success(launcher: str, tmp_path: Path) -> None:
     ranks = 1 if launcher == "local" else 2
     assert done.returncode == 0, done.stderr
     lines = sorted(done.stdout.split("\n"))
-    assert lines == ["", *(f"rank {rank} of {ranks}" for rank in range(ranks))]
+    said = [f"rank {rank} of {ranks}" for rank in range(ranks)]
+    assert lines == ["", *["at work"] * ranks, *said]
     assert "warning of rank 0" in done.stderr
 
 
@@ -94,6 +97,7 @@ def test_an_exception_is_shown_once_and_gives_its_status(
     assert done.returncode == 3
     assert done.stderr.count("KeyError: 'the true cause'") == 1
     assert done.stderr.count("Traceback") <= 1
+    assert "at work" in done.stdout  # nothing printed is lost
     rank = 0 if launcher == "local" else 1
     assert f"rank {rank} on testhost failed: KeyError" in done.stderr
     assert ("1 other rank stopped because of it" in done.stderr) == (rank == 1)
@@ -181,7 +185,7 @@ def test_a_second_signal_does_not_wait(launcher: str, tmp_path: Path) -> None:
 
 
 @every
-@pytest.mark.parametrize("victim", ["launcher", "command"])
+@pytest.mark.parametrize("victim", ["launcher", "command", "both"])
 def test_nothing_survives_a_killed_launcher(
     launcher: str, victim: str, tmp_path: Path
 ) -> None:
@@ -189,13 +193,28 @@ def test_nothing_survives_a_killed_launcher(
         when_running(tmp_path, 1 if launcher == "local" else 2)
         pid = job.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        os.kill(pid if victim == "launcher" else int(children[0]), signal.SIGKILL)
+        victims = {"launcher": [pid], "command": [int(children[0])]}
+        victims["both"] = [pid, int(children[0])]
+        for target in victims[victim]:
+            os.kill(target, signal.SIGKILL)
         done = job.finish(LIMIT)
         limit = time.monotonic() + 5
         while job.left() and time.monotonic() < limit:
             time.sleep(0.05)
         assert job.left() == []
-    assert done.returncode == (-9 if victim == "launcher" else 137)
+    assert done.returncode == (137 if victim == "command" else -9)
+
+
+def test_processes_in_sessions_of_their_own_are_killed_too() -> None:
+    words = ["sh", "-c", "setsid sleep 60 & setsid sleep 60 & wait"]
+    env = {**os.environ, "FASTSERVE_JOB": "of-this-test"}
+    with subprocess.Popen(words, env=env, start_new_session=True) as process:
+        limit = time.monotonic() + 5
+        while len(job_processes("of-this-test")) < 3 and time.monotonic() < limit:
+            time.sleep(0.05)
+        assert len(job_processes("of-this-test")) == 3
+        kill_job(process, "of-this-test")
+        assert job_processes("of-this-test") == []
 
 
 def test_a_reader_that_goes_away_does_not_end_the_job(tmp_path: Path) -> None:

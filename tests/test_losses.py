@@ -80,10 +80,13 @@ def test_gradient_along_a_direction(loss, kind, shape, weighting):
     for _ in range(3):
         d = rng.standard_normal(shape)
         d /= np.linalg.norm(d)
-        h = 1e-6
+        h = 1e-5
         up = loss.sum_and_gradient(y, x + h * d, w)
         down = loss.sum_and_gradient(y, x - h * d, w)
-        assert (dy * d).sum() == pytest.approx(0.5 * (up - down) / (2 * h), rel=1e-6)
+        slope = 0.5 * (up - down) / (2 * h)
+        # the second bound is for directions that happen to be nearly level
+        near = pytest.approx(slope, rel=1e-6, abs=1e-7 * np.linalg.norm(dy))
+        assert (dy * d).sum() == near
 
 
 def test_probabilities_that_do_not_sum_to_one_are_normalised():
@@ -174,7 +177,7 @@ def test_sums_of_parts_are_the_sum_of_the_whole(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_positions_of_sequences_are_rows(name):
-    loss, target, source = CASES[name]
+    loss, target, _ = CASES[name]
     rng = np.random.default_rng(0)
     shape = (4, 6, CLASSES)
     y, x = example("labels" if target == "labels" else "soft", shape, rng, np.float32)
@@ -248,7 +251,7 @@ def test_masked_logits_of_minus_infinity():
 def test_gradient_has_the_type_of_the_predictions():
     x = REFERENCE["logits"]
     loss = losses.get("mse")
-    with pytest.raises(ShapeError, match="contiguous dy of shape.*float32"):
+    with pytest.raises(ShapeError, match=r"contiguous dy of shape.*float32"):
         loss.sum_and_gradient(x, x, None, 1.0, np.empty(x.shape))
     with pytest.raises(ShapeError, match=r"received: shape \(5, 7\), float32"):
         loss.sum_and_gradient(x, x, None, 1.0, np.empty((5, 7), np.float32))
@@ -263,12 +266,14 @@ def test_predictions_need_not_be_contiguous():
     np.testing.assert_array_equal(dy, same)
 
 
+@pytest.mark.parametrize("columns", [3, 65, 20000])
 @pytest.mark.parametrize("loss", [c[0] for c in CASES.values()], ids=CASES)
-def test_nothing_large_is_allocated_after_the_first_call(loss):
+def test_less_than_64_kB_are_allocated_after_the_first_call(loss, columns):
     rng = np.random.default_rng(0)
-    sparse = loss.name.startswith("sparse")
-    y, x = example("labels" if sparse else "soft", (512, 4, 65), rng, np.float32)
-    w, dy = rng.random(512).astype(np.float32), np.empty_like(x)
+    kind = "labels" if loss.name.startswith("sparse") else "soft"
+    rows = 400_000 // columns // 4
+    y, x = example(kind, (rows, 4, columns), rng, np.float32)
+    w, dy = rng.random(rows).astype(np.float32), np.empty_like(x)
     for _ in range(2):
         loss.sum_and_gradient(y, x, w, 1.0, dy)
     tracemalloc.start()
@@ -276,22 +281,7 @@ def test_nothing_large_is_allocated_after_the_first_call(loss):
     loss.sum_and_gradient(y, x, w, 1.0, dy)
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
-    # masks of a block of predictions, and vectors with a number for each of its rows
-    assert peak < 192 << 10 if "probabilities" in repr(loss) else peak < 256 << 10
-
-
-def test_the_hot_path_allocates_less_than_64_kB():
-    loss = Sparse(from_logits=True)
-    for rows, columns in ((4096, 65), (4, 50257), (20000, 3)):
-        x = np.zeros((rows, columns), np.float32)
-        y, dy = np.zeros(rows, np.uint16), np.empty_like(x)
-        loss.sum_and_gradient(y, x, None, 1.0, dy)
-        tracemalloc.start()
-        before = tracemalloc.get_traced_memory()[0]
-        loss.sum_and_gradient(y, x, None, 1.0, dy)
-        peak = tracemalloc.get_traced_memory()[1] - before
-        tracemalloc.stop()
-        assert peak < 64 << 10, (rows, columns)
+    assert peak < 64 << 10, peak
 
 
 # -- fusing and names ------------------------------------------------------------
@@ -405,8 +395,7 @@ def test_good_targets_pass():
             "sparse_categorical_crossentropy",
             np.eye(4),
             (4,),
-            ("targets of shape (samples,)", "shape (samples, 4)", "look one-hot")
-            + ("use categorical_crossentropy",),
+            ("of shape (samples,)", "shape (samples, 4)", "categorical_crossentropy,"),
         ),
         (
             "categorical_crossentropy",

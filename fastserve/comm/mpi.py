@@ -8,6 +8,7 @@ import os
 import pickle
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -25,6 +26,10 @@ from fastserve.comm.base import (
 )
 from fastserve.comm.departures import Departures
 from fastserve.errors import ArgumentError, CommError
+
+# Seconds for the launcher to pass on what this rank has printed; when the job aborts,
+# MPICH's drops what it hasn't read yet.
+_FORWARDED = 0.2
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -112,10 +117,13 @@ class MpiCommunicator(Communicator):
         with self._departures.exchange(dest, source):
             arriving = [self._comm.Irecv(part, source) for part in self._parts(into)]
             leaving = [self._comm.Isend(part, dest) for part in self._parts(out)]
-            statuses = [MPI.Status() for _ in arriving]
-            MPI.Request.Waitall(arriving, statuses)
-            MPI.Request.Waitall(leaving)
-        received = sum([status.Get_count(MPI.BYTE) for status in statuses])
+            received = 0
+            status = MPI.Status()
+            for request in arriving:
+                request.Wait(status)
+                received += status.Get_count(MPI.BYTE)
+            for request in leaving:
+                request.Wait()
         check_received(into.size, received, source)
 
     @_translated
@@ -143,6 +151,7 @@ class MpiCommunicator(Communicator):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
+        time.sleep(_FORWARDED)
         status = status if 0 < status < 256 else 1  # others would read as success
         MPI.COMM_WORLD.Abort(status)
         os._exit(status)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from fastserve.comm.base import Array, Communicator
 from fastserve.comm.ring import PIECE_BYTES, make_scratch, ring_allreduce
-from fastserve.errors import ArgumentError, StateError, UnknownNameError
+from fastserve.errors import ArgumentError, CommError, StateError, UnknownNameError
 
 ALGORITHMS = ("ring", "mpi")
 
@@ -47,6 +47,7 @@ class GradientSync:
     for different buckets. All of them leave in ``finish``; ``ready`` says how many
     could have left before.
 
+    Every rank makes it at the same time, because the ranks compare their buckets first.
     After it is made, it allocates no arrays.
 
     Args:
@@ -77,6 +78,9 @@ class GradientSync:
             parameters = list(store.parameters_of_bucket(index))
             self._bucket_of.update((id(p), index) for p in parameters)
             self._users.append(sum(p.users for p in parameters))
+        lengths = [bucket.size for bucket in self._buckets]
+        layout = (algorithm, segment, str(store.grads.dtype), lengths)
+        _check_same(comm, layout)
         self._store = store  # keeps the parameters, and so their ids, alive
         self._missing = list(self._users)
         self._reported: dict[int, Part] = {}
@@ -127,3 +131,19 @@ class GradientSync:
             f"{verb} alone",
             "call begin, then done for each layer, then finish",
         )
+
+
+def _check_same(comm: Communicator, layout: tuple[object, ...]) -> None:
+    """Raise CommError on every rank if not all of them have the same buckets.
+
+    MPI wouldn't always say so: Open MPI may write behind an array that is too short.
+    """
+    layouts = comm.broadcast_obj(comm.gather_obj(layout))
+    for rank, other in enumerate(layouts):
+        if other != layouts[0]:
+            raise CommError(
+                "expected the same gradients on every rank (algorithm, segment, type, "
+                f"length of each bucket): rank 0 has {layouts[0]}",
+                f"rank {rank} has {other}",
+                "build the same model from the same configuration on every rank",
+            )

@@ -104,7 +104,6 @@ class MultiHeadAttention(Layer):
         return bias
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
-        batch, time = dy.shape[:2]
         dout = self.output.backward(dy, done)
         done(self.output)
         qkv = self.qkv.logits()
@@ -122,7 +121,6 @@ class MultiHeadAttention(Layer):
         dx = self.qkv.backward(dqkv, done)
         done(self.qkv)
         return dx
-
 
 
 class TransformerBlock(Chain):

@@ -46,7 +46,12 @@ class Chain(Layer):
         return x
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
-        for layer in reversed(self.layers):
+        return self._backward(self.layers, dy, done)
+
+    def _backward(self, layers: list[Layer], dy: Any, done: Done) -> Any:
+        for layer in reversed(layers):
+            if dy is None:  # nobody needs the gradient from here on
+                break
             dy = layer.backward(dy, done)
             done(layer)
         return dy
@@ -65,13 +70,10 @@ class Chain(Layer):
     def backward_logits(self, dz: Array, done: Done = nothing) -> Any:
         dy = self.layers[-1].backward_logits(dz, done)
         done(self.layers[-1])
-        for layer in reversed(self.layers[:-1]):
-            dy = layer.backward(dy, done)
-            done(layer)
-        return dy
+        return self._backward(self.layers[:-1], dy, done)
 
     def skip_input_gradient(self) -> None:
-        """Nobody needs the gradient of the chain's input: its first layer saves it."""
+        """Nobody needs the gradient of the chain's input: don't compute it."""
         for layer in self.layers:
             layer.input_gradient = False
             if any(True for _ in layer.parameters()):

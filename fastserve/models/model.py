@@ -11,8 +11,8 @@ import numpy as np
 
 from fastserve import losses, optimizers
 from fastserve import metrics as metric_names
-from fastserve.comm import init, world
-from fastserve.core import Array, Layer, Memory, ParameterStore, Shape
+from fastserve.comm import world
+from fastserve.core import Array, Layer, Memory, Parameter, ParameterStore, Shape
 from fastserve.data.sampler import Sampler
 from fastserve.data.sources import ArraySource, Source, check_input, numeric
 from fastserve.errors import (
@@ -154,7 +154,7 @@ class Model:
                 loss,
                 optimizer,
                 named,
-                init(),
+                world(),
                 self.seed,
                 self.clip_norm,
                 self.options,
@@ -388,17 +388,21 @@ class Model:
 
     def get_weights(self) -> list[Array]:
         """Return copies of all weights in order of execution."""
-        return [p.value.copy() for p in reversed(self.store.parameters)]
+        return [p.value.copy() for p in self._in_order()]
 
     def set_weights(self, weights: Sequence[Array]) -> None:
         """Set all weights, in the order of ``get_weights``."""
-        parameters = list(reversed(self.store.parameters))
+        parameters = self._in_order()
         if len(weights) != len(parameters):
             raise ShapeError(
                 f"set_weights: expected {len(parameters)} arrays", f"{len(weights)}"
             )
         for parameter, value in zip(parameters, weights, strict=True):
             parameter.assign(value)
+
+    def _in_order(self) -> list[Parameter]:
+        self.store  # noqa: B018  raises if the model isn't built
+        return list({id(p): p for p in self.root.parameters()}.values())
 
     def save_weights(self, path: str | Path) -> None:
         """Write the weights as safetensors, under the paths of the parameters."""

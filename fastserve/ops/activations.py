@@ -4,19 +4,21 @@ Each is one of two kinds. Where the derivative follows from the output (relu, ta
 sigmoid, softmax ...), nothing but the output is kept and the input may be overwritten.
 Where it doesn't (gelu, silu ...), forward computes the derivative on the way, while the
 input is in the cache, and ``slope`` keeps it, so that backward is one product.
+
+All of Keras 3 are here with its constants, except glu, whose output has another shape.
+Keras' ``threshold`` has no default arguments; by its name alone it is threshold 0.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fastserve.errors import UnknownNameError
-from fastserve.ops.blocks import FLAT, Array, as_rows, spare
-from fastserve.ops.softmax import softmax, softmax_backward
+from fastserve.ops import piecewise, smooth, softmax
+from fastserve.ops.blocks import FLAT, Array, as_rows
 
 
 @dataclass(frozen=True)
@@ -67,97 +69,53 @@ class Activation:
                 self.gradient(dy[part], saved[part], dx[part])
 
 
-# -- from the output ---------------------------------------------------------------
-
-
-def _linear(z: Array, y: Array) -> None:
+def linear(z: Array, y: Array) -> None:
     np.copyto(y, z)
 
 
-def _linear_gradient(dy: Array, y: Array, dx: Array) -> None:
+def linear_gradient(dy: Array, y: Array, dx: Array) -> None:
     np.copyto(dx, dy)
 
 
-def _relu(z: Array, y: Array) -> None:
-    np.maximum(z, z.dtype.type(0), out=y)
-
-
-def _relu_gradient(dy: Array, y: Array, dx: Array) -> None:
-    np.multiply(dy, y > 0, out=dx)
-
-
-def _sigmoid(z: Array, y: Array) -> None:
-    """1 / (1 + exp(-z)) as (1 + tanh(z / 2)) / 2, which can't overflow."""
-    half = z.dtype.type(0.5)
-    np.multiply(z, half, out=y)
-    np.tanh(y, out=y)
-    np.multiply(y, half, out=y)
-    np.add(y, half, out=y)
-
-
-def _sigmoid_gradient(dy: Array, y: Array, dx: Array) -> None:
-    slope = np.subtract(1, y, out=spare(0, y))
-    np.multiply(slope, y, out=slope)
-    np.multiply(dy, slope, out=dx)
-
-
-def _tanh(z: Array, y: Array) -> None:
-    np.tanh(z, out=y)
-
-
-def _tanh_gradient(dy: Array, y: Array, dx: Array) -> None:
-    slope = np.multiply(y, y, out=spare(0, y))
-    np.subtract(1, slope, out=slope)
-    np.multiply(dy, slope, out=dx)
-
-
-# -- with a slope ------------------------------------------------------------------
-
-_GELU_A = math.sqrt(2 / math.pi)
-_GELU_B = 0.044715
-
-
-def _gelu_tanh_half(z: Array) -> tuple[Array, Array]:
-    """Return (z², h) with h = (1 + tanh(a (z + b z³))) / 2."""
-    kind = z.dtype.type
-    square = np.multiply(z, z, out=spare(0, z))
-    h = np.multiply(square, kind(_GELU_A * _GELU_B), out=spare(1, z))
-    np.add(h, kind(_GELU_A), out=h)
-    np.multiply(h, z, out=h)
-    np.tanh(h, out=h)
-    np.multiply(h, kind(0.5), out=h)
-    np.add(h, kind(0.5), out=h)
-    return square, h
-
-
-def _gelu_tanh(z: Array, y: Array) -> None:
-    """GELU's tanh form (Hendrycks, Gimpel, 2016): z (1 + tanh(a (z + b z³))) / 2."""
-    _, h = _gelu_tanh_half(z)
-    np.multiply(z, h, out=y)
-
-
-def _gelu_tanh_slope(z: Array, y: Array, slope: Array) -> None:
-    """y = z h and y' = h + 2 a (1 + 3 b z²) y (1 - h)."""
-    kind = z.dtype.type
-    square, h = _gelu_tanh_half(z)
-    np.multiply(z, h, out=y)
-    np.multiply(square, kind(6 * _GELU_A * _GELU_B), out=square)
-    np.add(square, kind(2 * _GELU_A), out=square)
-    np.multiply(square, y, out=square)
-    np.add(h, square, out=slope)
-    np.multiply(square, h, out=square)
-    np.subtract(slope, square, out=slope)
-
-
 _ALL = [
-    Activation("linear", _linear, _linear_gradient),
-    Activation("relu", _relu, _relu_gradient),
-    Activation("sigmoid", _sigmoid, _sigmoid_gradient),
-    Activation("tanh", _tanh, _tanh_gradient),
-    Activation("softmax", softmax, softmax_backward, rows=True),
-    Activation("gelu_tanh", _gelu_tanh, value_slope=_gelu_tanh_slope),
+    Activation("linear", linear, linear_gradient),
+    Activation("relu", piecewise.relu, piecewise.relu_gradient),
+    Activation("threshold", piecewise.relu, piecewise.relu_gradient),
+    Activation("relu6", piecewise.relu6, piecewise.relu6_gradient),
+    Activation("leaky_relu", piecewise.leaky_relu, piecewise.leaky_relu_gradient),
+    Activation("hard_sigmoid", piecewise.hard_sigmoid, piecewise.hard_sigmoid_gradient),
+    Activation("hard_tanh", piecewise.hard_tanh, piecewise.hard_tanh_gradient),
+    Activation("hard_shrink", piecewise.hard_shrink, piecewise.shrink_gradient),
+    Activation("soft_shrink", piecewise.soft_shrink, piecewise.shrink_gradient),
+    Activation("sparse_plus", piecewise.sparse_plus, piecewise.sparse_plus_gradient),
+    Activation(
+        "sparse_sigmoid", piecewise.sparse_sigmoid, piecewise.sparse_sigmoid_gradient
+    ),
+    Activation("sigmoid", smooth.sigmoid, smooth.sigmoid_gradient),
+    Activation("tanh", smooth.tanh, smooth.tanh_gradient),
+    Activation("exponential", smooth.exponential, smooth.exponential_gradient),
+    Activation("softplus", smooth.softplus, smooth.softplus_gradient),
+    Activation("log_sigmoid", smooth.log_sigmoid, smooth.log_sigmoid_gradient),
+    Activation("softsign", smooth.softsign, smooth.softsign_gradient),
+    Activation("elu", smooth.elu, smooth.elu_gradient),
+    Activation("celu", smooth.elu, smooth.elu_gradient),
+    Activation("selu", smooth.selu, smooth.selu_gradient),
+    Activation("softmax", softmax.softmax, softmax.softmax_backward, rows=True),
+    Activation(
+        "log_softmax", softmax.log_softmax, softmax.log_softmax_backward, rows=True
+    ),
+    Activation("sparsemax", softmax.sparsemax, softmax.sparsemax_backward, rows=True),
+    Activation("hard_silu", piecewise.hard_silu, value_slope=piecewise.hard_silu_slope),
+    Activation("silu", smooth.silu, value_slope=smooth.silu_slope),
+    Activation("mish", smooth.mish, value_slope=smooth.mish_slope),
+    Activation("tanh_shrink", smooth.tanh_shrink, value_slope=smooth.tanh_shrink_slope),
+    Activation("squareplus", smooth.squareplus, value_slope=smooth.squareplus_slope),
+    Activation("gelu", smooth.gelu, value_slope=smooth.gelu_slope),
+    Activation("gelu_tanh", smooth.gelu_tanh, value_slope=smooth.gelu_tanh_slope),
 ]
 NAMED = {activation.name: activation for activation in _ALL}
+for _alias, _name in (("swish", "silu"), ("hard_swish", "hard_silu")):
+    NAMED[_alias] = replace(NAMED[_name], name=_alias)
 
 
 def get(activation: str | Activation | None) -> Activation:

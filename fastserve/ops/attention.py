@@ -26,8 +26,8 @@ import numpy as np
 from fastserve.ops.blocks import Array, room
 from fastserve.ops.linear import ones
 
-TILE = 64  # queries (forward) or keys (backward) at a time
-WORK = 1 << 16  # elements of a tile's scores over all of its heads: 256 kB of float32
+TILE = 48  # queries (forward) or keys (backward) at a time
+WORK = 1 << 17  # elements of a tile's scores over all of its heads: 512 kB of float32
 MASKED = -1e9  # added to a score: exp gives exactly 0, and never NaN
 LARGE = 80.0  # exp of up to this is finite, and so are sums of it
 TINY = 1e-20  # a sum of exponentials above this has lost nothing to underflow

@@ -1,7 +1,7 @@
 """The affine map of a dense layer, and its gradients.
 
-    y = x W + b          x (N, I), W (I, O), b (O)
-    dW = xᵀ dy,  db = Σ dy,  dx = dy Wᵀ
+y = x W + b          x (N, I), W (I, O), b (O)
+dW = xᵀ dy,  db = Σ dy,  dx = dy Wᵀ
 """
 
 from __future__ import annotations

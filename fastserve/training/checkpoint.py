@@ -14,15 +14,12 @@ is pickled. Only one process may write to a folder; in a job that is rank 0.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
-import os
 import platform
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +31,28 @@ from safetensors.numpy import save_file
 from fastserve import __version__
 from fastserve.core import Array, ParameterStore
 from fastserve.errors import ArgumentError, CheckpointError
+from fastserve.training.files import (
+    clean,
+    discard,
+    put_folder,
+    replace,
+    sync,
+    temporary,
+    write,
+    write_atomically,
+    writing,
+)
+
+__all__ = [
+    "load",
+    "load_newest",
+    "load_weights",
+    "newest",
+    "read_metadata",
+    "save",
+    "save_weights",
+    "write_atomically",
+]
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 LATEST = "latest"
@@ -85,18 +104,17 @@ def save(
     body = _body(step, optimizer, state)
     tensors = {MODEL: _parameters(store), OPTIMIZER: _slots(store, optimizer)}
     target = Path(folder) / f"step-{step:08d}"
-    with _writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _clean(target.parent, rf"{_NAME.pattern}|{LATEST}")
-        with _temporary(target) as temporary:
+    with writing(target):
+        clean(target.parent, rf"{_NAME.pattern}|{LATEST}")
+        with temporary(target) as made:
             for name, views in tensors.items():
-                _write_tensors(temporary / name, views)
-                body["files"][name] = _fingerprint(temporary / name)
-            _write(temporary / STATE, _encode(body))
-            _sync(temporary)
-            _put(temporary, target)
+                _write_tensors(made / name, views)
+                body["files"][name] = _fingerprint(made / name)
+            write(made / STATE, _encode(body))
+            sync(made)
+            put_folder(made, target)
         _read_state(target)
-        _replace(target.parent / LATEST, lambda p: _write(p, f"{target.name}\n"))
+        replace(target.parent / LATEST, lambda p: write(p, f"{target.name}\n"))
         _prune(target, keep)
     return target
 
@@ -179,10 +197,9 @@ def save_weights(
                 "expected metadata of strings", f"{key!r}: {value!r}", "use str()"
             )
     path, views = Path(path), _parameters(store)
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _clean(path.parent, re.escape(path.name))
-        _replace(path, lambda p: _write_tensors(p, views, dict(metadata)))
+    with writing(path):
+        clean(path.parent, re.escape(path.name))
+        replace(path, lambda p: _write_tensors(p, views, dict(metadata)))
 
 
 def load_weights(path: Path, store: ParameterStore) -> dict[str, str]:
@@ -195,6 +212,16 @@ def load_weights(path: Path, store: ParameterStore) -> dict[str, str]:
     with _tensors(path) as file:
         _compare(path, file, views)
         _copy(file, views)
+        return dict(file.metadata() or {})
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a .safetensors file.
+
+    Raises:
+        CheckpointError: there is no such file, or it is damaged.
+    """
+    with _tensors(Path(path)) as file:
         return dict(file.metadata() or {})
 
 
@@ -216,16 +243,18 @@ def _slots(store: ParameterStore, optimizer: OptimizerState) -> Views:
 def _write_tensors(
     path: Path, views: Views, metadata: dict[str, str] | None = None
 ) -> None:
-    save_file(views, path, metadata)
+    try:
+        save_file(views, path, metadata)
+    except SafetensorError as error:  # its way to say that the disk is full
+        raise OSError(str(error)) from error
     # safetensors makes it readable for the owner only; the folder shows the umask
     path.chmod(path.parent.stat().st_mode & 0o666)
-    _sync(path)
+    sync(path)
 
 
 @contextmanager
 def _tensors(path: Path) -> Iterator[Any]:
-    if not path.is_file():  # also keeps away from pipes, which would block
-        raise _damaged(path, "there is no such file")
+    _size(path)
     try:
         file = safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
@@ -312,8 +341,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     The text must be what ``_encode`` gives, so a change of any byte is found.
     """
     file = path / STATE
-    if not file.is_file():
-        raise _damaged(file, "there is no such file")
+    _size(file)
     try:
         text = file.read_bytes().decode()
         body = json.loads(text)
@@ -333,7 +361,9 @@ def _read_state(path: Path) -> dict[str, Any]:
         )
     _check_fields(file, body)
     for name, expected in body["files"].items():
-        _check_size(path / name, expected["bytes"])
+        size = _size(path / name)
+        if size != expected["bytes"]:
+            raise _damaged(path / name, f"{size} bytes instead of {expected['bytes']}")
     return body
 
 
@@ -367,11 +397,17 @@ def _fingerprint(path: Path) -> dict[str, Any]:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def _check_size(path: Path, size: int) -> None:
-    if not path.is_file():
-        raise _damaged(path, "there is no such file")
-    if path.stat().st_size != size:
-        raise _damaged(path, f"{path.stat().st_size} bytes instead of {size}")
+def _size(path: Path) -> int:
+    """Return the size of a file; raise CheckpointError if it isn't one.
+
+    A pipe isn't one: to open it would block.
+    """
+    try:
+        if path.is_file():
+            return path.stat().st_size
+    except OSError as error:
+        raise _damaged(path, str(error)) from error
+    raise _damaged(path, "there is no such file")
 
 
 def _check_fingerprint(path: Path, expected: dict[str, Any]) -> None:
@@ -411,107 +447,13 @@ def _candidates(folder: Path) -> list[Path]:
     return [path for *_, path in sorted(found, reverse=True)]
 
 
-@contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    """Turn errors of the system into a CheckpointError."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"expected to be able to write {target}",
-            str(error),
-            "make room or correct the permissions; what was saved before is intact",
-        ) from error
-
-
-@contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
-    """Make a folder beside ``target``; it is gone at the end, renamed or removed."""
-    path = _temporary_name(target)
-    path.mkdir()
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _temporary_name(target: Path) -> Path:
-    return target.with_name(f".{target.name}.tmp-{os.getpid()}")
-
-
-def _clean(folder: Path, names: str) -> None:
-    """Remove what processes that don't live any more left of ``names``, a pattern."""
-    pattern = re.compile(rf"\.(?:{names})\.tmp-(?P<pid>\d{{1,9}})")
-    for path in folder.iterdir():
-        match = pattern.fullmatch(path.name)
-        if match and not _lives(int(match["pid"])):
-            shutil.rmtree(path)
-
-
-def _lives(pid: int) -> bool:
-    """Return whether another process of this host has the number ``pid``."""
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _put(temporary: Path, target: Path) -> None:
-    """Rename a folder to ``target``; at each moment a complete one can be found."""
-    if target.exists():
-        old = target.with_name(f"{target.name}.old")
-        _discard(old)
-        target.rename(old)
-    temporary.rename(target)
-    _sync(target.parent)
-
-
-def _discard(path: Path) -> None:
-    """Remove a folder, if there is one; it never is half there under its name."""
-    if path.exists():
-        shutil.rmtree(path.rename(_temporary_name(path)))
-
-
 def _prune(target: Path, keep: int) -> None:
     """Remove the earlier checkpoints that are too many, and those that are damaged."""
     room = keep - 1
-    earlier = _candidates(target.parent)
-    for path in earlier[earlier.index(target) + 1 :]:
+    found = _candidates(target.parent)
+    for path in found[found.index(target) + 1 :]:
         replaced = path.name == f"{target.name}.old"
         if room > 0 and not replaced and _complete(path):
             room -= 1
         else:
-            _discard(path)
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` make a file elsewhere, then put it in the place of ``path``."""
-    with _temporary(path) as temporary:
-        write(temporary / path.name)
-        (temporary / path.name).replace(path)
-        _sync(path.parent)
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    except OSError as error:
-        # some network file systems can't do it for folders
-        if error.errno != errno.EINVAL or not path.is_dir():
-            raise
-    finally:
-        os.close(number)
+            discard(path)

@@ -160,9 +160,13 @@ def check_errors(comm: fs.comm.Communicator) -> None:
 
 
 def check_lengths(comm: fs.comm.Communicator) -> None:
-    """Longer or shorter than what arrives: an error, and the next message is whole."""
+    """Longer or shorter than what arrives: an error, and the next message is whole.
+
+    Long messages that are cut off are left out: there Open MPI writes behind the array
+    before it reports the error.
+    """
     left, right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
-    for sent, length in ((10, 9), (10, 11), (300_000, 299_999), (300_000, 300_001)):
+    for sent, length in ((10, 9), (10, 11), (300_000, 300_001)):
         try:
             comm.sendrecv(np.zeros(sent), right, np.zeros(length), left)
         except CommError as error:
@@ -196,6 +200,12 @@ def check_sync(comm: fs.comm.Communicator) -> None:
         tracemalloc.stop()
         assert peak < 16 << 10, f"{peak} bytes were allocated in a step"
         check_same_sum(comm, store.grads, dtype)
+    try:
+        GradientSync(Store("float32"), comm, segment=64 + comm.rank)
+    except CommError as error:
+        assert comm.size > 1 and "rank 1" in error.received
+    else:
+        assert comm.size == 1
 
 
 def check_all() -> None:

