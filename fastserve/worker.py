@@ -84,7 +84,7 @@ def _report(error: BaseException, comm: Communicator, started: list[Path]) -> in
     status = exit_status(error) or 1  # leaving the others alone is a failure too
     if started:
         write_error(started[0], comm, error)
-        log.error("%s", describe_error(error))
+        log.info("%s", describe_error(error))
     elif isinstance(error, FastserveError):
         status = USAGE
     if not started or environment.setting("JOB") is None:
@@ -438,6 +438,6 @@ def evaluate(run: str) -> dict[str, float]:
         )
     model = make_model(job, data.vocab_size, data.train.input_shape)
     load_newest_weights(run_dir, model)
-    compile_model(job, model, 1)
+    compile_model(job, model, total_steps(job, make_sampler(job, data)))
     trainer = model.prepare(data.validation)
     return trainer.evaluate(data.validation, job.train.global_batch)

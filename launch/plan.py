@@ -211,6 +211,8 @@ def _own_variables(
         "FASTSERVE_RUN_DIR": str(run_dir),
         "FASTSERVE_RANKS": str(ranks),
         "FASTSERVE_BIND": "core" if pinned else "none",
+        # Ranks print line by line; unbuffered, they would mix within lines.
+        "PYTHONUNBUFFERED": "",
     }
     if machine.columns:
         variables["FASTSERVE_TERMINAL"] = str(machine.columns)

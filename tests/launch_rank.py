@@ -80,6 +80,7 @@ def main(mode: str) -> None:
     if mode in ("hangs", "stubborn"):
         wait_forever()
     print("at work")
+    time.sleep(0.3)  # Hydra drops what it hasn't read yet when a rank aborts
     if mode == "recorded" and LAST:
         fail(KeyError("the true cause"), 3)
     if mode == "recorded_hang" and LAST:

@@ -70,7 +70,7 @@ def test_open_mpi_golden() -> None:
         "-x BLIS_NUM_THREADS -x FASTSERVE_BIND -x FASTSERVE_JOB -x FASTSERVE_RANKS "
         "-x FASTSERVE_RUN_DIR -x FASTSERVE_TERMINAL -x MKL_NUM_THREADS "
         "-x NUMEXPR_NUM_THREADS -x OMP_NUM_THREADS -x OPENBLAS_CORETYPE "
-        "-x OPENBLAS_NUM_THREADS "
+        "-x OPENBLAS_NUM_THREADS -x PYTHONUNBUFFERED "
         "/env/bin/python -m fastserve /work/job.yaml --set seed=2"
     )
     assert made.environment == {
@@ -80,6 +80,7 @@ def test_open_mpi_golden() -> None:
         "FASTSERVE_JOB": "abc",
         "FASTSERVE_RANKS": "2",
         "FASTSERVE_RUN_DIR": "/work/runs/quick",
+        "PYTHONUNBUFFERED": "",
         "FASTSERVE_TERMINAL": "80",
     }
 
@@ -96,6 +97,7 @@ def test_mpich_golden() -> None:
         "FASTSERVE_JOB": "abc",
         "FASTSERVE_RANKS": "2",
         "FASTSERVE_RUN_DIR": "/work/runs/quick",
+        "PYTHONUNBUFFERED": "",
     }
 
 

@@ -1,0 +1,390 @@
+"""Whole jobs: from a YAML file to a run folder, on one process and under both MPIs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mpi_environments import Started, mpi_command, require, run, variables
+from safetensors.numpy import load_file
+
+from fastserve import worker
+from fastserve.errors import CheckpointError, DataError
+
+JOB = """
+name: tiny
+seed: 1
+model: {type: gpt, n_layer: 2, n_head: 2, n_embd: 16, block_size: 16, dropout: 0.1}
+data: {type: text, source: text.txt, validation_split: 0.2}
+train: {global_batch: 6, steps: 12, eval_every: 5, log_every: 2, clip_norm: 1.0,
+        sample_tokens: 20}
+optimizer: {type: adamw, lr: 3e-3}
+schedule: {type: cosine, warmup_steps: 2}
+checkpoint: {every: 4, keep: 9}
+comm: {check_every: 3}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "job.yaml").write_text(JOB)
+    (tmp_path / "text.txt").write_text("Pack my box with five dozen liquor jugs. " * 90)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rank_program(
+    folder: Path, *arguments: str, **env: str
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fastserve", "job.yaml", *arguments]
+    return run(command, 60, cwd=folder, env=variables(**env))
+
+
+def launch(
+    folder: Path, flavour: str, ranks: int, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``fastserve run`` of an environment, as a user does."""
+    python = str(require(flavour) / "bin" / "python")
+    command = [python, "-m", "launch.cli", "run", "job.yaml", "-n", str(ranks)]
+    env = variables(FASTSERVE_CACHE_DIR=str(folder / "cache"))
+    return run([*command, "--launcher", flavour, *arguments], 90, cwd=folder, env=env)
+
+
+def weights(run_dir: Path, step: int = 12) -> dict[str, np.ndarray]:
+    path = run_dir / f"checkpoints/step-{step:08d}/model.safetensors"
+    found: dict[str, np.ndarray] = load_file(path)
+    return found
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    text = (run_dir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [line.get("loss", line.get("val_loss")) for line in metrics(run_dir)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the job on one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "job.yaml").write_text(JOB)
+    (folder / "text.txt").write_text("Pack my box with five dozen liquor jugs. " * 90)
+    done = rank_program(folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "out.txt").write_text(done.stdout)
+    return folder / "runs/tiny"
+
+
+def test_what_a_run_leaves(alone: Path) -> None:
+    found = {p.relative_to(alone).as_posix() for p in alone.rglob("*") if p.is_file()}
+    steps = {f"checkpoints/step-{s:08d}" for s in (4, 8, 12)}
+    files = {"model.safetensors", "optimizer.safetensors", "state.json"}
+    assert found == {
+        *(f"{step}/{file}" for step in steps for file in files),
+        "checkpoints/latest",
+        "config.yaml",
+        "done.json",
+        "logs/rank-00000.log",
+        "metrics.jsonl",
+        "tokenizer.json",
+    }
+    lines = metrics(alone)
+    assert [line["step"] for line in lines] == [2, 4, 5, 6, 8, 10, 10, 12, 12]
+    assert lines[-1]["val_loss"] < lines[2]["val_loss"]
+    assert {"loss", "grad_norm", "learning_rate", "tokens_per_s"} <= lines[0].keys()
+    assert json.loads((alone / "done.json").read_text())["steps"] == 12
+
+
+def test_what_a_run_shows(alone: Path) -> None:
+    out = (alone.parents[1] / "out.txt").read_text()
+    assert "global 6 = 1 rank x 6 x 1 accumulation" in out
+    assert "step  2/12  loss" in out
+    assert "val_loss" in out
+    assert "2-gram model's" in out
+    assert "sample\n" in out
+    assert "run      runs/tiny" in out
+    assert "\x1b" not in out
+
+
+def test_generate_and_evaluate(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(alone.parents[1])
+    text = worker.generate("runs/tiny", "Pack", 10, seed=3)
+    assert text.startswith("Pack")
+    assert len(text) == 14
+    assert text == worker.generate("runs/tiny", "Pack", 10, seed=3)
+    assert worker.evaluate("runs/tiny")["loss"] == pytest.approx(
+        metrics(alone)[-1]["val_loss"], rel=1e-6
+    )
+    with pytest.raises(DataError) as error:
+        worker.generate("runs/tiny", "Pack Ω", 10)
+    assert "'Ω' at character 5" in str(error.value).replace("position", "character")
+    with pytest.raises(CheckpointError):
+        worker.generate("runs", "Pack", 10)
+
+
+def test_generate_needs_no_text(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(alone.parents[2])
+    assert worker.generate(str(alone), "my", 5).startswith("my")
+
+
+def test_a_new_run_refuses_to_replace_checkpoints(folder: Path) -> None:
+    assert rank_program(folder, "--set", "train.steps=5").returncode == 0
+    before = losses(folder / "runs/tiny")
+    again = rank_program(folder)
+    assert again.returncode == 2
+    assert "--resume auto" in again.stderr
+    assert "Traceback" not in again.stderr
+    assert losses(folder / "runs/tiny") == before
+    assert rank_program(folder, "--overwrite").returncode == 0
+    assert metrics(folder / "runs/tiny")[-1]["step"] == 12
+
+
+@pytest.mark.parametrize("stop", [4, 7])
+def test_resume_goes_on_to_the_same_bits(folder: Path, alone: Path, stop: int) -> None:
+    keys = ["--set", "schedule.decay_steps=12"]
+    first = rank_program(folder, "--set", f"train.steps={stop}", *keys)
+    assert first.returncode == 0, first.stderr
+    second = rank_program(folder, "--resume", "auto", *keys)
+    assert second.returncode == 0, second.stderr
+    assert f"after step {stop}" in second.stdout
+    resumed, whole = weights(folder / "runs/tiny"), weights(alone)
+    assert resumed.keys() == whole.keys()
+    for name in whole:
+        np.testing.assert_array_equal(resumed[name], whole[name], err_msg=name)
+    tail = [line["step"] for line in metrics(folder / "runs/tiny")]
+    assert tail == sorted(tail)
+    assert tail.count(12) == 2
+
+
+def test_sigterm_saves_and_says_so(folder: Path) -> None:
+    command = [sys.executable, "-m", "fastserve", "job.yaml"]
+    more = ["--set", "train.steps=100000", "--set", "checkpoint.every=100000"]
+    with Started([*command, *more], cwd=folder) as started:
+        path = folder / "runs/tiny/metrics.jsonl"
+        limit = time.monotonic() + 30
+        while not path.exists() and time.monotonic() < limit:
+            time.sleep(0.05)
+        started.process.terminate()
+        done = started.finish(30)
+    assert done.returncode == 75
+    assert "--resume auto goes on" in done.stdout
+    steps = sorted((folder / "runs/tiny/checkpoints").glob("step-*"))
+    assert len(steps) == 1
+
+
+BAD_JOBS = [
+    ("data.source=nowhere.txt", "nowhere.txt"),
+    ("data.source=short.txt", "short.txt"),
+    ("data.source=latin.txt", "UTF-8"),
+    ("model.n_head=3", "n_head"),
+    ("train.stepz=3", "did you mean 'steps'"),
+    ("model.block_size=4000", "block"),
+]
+
+
+@pytest.mark.parametrize(("override", "part"), BAD_JOBS)
+def test_a_bad_job_leaves_nothing(folder: Path, override: str, part: str) -> None:
+    (folder / "short.txt").write_text("short")
+    (folder / "latin.txt").write_bytes(b"caf\xe9 " * 200)
+    done = rank_program(folder, "--set", override)
+    assert done.returncode == 2
+    assert part in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "runs").exists()
+
+
+def test_a_sequential_job_from_arrays(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((90, 6))
+    y = (x @ rng.standard_normal((6, 3))).argmax(axis=1)
+    np.savez(folder / "data.npz", x_train=x, y_train=y)
+    (folder / "job.yaml").write_text(
+        """
+name: table
+model:
+  type: sequential
+  layers: [{Dense: {units: 16, activation: relu}}, {Dense: {units: 3, activation: softmax}}]
+  loss: categorical_crossentropy
+  metrics: [accuracy]
+data: {type: arrays, file: data.npz, one_hot: 3, validation_split: 0.2}
+train: {global_batch: 10, epochs: 30}
+optimizer: {type: adam, lr: 0.01}
+"""
+    )
+    done = rank_program(folder)
+    assert done.returncode == 0, done.stderr
+    assert metrics(folder / "runs/table")[-1]["val_accuracy"] > 0.8
+    assert worker.evaluate("runs/table")["accuracy"] > 0.8
+    with pytest.raises(CheckpointError) as error:
+        worker.generate("runs/table", "a", 3)
+    assert "language model" in str(error.value)
+
+
+PYTHON_JOB = """
+name: own
+model: {type: python, file: own.py}
+data: {type: python, file: own.py, arguments: {rows: 40}}
+train: {global_batch: 10, epochs: 2}
+"""
+OWN = """
+import numpy as np, fastserve as fs
+def make_data(rows):
+    x = np.random.default_rng(0).standard_normal((rows, 3))
+    return (x, x.sum(axis=1, keepdims=True)), None
+def make_model():
+    model = fs.models.Sequential([fs.layers.Dense(1)])
+    model.compile(loss="mse")
+    return model
+"""
+
+
+def test_a_job_of_the_users_own_functions(folder: Path) -> None:
+    (folder / "job.yaml").write_text(PYTHON_JOB)
+    (folder / "own.py").write_text(OWN)
+    done = rank_program(folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "own.py").write_text(OWN.replace("def make_data", "def other"))
+    done = rank_program(folder, "--overwrite")
+    assert done.returncode == 2
+    assert "make_data" in done.stderr
+
+
+# -- under MPI -------------------------------------------------------------------------
+
+both = pytest.mark.parametrize("flavour", ["openmpi", "mpich"])
+
+
+@pytest.mark.mpi
+@both
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_ranks_train_the_same(
+    flavour: str, ranks: int, folder: Path, alone: Path
+) -> None:
+    done = launch(folder, flavour, ranks)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("sample\n") == 1
+    run_dir = folder / "runs/tiny"
+    np.testing.assert_allclose(losses(run_dir), losses(alone), rtol=2e-4)
+    record = json.loads((run_dir / "done.json").read_text())
+    assert record["ranks"] == ranks
+
+
+@pytest.mark.mpi
+@both
+def test_mpirun_without_the_launcher(flavour: str, folder: Path, alone: Path) -> None:
+    done = run(
+        mpi_command(flavour, 2, "-m", "fastserve", "job.yaml"), 90, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(losses(folder / "runs/tiny"), losses(alone), rtol=2e-4)
+
+
+@pytest.mark.mpi
+@both
+def test_resume_on_another_number_of_ranks(
+    flavour: str, folder: Path, alone: Path
+) -> None:
+    keys = ["--set", "schedule.decay_steps=12"]
+    assert launch(folder, flavour, 3, "--set", "train.steps=7", *keys).returncode == 0
+    done = launch(folder, flavour, 2, "--resume", "auto", *keys)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(
+        losses(folder / "runs/tiny")[-1], losses(alone)[-1], rtol=2e-4
+    )
+
+
+FAILING = """
+import numpy as np, os, signal, sys, time, fastserve as fs
+class Bad(fs.layers.Layer):
+    n = 0
+    def forward(self, x, training=False):
+        Bad.n += 1
+        if Bad.n == 3 and fs.world().rank == 1:
+            HOW
+        return x
+    def backward(self, dy, done=None):
+        return dy
+def make_data():
+    x = np.random.default_rng(0).standard_normal((400, 3))
+    return (x, x.sum(axis=1, keepdims=True)), None
+def make_model():
+    model = fs.models.Sequential([fs.layers.Dense(1), Bad()])
+    model.compile(loss="mse")
+    return model
+"""
+FAILING_JOB = PYTHON_JOB.replace(", arguments: {rows: 40}", "").replace("own.py", "bad.py")
+FAILURES = [
+    ("raise RuntimeError('boom on purpose')", "RuntimeError: boom on purpose", 1),
+    ("sys.exit(3)", "", 3),
+    ("os._exit(4)", "", None),
+    ("os.kill(os.getpid(), signal.SIGKILL)", "", None),
+]
+
+
+@pytest.mark.mpi
+@both
+@pytest.mark.parametrize(("how", "text", "status"), FAILURES)
+def test_a_failing_rank_ends_the_job(
+    flavour: str, how: str, text: str, status: int | None, folder: Path
+) -> None:
+    (folder / "job.yaml").write_text(FAILING_JOB)
+    (folder / "bad.py").write_text(FAILING.replace("HOW", how))
+    start = time.monotonic()
+    done = launch(folder, flavour, 3)
+    assert time.monotonic() - start < 20  # the start included
+    assert done.returncode != 0
+    if status is not None:
+        assert done.returncode == status
+    assert "MPI_ABORT was invoked" not in done.stderr or not text
+    if text:
+        assert done.stderr.count("boom on purpose") == 2  # raised here, and said
+        assert "rank 1" in done.stderr
+
+
+@pytest.mark.mpi
+@both
+def test_a_bad_job_is_said_once_under_mpi(flavour: str, folder: Path) -> None:
+    (folder / "short.txt").write_text("short")
+    done = launch(folder, flavour, 3, "--set", "data.source=short.txt")
+    assert done.returncode == 2
+    assert done.stderr.count("expected a text") == 1
+    assert "Traceback" not in done.stderr
+    assert not (folder / "runs").exists()
+
+
+def test_one_rank_loads_no_mpi(folder: Path) -> None:
+    code = (
+        "import sys; from fastserve.worker import main; "
+        "status = main(['job.yaml', '--set', 'train.steps=2']); "
+        "assert not [m for m in sys.modules if m.startswith('mpi4py')]; sys.exit(status)"
+    )
+    done = run([sys.executable, "-c", code], 60, cwd=folder, env=variables())
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.mpi
+@both
+def test_silent_worlds_of_one_are_refused(flavour: str, folder: Path) -> None:
+    """Ranks that the launcher of another MPI started don't see each other."""
+    done = rank_program(folder, FASTSERVE_RANKS="2")
+    assert done.returncode == 2
+    assert "2 ranks" in done.stderr
+    assert not (folder / "runs").exists()
+    other = {"openmpi": "mpich", "mpich": "openmpi"}[flavour]
+    command = mpi_command(other, 2, "-m", "fastserve", "job.yaml")
+    command[command.index(str(require(other) / "bin" / "python"))] = str(
+        require(flavour) / "bin" / "python"
+    )
+    done = run(command, 60, cwd=folder, env=variables())
+    assert done.returncode != 0
+    assert not (folder / "runs").exists()
+
+
