@@ -726,7 +726,7 @@ def test_weights_round_trip_with_metadata(tmp_path: Path) -> None:
 
 def test_weights_of_another_program(tmp_path: Path) -> None:
     store, _ = make(1)
-    arrays = {p.path: np.asarray(p.value * 2) for p in store.parameters}
+    arrays = {p.path: np.asarray(p.value * 2, np.float32) for p in store.parameters}
     save_file(arrays, tmp_path / "w.safetensors")
     other, _ = make(2)
     checkpoint.load_weights(tmp_path / "w.safetensors", other)

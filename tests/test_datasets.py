@@ -103,9 +103,10 @@ LINE = b",".join([b"7"] * 785) + b"\n"
         (gzip.compress((b"300," + LINE[2:]) * 5000), "300"),
         (gzip.compress((b"x," + LINE[2:]) * 5000), "'x'"),
         (gzip.compress((b"\xff," + LINE[2:]) * 5000), "ascii"),
-        (gzip.compress((LINE[:-2] + b"10\n") * 5000), "labels up to 10"),
+        (gzip.compress((LINE[:-2] + b"10\n") * 5000), "a label of 10"),
         (gzip.compress((LINE[:-2] + b"-1\n") * 5000), "'-1'"),
-        (gzip.compress(b""), r"shape \(1, 1\)"),
+        (gzip.compress(b""), r"shape \(0,\)"),
+        (gzip.compress(b"\n" * 5000), r"shape \(0,\)"),
     ],
 )
 def test_damaged_digits(nowhere: Path, data: bytes, named: str) -> None:

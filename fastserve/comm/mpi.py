@@ -27,8 +27,9 @@ from fastserve.comm.base import (
 from fastserve.comm.departures import Departures
 from fastserve.errors import ArgumentError, CommError
 
-# Seconds for the launcher to pass on what this rank has printed; when the job aborts,
-# MPICH's drops what it hasn't read yet.
+# Seconds for the launcher to pass on what this rank has printed. MPICH's lost the
+# message in 2 of 441 aborts without this pause and in 0 of 441 with it: too rare to
+# prove that the pause is what helps.
 _FORWARDED = 0.2
 
 P = ParamSpec("P")

@@ -9,17 +9,21 @@ import numpy as np
 from fastserve.comm.base import Array, Communicator, summable
 from fastserve.errors import ShapeError
 
-# Time of the native collective / time of the ring, benchmarks/allreduce.py, float32,
-# one host with 2 cores (3 ranks: more ranks than cores):
-#                      64 kB  256 kB  512 kB  1 MB  2 MB  4 MB  16 MB  43 MB
-#   Open MPI, 2 ranks   0.50    0.66    0.78  0.86  0.95  0.99   1.02    3.6
-#   MPICH, 2 ranks      0.58    0.81    0.96  1.06  1.06  1.20   1.28    4.1
-#   Open MPI, 3 ranks   0.48    0.82       -  1.30     -  1.69   1.37    3.8
-#   MPICH, 3 ranks      0.45    0.90       -  0.95     -  1.96   2.32    6.8
-# Open MPI with 2 ranks gains until 4 MB, the others lose from 1 MB on.
+# Time of the native collective / time of the ring, benchmarks/allreduce.py, float32, one
+# host of 2 cores that had other work too. 2 ranks: the middle of three runs; 3 ranks,
+# more than there are cores: one run. At 43 MB the runs with 2 ranks gave 2.5 to 4.2.
+#                      64 kB  256 kB  512 kB  1 MB  2 MB  4 MB
+#   Open MPI, 2 ranks   0.55    0.70    0.80  0.87  0.89  0.87
+#   MPICH, 2 ranks      0.65    0.85    0.98  1.07  1.07  1.12
+#   Open MPI, 3 ranks   0.48    0.82       -  1.30     -  1.69
+#   MPICH, 3 ranks      0.45    0.90       -  0.95     -  1.96
+# One number for both: Open MPI with 2 ranks would gain from a larger one, the others
+# would lose. Not measured between hosts.
 CROSSOVER_BYTES = 1 << 20
-# An addition that finds its operand in the cache: 43 MB between 2 ranks took 5.0 ms in
-# pieces of 256 kB, 4.9 of 512 kB, 4.6 of 1 MB, 3.9 of 2 MB and 4.9 of 4 MB.
+# The addition shall find what arrived in the cache. Best of 15 on an idle host, 43 MB
+# between 2 ranks, a plain version of this loop with Open MPI / MPICH: pieces of 64 kB
+# 5.3 / 5.7 ms, 128 kB 4.5 / 4.3, 256 kB 4.2 / 4.5; 512 kB to 4 MB 3.8 to 4.2 in no
+# clear order.
 PIECE_BYTES = 2 << 20
 
 

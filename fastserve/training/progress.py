@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import Any
 
-from fastserve.environment import setting
+from fastserve.environment import expected_ranks, setting
 from fastserve.training.callbacks import Callback, Logs
 
 REDRAWS = 8  # a second
@@ -15,15 +16,13 @@ REDRAWS = 8  # a second
 def terminal_width() -> int | None:
     """Return the columns of the terminal that standard output ends in, or None.
 
-    Under an MPI launcher output passes through pipes; FASTSERVE_TERMINAL then says
-    what is at the end.
+    Under an MPI launcher output passes through pipes, or through a terminal of the
+    launcher's own; FASTSERVE_TERMINAL then says what is at the end.
     """
     columns = setting("TERMINAL")
     if columns is not None:
-        return int(columns) if columns.isdigit() and int(columns) > 0 else None
-    if sys.stdout.isatty():
-        import shutil
-
+        return int(columns) if columns.isdecimal() and int(columns) > 0 else None
+    if expected_ranks().launcher == "none" and sys.stdout.isatty():
         return shutil.get_terminal_size().columns
     return None
 
