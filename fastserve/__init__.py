@@ -12,42 +12,56 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_MODULES = (
-    "callbacks comm config data datasets errors initializers layers losses metrics "
-    "models optimizers schedules training"
-).split()
-_NAMES = {
-    "Input": "fastserve.layers",
-    "Sequential": "fastserve.models",
-    "init": "fastserve.comm",
-    "world": "fastserve.comm",
-}
-_ALIASES = {
+# what ``fs.NAME`` is: a module, or with a colon something in a module
+_LAZY = {
     "callbacks": "fastserve.training.callbacks",
+    "comm": "fastserve.comm",
+    "config": "fastserve.config",
+    "data": "fastserve.data",
     "datasets": "fastserve.data.datasets",
+    "errors": "fastserve.errors",
+    "init": "fastserve.comm:init",
     "initializers": "fastserve.core.initializers",
+    "Input": "fastserve.layers:Input",
+    "layers": "fastserve.layers",
+    "losses": "fastserve.losses",
+    "metrics": "fastserve.metrics",
+    "models": "fastserve.models",
+    "optimizers": "fastserve.optimizers",
+    "schedules": "fastserve.schedules",
+    "Sequential": "fastserve.models:Sequential",
+    "training": "fastserve.training",
+    "world": "fastserve.comm:world",
 }
 
 if TYPE_CHECKING:
-    from . import comm, config, data, errors, layers, losses, metrics, models
-    from . import optimizers, schedules, training
-    from .comm import init, world
-    from .core import initializers
-    from .data import datasets
-    from .layers import Input
-    from .models import Sequential
-    from .training import callbacks
-
-__all__ = ["__version__", *_MODULES, *_NAMES]
+    from . import comm as comm
+    from . import config as config
+    from . import data as data
+    from . import errors as errors
+    from . import layers as layers
+    from . import losses as losses
+    from . import metrics as metrics
+    from . import models as models
+    from . import optimizers as optimizers
+    from . import schedules as schedules
+    from . import training as training
+    from .comm.world import init as init
+    from .comm.world import world as world
+    from .core import initializers as initializers
+    from .data import datasets as datasets
+    from .layers import Input as Input
+    from .models import Sequential as Sequential
+    from .training import callbacks as callbacks
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
-    if name in _MODULES:
-        return importlib.import_module(_ALIASES.get(name, f"fastserve.{name}"))
-    raise AttributeError(f"module 'fastserve' has no attribute {name!r}")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fastserve' has no attribute {name!r}")
+    module, _, attribute = _LAZY[name].partition(":")
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(["__version__", *_LAZY])

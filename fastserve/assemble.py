@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastserve import config, optimizers, schedules
+from fastserve.config import schema
 from fastserve.core import Array
 from fastserve.data.sampler import Sampler
 from fastserve.data.sources import ArraySource, Source, TokenSource, open_tokens
@@ -47,39 +47,31 @@ class Data:
 
 def make_data(job: config.Job) -> Data:
     """Read the job's data. Raises DataError if it can't be used."""
-    kinds: dict[str, Callable[[config.Job], Data]] = {
-        "text": _text,
-        "tokens": _tokens,
-        "arrays": _arrays,
-        "python": _python_data,
-    }
-    return kinds[job.data.type](job)
+    data = job.data
+    if isinstance(data, schema.ArraysData):
+        return _arrays(data)
+    if isinstance(data, schema.PythonData):
+        return _python_data(data)
+    assert isinstance(job.model, schema.GptModel)  # config pairs gpt with these
+    block = job.model.block_size
+    if isinstance(data, schema.TextData):
+        return _text(data, block, job.seed)
+    return _tokens(data, block, job.seed)
 
 
-def _block_size(job: config.Job) -> int:
-    if job.model.type != "gpt":
-        raise DataError(
-            f"expected model.type gpt for data.type {job.data.type}",
-            job.model.type,
-            "use data.type arrays or python with other models",
-        )
-    return job.model.block_size
-
-
-def _text(job: config.Job) -> Data:
-    block = _block_size(job)
-    text = load_text(job.data.source)
+def _text(data: schema.TextData, block: int, seed: int) -> Data:
+    text = load_text(data.source)
     tokenizer: CharTokenizer | ByteTokenizer = (
-        ByteTokenizer() if job.data.tokenizer == "byte" else CharTokenizer.train(text)
+        ByteTokenizer() if data.tokenizer == "byte" else CharTokenizer.train(text)
     )
-    train, validation = split(tokenizer.encode(text), job.data.validation_split)
-    unit = {"byte": "bytes", "char": "characters"}[job.data.tokenizer]
+    train, validation = split(tokenizer.encode(text), data.validation_split)
+    unit = {"byte": "bytes", "char": "characters"}[data.tokenizer]
     summary = (
-        f"{job.data.source}, {len(train) + len(validation):,} {unit}, "
+        f"{data.source}, {len(train) + len(validation):,} {unit}, "
         f"{tokenizer.vocab_size} different, the last {len(validation):,} to validate"
     )
     return Data(
-        TokenSource(train, block, job.seed),
+        TokenSource(train, block, seed),
         TokenSource(validation, block, shift=False) if len(validation) else None,
         summary,
         tokenizer.vocab_size,
@@ -88,31 +80,30 @@ def _text(job: config.Job) -> Data:
     )
 
 
-def _tokens(job: config.Job) -> Data:
-    block = _block_size(job)
-    vocabulary = job.data.vocab_size
-    train = open_tokens(job.data.train, vocabulary)
+def _tokens(data: schema.TokensData, block: int, seed: int) -> Data:
+    vocabulary = data.vocab_size
+    train = open_tokens(data.train, vocabulary)
     validation = None
-    if job.data.validation is not None:
-        validation = open_tokens(job.data.validation, vocabulary)
+    if data.validation is not None:
+        validation = open_tokens(data.validation, vocabulary)
     return Data(
-        TokenSource(train, block, job.seed),
+        TokenSource(train, block, seed),
         None if validation is None else TokenSource(validation, block, shift=False),
-        f"{job.data.train}, {len(train):,} tokens, vocabulary of {vocabulary:,}",
+        f"{data.train}, {len(train):,} tokens, vocabulary of {vocabulary:,}",
         vocabulary,
     )
 
 
-def _arrays(job: config.Job) -> Data:
-    arrays = _load_npz(Path(job.data.file))
-    train = _pair(job, arrays, "train")
-    validation = _pair(job, arrays, "val") if "x_val" in arrays else None
-    if validation is None and job.data.validation_split > 0:
-        cut = int(train.samples * (1 - job.data.validation_split))
+def _arrays(data: schema.ArraysData) -> Data:
+    arrays = _load_npz(Path(data.file))
+    train = _pair(data, arrays, "train")
+    validation = _pair(data, arrays, "val") if "x_val" in arrays else None
+    if validation is None and data.validation_split > 0:
+        cut = int(train.samples * (1 - data.validation_split))
         validation = ArraySource(train.x[cut:], train.y[cut:])
         train = ArraySource(train.x[:cut], train.y[:cut])
     held = f", {validation.samples:,} to validate" if validation else ""
-    return Data(train, validation, f"{job.data.file}, {train.samples:,} samples{held}")
+    return Data(train, validation, f"{data.file}, {train.samples:,} samples{held}")
 
 
 def _load_npz(path: Path) -> dict[str, Array]:
@@ -127,18 +118,18 @@ def _load_npz(path: Path) -> dict[str, Array]:
         ) from None
 
 
-def _pair(job: config.Job, arrays: dict[str, Array], part: str) -> ArraySource:
+def _pair(data: schema.ArraysData, arrays: dict[str, Array], part: str) -> ArraySource:
     for name in (f"x_{part}", f"y_{part}"):
         if name not in arrays:
             raise DataError(
-                f"{job.data.file}: expected an array {name}",
+                f"{data.file}: expected an array {name}",
                 f"{', '.join(sorted(arrays)) or 'nothing'}",
                 "write it with numpy.savez(path, x_train=..., y_train=...)",
             )
     x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-    if job.data.scale != 1.0:
-        x = x * np.float32(job.data.scale)
-    classes = job.data.one_hot
+    if data.scale != 1.0:
+        x = x * np.float32(data.scale)
+    classes = data.one_hot
     if classes is not None:
         if y.ndim != 1 or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= classes:
             raise DataError(
@@ -151,8 +142,8 @@ def _pair(job: config.Job, arrays: dict[str, Array], part: str) -> ArraySource:
     return ArraySource(x, y)
 
 
-def _python_data(job: config.Job) -> Data:
-    made = call_function(job.data.file, job.data.function, job.data.arguments)
+def _python_data(data: schema.PythonData) -> Data:
+    made = call_function(data.file, data.function, data.arguments)
     parts = made if isinstance(made, tuple) else (made, None)
     sources = [
         part if part is None or isinstance(part, Source) else ArraySource(*part)
@@ -160,13 +151,13 @@ def _python_data(job: config.Job) -> Data:
     ]
     if len(sources) != 2 or sources[0] is None:
         raise DataError(
-            f"{job.data.file}: expected {job.data.function} to return (train, "
+            f"{data.file}: expected {data.function} to return (train, "
             "validation), each (x, y), a Source, or None for no validation",
             f"{type(made).__name__}",
             "change the function",
         )
     train = sources[0]
-    return Data(train, sources[1], f"{job.data.file}, {train.samples:,} samples")
+    return Data(train, sources[1], f"{data.file}, {train.samples:,} samples")
 
 
 def call_function(file: str, function: str, arguments: dict[str, Any]) -> Any:
@@ -193,7 +184,7 @@ def make_model(
     ``vocab_size`` is needed for a gpt, ``input_shape`` (of one sample) for others.
     """
     m = job.model
-    if m.type == "gpt":
+    if isinstance(m, schema.GptModel):
         assert vocab_size is not None  # config pairs gpt with text and tokens
         return GPT(
             vocab_size,
@@ -204,7 +195,7 @@ def make_model(
             m.dropout,
             job.seed,
         )
-    if m.type == "sequential":
+    if isinstance(m, schema.SequentialModel):
         model = Sequential(seed=job.seed)
         for entry in m.layers:
             ((name, arguments),) = entry.items()
@@ -244,15 +235,16 @@ def total_steps(job: config.Job, sampler: Sampler) -> int:
 def compile_model(job: config.Job, model: Model, steps: int) -> None:
     """Give the model the job's optimizer, schedule, loss and options."""
     optimizer = _optimizer(job, steps)
-    if job.model.type == "gpt":
+    m = job.model
+    if isinstance(m, schema.GptModel):
         model.compile(optimizer)
-    elif job.model.type == "sequential":
-        model.compile(optimizer, job.model.loss, job.model.metrics)
+    elif isinstance(m, schema.SequentialModel):
+        model.compile(optimizer, m.loss, m.metrics)
     elif model.loss is not None:
         model.compile(optimizer, model.loss, model.metrics)
     else:
         raise ShapeError(
-            f"{job.model.file}: expected a compiled model",
+            f"{m.file}: expected a compiled model",
             "a model without a loss",
             "call model.compile(loss=...) in the function",
         )
@@ -265,14 +257,12 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
 def _optimizer(job: config.Job, steps: int) -> optimizers.Optimizer:
     o, s = job.optimizer, job.schedule
     rate = schedules.from_config(lr=o.lr, steps=steps, **s.model_dump())
-    if o.type == "sgd":
-        return optimizers.SGD(
-            rate, o.momentum, o.nesterov, weight_decay=o.weight_decay
-        )
-    if o.type == "rmsprop":
+    if isinstance(o, schema.Sgd):
+        return optimizers.SGD(rate, o.momentum, o.nesterov, weight_decay=o.weight_decay)
+    if isinstance(o, schema.RmsProp):
         return optimizers.RMSprop(rate, o.rho, o.momentum, o.eps)
     beta_1, beta_2 = o.betas
-    if o.type == "adam":
+    if isinstance(o, schema.Adam):
         return optimizers.Adam(rate, beta_1, beta_2, o.eps)
     return optimizers.AdamW(
         rate, weight_decay=o.weight_decay, beta_1=beta_1, beta_2=beta_2, epsilon=o.eps

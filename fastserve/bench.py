@@ -16,11 +16,17 @@ from typing import Any
 import numpy as np
 
 from fastserve.core import Array
-from fastserve.data.sources import Batch
+from fastserve.data.sources import Batch, Source
 from fastserve.models import GPT
 from fastserve.optimizers import AdamW
 
-SHAPE = {"vocab_size": 65, "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384}
+SHAPE: dict[str, Any] = {
+    "vocab_size": 65,
+    "block_size": 256,
+    "n_layer": 6,
+    "n_head": 6,
+    "n_embd": 384,
+}
 INSTALL = "to compare with PyTorch: pip install torch"
 
 
@@ -50,7 +56,7 @@ def step(json: bool = False, repeats: int = 5, batch: int = 16) -> dict[str, Any
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, SHAPE["vocab_size"], (batch, SHAPE["block_size"] + 1))
     x, y = np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
-    model = GPT(**SHAPE, seed=1)
+    model = GPT(seed=1, **SHAPE)
     model.compile(AdamW(1e-4, weight_decay=0.1, beta_2=0.95))
     sides: dict[str, Callable[[], float]] = {}
     torch_step = _torch_step(model, x, y)  # takes the weights as they are now
@@ -76,11 +82,15 @@ def _our_step(model: GPT, x: Array, y: Array) -> Callable[[], float]:
     return lambda: trainer.train_batch(batch, mine, len(x), 0).loss
 
 
-class _One:
+class _One(Source):
     """A source of one batch, always the same."""
 
     def __init__(self, batch: Batch) -> None:
-        self._batch = batch
+        self._batch, self.samples = batch, len(batch.x)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self._batch.x.shape[1:]
 
     def batch(self, rows: Array, epochs: Array) -> Batch:
         return self._batch
@@ -124,7 +134,7 @@ def _torch_gpt(torch: Any, model: GPT) -> Any:
     nn, functional = torch.nn, torch.nn.functional
     heads = SHAPE["n_head"]
 
-    class Block(nn.Module):  # type: ignore[misc, name-defined]
+    class Block(nn.Module):  # type: ignore[name-defined]
         def __init__(self, width: int) -> None:
             super().__init__()
             self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -142,7 +152,7 @@ def _torch_gpt(torch: Any, model: GPT) -> Any:
             hidden = functional.gelu(self.expand(self.norm_2(x)), approximate="tanh")
             return x + self.contract(hidden)
 
-    class Net(nn.Module):  # type: ignore[misc, name-defined]
+    class Net(nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             width = SHAPE["n_embd"]

@@ -6,13 +6,13 @@ nothing of fastserve can catch it::
 
     FastserveError
     ├── ConfigError        (ValueError)    the job's YAML, all of its faults at once
-    ├── UnknownNameError   (ValueError)    a layer, optimizer, loss ... that doesn't exist
+    ├── UnknownNameError   (ValueError)    a layer, loss ... that doesn't exist
     ├── ArgumentError      (ValueError)    an argument outside of its range
     ├── ShapeError         (ValueError)    an array or layer of the wrong shape or type
     ├── DataError          (ValueError)    a data set that can't be read or used
     ├── StateError         (RuntimeError)  a model that isn't built or compiled yet
-    ├── NonFiniteError     (FloatingPointError)  a loss or gradient that is NaN or infinite
-    ├── CheckpointError    (RuntimeError)  a run or checkpoint that can't be written or read
+    ├── NonFiniteError     (FloatingPointError)  a loss that is NaN or infinite
+    ├── CheckpointError    (RuntimeError)  a run that can't be written or read
     ├── CommError          (RuntimeError)  ranks that can't talk or don't agree
     └── LaunchError        (RuntimeError)  a job that can't be started
 """

@@ -113,7 +113,8 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     level = 1  # a bar on a terminal, else a line every log_every steps
     progress = Progress(level, job.train.log_every, whole=True)
     schedule = Schedule(
-        job.train.eval_every or (sampler.steps_per_epoch if job.train.epochs else steps),
+        job.train.eval_every
+        or (sampler.steps_per_epoch if job.train.epochs else steps),
         steps,
         first,
     )
@@ -149,9 +150,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     return 0
 
 
-def _agree(
-    options: argparse.Namespace, comm: Communicator
-) -> tuple[config.Job, Path]:
+def _agree(options: argparse.Namespace, comm: Communicator) -> tuple[config.Job, Path]:
     """Return the job and its run folder; rank 0 reads and decides, all take it over.
 
     Raises CheckpointError if the folder holds checkpoints that a new run would lose.
@@ -215,7 +214,7 @@ def _load(
             raise CheckpointError(
                 "--resume: expected a run folder or a checkpoint",
                 str(source),
-                "give a folder such as runs/NAME or runs/NAME/checkpoints/step-00000200",
+                "give a folder: runs/NAME or runs/NAME/checkpoints/step-00000200",
             )
     step, totals = comm.broadcast_obj(
         (trainer.optimizer.step, state["totals"]) if state else (0, None)
@@ -309,7 +308,9 @@ def _split(job: config.Job, comm: Communicator) -> str:
     micro = min(job.train.micro_batch or rows, rows)
     ranks = f"{size} rank{'s' if size > 1 else ''}"
     uneven = "up to " if total % size or rows % micro else ""
-    return f"global {total} = {ranks} x {uneven}{micro} x {-(-rows // micro)} accumulation"
+    return (
+        f"global {total} = {ranks} x {uneven}{micro} x {-(-rows // micro)} accumulation"
+    )
 
 
 def _compute() -> str:

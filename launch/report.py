@@ -33,7 +33,7 @@ def environment_report() -> str:
 
 def _blas() -> list[tuple[str, str]]:
     import numpy  # noqa: F401  its BLAS is found among the loaded libraries
-    from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_info
 
     libraries = [info for info in threadpool_info() if info["user_api"] == "blas"]
     if not libraries:

@@ -39,7 +39,9 @@ def test_weights_follow_gpt2() -> None:
     assert model.store.parameters[-1].path == "tokens.embeddings"
 
 
-@pytest.mark.parametrize(("ranks", "micro_batch"), [(2, None), (3, None), (1, 3), (2, 2)])
+@pytest.mark.parametrize(
+    ("ranks", "micro_batch"), [(2, None), (3, None), (1, 3), (2, 2)]
+)
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_splits_of_the_batch_agree(
     ranks: int, micro_batch: int | None, dropout: float
@@ -109,7 +111,9 @@ def test_choose_follows_the_probabilities() -> None:
         drawn = [choose(logits, *options, rng) for _ in range(4000)]
         return np.bincount(drawn, minlength=4) / 4000
 
-    np.testing.assert_allclose(shares(1.0, None, None), [0.5, 0.3, 0.15, 0.05], atol=0.03)
+    np.testing.assert_allclose(
+        shares(1.0, None, None), [0.5, 0.3, 0.15, 0.05], atol=0.03
+    )
     np.testing.assert_allclose(shares(1.0, 2, None), [0.625, 0.375, 0, 0], atol=0.03)
     np.testing.assert_allclose(shares(1.0, None, 0.75), [0.625, 0.375, 0, 0], atol=0.03)
     cold = np.array([0.5, 0.3, 0.15, 0.05]) ** 2

@@ -41,7 +41,9 @@ def imports(path: Path, top_level_only: bool = False) -> set[str]:
     tree = ast.parse(path.read_text("utf-8"))
     package = ".".join(path.relative_to(ROOT).with_suffix("").parts[:-1])
     skipped = [
-        n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)
+        n
+        for n in ast.walk(tree)
+        if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)
     ]
     if top_level_only:
         skipped += [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
@@ -88,9 +90,11 @@ def test_launch_loads_no_numpy(path: Path) -> None:
 
 
 def test_mpi4py_is_imported_in_one_file() -> None:
-    users = [p for p in LIBRARY + LAUNCH if any(
-        n.split(".")[0] == "mpi4py" for n in imports(p)
-    )]
+    users = [
+        p
+        for p in LIBRARY + LAUNCH
+        if any(n.split(".")[0] == "mpi4py" for n in imports(p))
+    ]
     assert [p.relative_to(ROOT).as_posix() for p in users] == ["fastserve/comm/mpi.py"]
 
 

@@ -139,8 +139,10 @@ def test_a_killed_rank(launcher: str, tmp_path: Path) -> None:
 @every
 def test_os_exit_of_a_rank(launcher: str, tmp_path: Path) -> None:
     done = end(launcher, "exit", tmp_path)
-    assert done.returncode == 4
-    assert "exit status 4; no rank said why" in done.stderr
+    # Now and then Hydra reports how it ended the other rank, status 9, instead.
+    assert done.returncode in ((4, 9) if launcher == "mpich" else (4,))
+    assert f"exit status {done.returncode}" in done.stderr
+    assert "no rank said why" in done.stderr
 
 
 @every

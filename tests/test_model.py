@@ -129,7 +129,9 @@ def test_a_model_that_is_not_compiled(verb: str) -> None:
 
 
 def test_history_has_a_value_an_epoch() -> None:
-    history = classifier().fit(X, LABELS, epochs=3, verbose=0, validation_data=(X, LABELS))
+    history = classifier().fit(
+        X, LABELS, epochs=3, verbose=0, validation_data=(X, LABELS)
+    )
     assert history.epoch == [0, 1, 2]
     assert list(history.history) == ["loss", "accuracy", "val_loss", "val_accuracy"]
     assert all(len(values) == 3 for values in history.history.values())
@@ -188,7 +190,9 @@ def test_class_weight_is_sample_weight_by_class() -> None:
     np.testing.assert_array_equal(one.store.values, two.store.values)
     three = classifier("categorical_crossentropy")
     three.fit(X, ONE_HOT, verbose=0, class_weight=by_class)
-    np.testing.assert_allclose(three.store.values, two.store.values, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        three.store.values, two.store.values, rtol=1e-5, atol=1e-7
+    )
 
 
 def test_verbose_2_prints_a_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,10 +212,15 @@ def test_verbose_0_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_types_of_data_are_converted() -> None:
     reference = classifier()
     reference.fit(X, LABELS, verbose=0)
-    for x, y in ((X.astype(np.float64), LABELS.astype(np.uint8)), (X.tolist(), LABELS.tolist())):
+    for x, y in (
+        (X.astype(np.float64), LABELS.astype(np.uint8)),
+        (X.tolist(), LABELS.tolist()),
+    ):
         model = classifier()
         model.fit(x, y, verbose=0)
-        np.testing.assert_allclose(model.store.values, reference.store.values, rtol=1e-6)
+        np.testing.assert_allclose(
+            model.store.values, reference.store.values, rtol=1e-6
+        )
 
 
 def test_a_memory_map_is_a_source(tmp_path: Path) -> None:
@@ -223,7 +232,7 @@ def test_a_memory_map_is_a_source(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one.store.values, two.store.values)
 
 
-# -- bad data, before any work -----------------------------------------------------------
+# -- bad data, before any work ---------------------------------------------------------
 
 
 def _nan(x: np.ndarray) -> np.ndarray:
@@ -293,7 +302,7 @@ def test_bad_arguments_of_fit(keys: dict[str, Any]) -> None:
     three_parts(error)
 
 
-# -- predict, evaluate, single batches -----------------------------------------------------
+# -- predict, evaluate, single batches -------------------------------------------------
 
 
 def test_predict_copies_and_does_not_depend_on_the_batch() -> None:
@@ -362,7 +371,7 @@ def test_regression_and_binary_targets() -> None:
     assert history.history["accuracy"][-1] > 0.95
 
 
-# -- saving --------------------------------------------------------------------------------
+# -- saving ----------------------------------------------------------------------------
 
 
 def test_weights_and_models_survive_a_file(tmp_path: Path) -> None:

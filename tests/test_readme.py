@@ -13,7 +13,11 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PATHS = sorted(
-    set(re.findall(r"`((?:fastserve|launch|configs|tests|benchmarks)/[\w./-]*)`", README))
+    set(
+        re.findall(
+            r"`((?:fastserve|launch|configs|tests|benchmarks)/[\w./-]*)`", README
+        )
+    )
 )
 
 
@@ -33,7 +37,9 @@ def test_the_table_names_every_part() -> None:
 
 
 def test_no_figure_is_left_open() -> None:
-    assert not re.findall(r"\b[A-Z]+_[A-Z]+\b(?![`'\w])", README.replace("OPENBLAS_", ""))
+    assert not re.findall(
+        r"\b[A-Z]+_[A-Z]+\b(?![`'\w])", README.replace("OPENBLAS_", "")
+    )
 
 
 def test_the_first_example_runs() -> None:
@@ -41,7 +47,11 @@ def test_the_first_example_runs() -> None:
     x = rng.random((64, 784), dtype=np.float32)
     y = np.eye(10, dtype=np.float32)[rng.integers(0, 10, 64)]
     names: dict[str, Any] = {
-        "x_train": x, "y_train": y, "x_val": x, "y_val": y, "x_test": x
+        "x_train": x,
+        "y_train": y,
+        "x_val": x,
+        "y_val": y,
+        "x_test": x,
     }
     exec(BLOCKS[0], names)  # the example as it stands
     assert names["predictions"].shape == (64, 10)

@@ -211,7 +211,9 @@ def test_a_sequential_job_from_arrays(folder: Path) -> None:
 name: table
 model:
   type: sequential
-  layers: [{Dense: {units: 16, activation: relu}}, {Dense: {units: 3, activation: softmax}}]
+  layers:
+    - Dense: {units: 16, activation: relu}
+    - Dense: {units: 3, activation: softmax}
   loss: categorical_crossentropy
   metrics: [accuracy]
 data: {type: arrays, file: data.npz, one_hot: 3, validation_split: 0.2}
@@ -280,9 +282,7 @@ def test_ranks_train_the_same(
 @pytest.mark.mpi
 @both
 def test_mpirun_without_the_launcher(flavour: str, folder: Path, alone: Path) -> None:
-    done = run(
-        mpi_command(flavour, 2, "-m", "fastserve", "job.yaml"), 90, cwd=folder
-    )
+    done = run(mpi_command(flavour, 2, "-m", "fastserve", "job.yaml"), 90, cwd=folder)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(losses(folder / "runs/tiny"), losses(alone), rtol=2e-4)
 
@@ -320,7 +320,9 @@ def make_model():
     model.compile(loss="mse")
     return model
 """
-FAILING_JOB = PYTHON_JOB.replace(", arguments: {rows: 40}", "").replace("own.py", "bad.py")
+FAILING_JOB = PYTHON_JOB.replace(", arguments: {rows: 40}", "").replace(
+    "own.py", "bad.py"
+)
 FAILURES = [
     ("raise RuntimeError('boom on purpose')", "RuntimeError: boom on purpose", 1),
     ("sys.exit(3)", "", 3),
@@ -364,7 +366,8 @@ def test_one_rank_loads_no_mpi(folder: Path) -> None:
     code = (
         "import sys; from fastserve.worker import main; "
         "status = main(['job.yaml', '--set', 'train.steps=2']); "
-        "assert not [m for m in sys.modules if m.startswith('mpi4py')]; sys.exit(status)"
+        "assert not [m for m in sys.modules if m.startswith('mpi4py')]; "
+        "sys.exit(status)"
     )
     done = run([sys.executable, "-c", code], 60, cwd=folder, env=variables())
     assert done.returncode == 0, done.stderr
@@ -386,5 +389,3 @@ def test_silent_worlds_of_one_are_refused(flavour: str, folder: Path) -> None:
     done = run(command, 60, cwd=folder, env=variables())
     assert done.returncode != 0
     assert not (folder / "runs").exists()
-
-

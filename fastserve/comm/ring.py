@@ -9,9 +9,10 @@ import numpy as np
 from fastserve.comm.base import Array, Communicator, summable
 from fastserve.errors import ShapeError
 
-# Time of the native collective / time of the ring, benchmarks/allreduce.py, float32, one
-# host of 2 cores that had other work too. 2 ranks: the middle of three runs; 3 ranks,
-# more than there are cores: one run. At 43 MB the runs with 2 ranks gave 2.5 to 4.2.
+# Time of the native collective / time of the ring, benchmarks/allreduce.py, float32,
+# one host of 2 cores that had other work too. 2 ranks: the middle of three runs; 3
+# ranks, more than there are cores: one run. At 43 MB runs with 2 ranks gave 2.5 to 4.2,
+# and 1.6 to 2.4 while other programs used both cores.
 #                      64 kB  256 kB  512 kB  1 MB  2 MB  4 MB
 #   Open MPI, 2 ranks   0.55    0.70    0.80  0.87  0.89  0.87
 #   MPICH, 2 ranks      0.65    0.85    0.98  1.07  1.07  1.12

@@ -150,9 +150,7 @@ class Layer:
         array = self._buffers[name] = block[:count].reshape(shape)
         return array
 
-    def scratch(
-        self, shape: tuple[int, ...], dtype: DTypeLike | None = None
-    ) -> Array:
+    def scratch(self, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Array:
         """Return an array of the model's pool; it goes back when it is dropped."""
         return self.memory.take(shape, self.dtype if dtype is None else dtype)
 

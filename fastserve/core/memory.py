@@ -76,7 +76,7 @@ class Memory:
             block = aligned_bytes(size)
             self.allocated += size
         lease = _Lease(block, self._free, size)
-        flat = np.asarray(lease)[: count * dtype.itemsize]  # type: ignore[call-overload]
+        flat = np.asarray(lease)[: count * dtype.itemsize]
         array: Array = flat.view(dtype).reshape(shape)
         if self.poison and dtype.kind == "f":
             array.fill(np.nan)

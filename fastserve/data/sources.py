@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastserve.core import Array, generator
-from fastserve.errors import ArgumentError, DataError, ShapeError
+from fastserve.errors import DataError, ShapeError
 
 CHECK_ROWS = 1 << 16  # bytes are read in pieces of about so many rows to look for NaN
 
@@ -202,7 +202,8 @@ def open_tokens(path: str | Path, vocab_size: int) -> Array:
             tokens = np.memmap(path, np.uint16, "r")
     except (ValueError, OSError, EOFError) as error:
         raise DataError(
-            "expected tokens as .npy, or as raw uint16", f"{path}: {error}",
+            "expected tokens as .npy, or as raw uint16",
+            f"{path}: {error}",
             "write the file again",
         ) from None
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fastserve.errors import CheckpointError
 from fastserve.models.gpt import GPT
@@ -20,10 +22,13 @@ def load_model(path: str | Path) -> Model:
     Raises CheckpointError if the file is damaged or holds weights alone.
     """
     text = checkpoint.read_metadata(Path(path)).get("fastserve")
-    kinds = {"GPT": GPT, "Sequential": Sequential}
+    kinds: dict[str, Callable[[dict[str, Any]], Model]] = {
+        "GPT": GPT.from_config,
+        "Sequential": Sequential.from_config,
+    }
     try:
         config = json.loads(text or "")
-        model = kinds[config["class"]].from_config(config)
+        model = kinds[config["class"]](config)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             "expected a file with weights and architecture",

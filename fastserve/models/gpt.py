@@ -188,8 +188,11 @@ def _check_sampling(
 ) -> None:
     for fine, wanted, given in (
         (tokens >= 0, "tokens of 0 or more", tokens),
-        (math.isfinite(temperature) and temperature >= 0, "a temperature of 0 or more",
-         temperature),
+        (
+            math.isfinite(temperature) and temperature >= 0,
+            "a temperature of 0 or more",
+            temperature,
+        ),
         (top_k is None or top_k >= 1, "top_k of 1 or more", top_k),
         (top_p is None or 0 < top_p <= 1, "top_p above 0 and up to 1", top_p),
     ):

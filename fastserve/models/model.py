@@ -75,7 +75,7 @@ class Model:
             raise StateError(
                 "expected a model that is built",
                 "a model that doesn't know the shape of its input",
-                "give the first layer an input_shape, or call build(input_shape) or fit",
+                "give the first layer an input_shape, or call build or fit",
             )
         return self._store
 
@@ -161,9 +161,7 @@ class Model:
             )
         return self.trainer
 
-    def _source(
-        self, verb: str, x: Any, y: Any, weights: Any = None
-    ) -> Source:
+    def _source(self, verb: str, x: Any, y: Any, weights: Any = None) -> Source:
         """Return the data as a source whose targets fit the loss and the output."""
         if isinstance(x, Source):
             if y is not None or weights is not None:
@@ -481,5 +479,3 @@ def _weigh_classes(source: Source, class_weight: Mapping[int, float]) -> Source:
     if source.weights is not None:
         weights *= source.weights
     return ArraySource(source.x, source.y, weights)
-
-

@@ -19,7 +19,7 @@ def first_nonfinite_layer(root: Layer, x: Array, key: StepKey) -> str | None:
     found: list[str] = []
     layers = [(path, layer) for path, layer in root.walk()]
     for path, layer in layers:
-        layer.forward = _watched(path, layer, found)  # type: ignore[method-assign]
+        layer.forward = _watched(path, layer, found)  # type: ignore
     try:
         with np.errstate(all="ignore"):
             root.forward(x, key)
@@ -48,7 +48,7 @@ def check_replicas(store: ParameterStore, comm: Communicator, step: int) -> None
 
     It names the first parameter that differs and the ranks that differ from rank 0.
     """
-    sums = comm.gather_obj(zlib.crc32(store.values.view(np.uint8)))
+    sums = comm.gather_obj(zlib.crc32(_bytes(store.values)))
     alike = comm.broadcast_obj(sums is None or len(set(sums)) == 1)
     if alike:
         return
@@ -73,5 +73,5 @@ def check_replicas(store: ParameterStore, comm: Communicator, step: int) -> None
     )
 
 
-def _bytes(value: Array) -> Array:
-    return np.ascontiguousarray(value).view(np.uint8).reshape(-1)
+def _bytes(value: Array) -> memoryview:
+    return np.ascontiguousarray(value).data.cast("B")

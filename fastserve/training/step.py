@@ -255,7 +255,7 @@ class Trainer:
     def _raise_nonfinite(
         self, batch: Batch | None, mine: slice, step: int, loss: float
     ) -> None:
-        """Find where the first value that isn't finite arose; all ranks say the same."""
+        """Say where the first value that isn't finite arose, alike on all ranks."""
         place = None
         if batch is not None:
             for first_row, part in self._pieces(batch, mine):
