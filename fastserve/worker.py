@@ -58,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return USAGE
     started: list[Path] = []  # the run folder, once there is one
+
+    def departed(error: FastserveError) -> None:
+        _report(error, comm, started)
+
+    comm.on_departure = departed
     try:
         return _train(options, comm, started)
     except BaseException as error:  # noqa: BLE001  all of them must end the job
@@ -81,6 +86,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _report(error: BaseException, comm: Communicator, started: list[Path]) -> int:
+    """Say and record why this rank ends; return the status of the job."""
     status = exit_status(error) or 1  # leaving the others alone is a failure too
     if started:
         write_error(started[0], comm, error)

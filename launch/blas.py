@@ -60,21 +60,35 @@ def choose_kernel(
 ) -> str:
     """Return the kernel family to use; '' for OpenBLAS' own choice.
 
-    What the user set is never overruled. The first call on a CPU measures for one or
-    two seconds and remembers; ``say`` gets a line about it.
+    What the user set is never overruled, but ``say`` gets a line where it costs time.
+    The first call on a CPU measures for one or two seconds and remembers; ``say`` gets
+    a line about that too.
     """
+    kernel = environment.remembered_kernel()
+    if kernel is None:
+        times = measure(candidates())
+        kernel = fastest(times)
+        problem = "" if not times else remember(kernel, times)
+        say(_report(kernel, times) + problem)
     chosen = environment.chosen_kernel(env)
-    if chosen is not None:
-        say(f"BLAS kernels not measured: the environment asks for {chosen}")
-        return chosen
-    remembered = environment.remembered_kernel()
-    if remembered is not None:
-        return remembered
-    times = measure(candidates())
-    kernel = fastest(times)
-    problem = "" if not times else remember(kernel, times)
-    say(_report(kernel, times) + problem)
-    return kernel
+    if chosen is None:
+        return kernel
+    gain = _gain_over(chosen)
+    if gain > MARGIN:
+        say(
+            f"OPENBLAS_CORETYPE={chosen} is set and stays; without it matrix products "
+            f"would be {gain:.2f} times as fast here"
+        )
+    return chosen
+
+
+def _gain_over(family: str) -> float:
+    """Return how much faster the best measured family is; 1 if ``family`` wasn't."""
+    entry = _read(environment.cache_dir() / "blas.json").get(environment.kernel_key())
+    times = entry.get("milliseconds") if isinstance(entry, dict) else None
+    times = {name.lower(): t for name, t in times.items()} if times else {}
+    own = times.get(family.lower())
+    return own / min(times.values()) if own else 1.0
 
 
 def candidates(machine: str | None = None) -> tuple[str, ...]:

@@ -94,11 +94,20 @@ def test_what_is_remembered_is_not_measured_again(
     assert lines == []
 
 
-def test_what_the_user_set_is_taken_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chosen", ["Zen", "zen", "SkylakeX", "Unheard"])
+def test_what_the_user_set_is_taken(
+    chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert blas.remember("SkylakeX", {"": 2.0, "Zen": 2.0, "SkylakeX": 1.0}) == ""
     monkeypatch.setattr(blas, "measure", lambda families: pytest.fail("measured"))
     lines: list[str] = []
-    assert blas.choose_kernel(lines.append, {"OPENBLAS_CORETYPE": "Zen"}) == "Zen"
-    assert lines == ["BLAS kernels not measured: the environment asks for Zen"]
+    assert blas.choose_kernel(lines.append, {"OPENBLAS_CORETYPE": chosen}) == chosen
+    if chosen.lower() == "zen":
+        assert len(lines) == 1
+        assert f"OPENBLAS_CORETYPE={chosen} is set and stays" in lines[0]
+        assert "2.00 times" in lines[0]
+    else:
+        assert lines == []
 
 
 def test_a_failed_measurement_is_said_and_not_remembered(

@@ -168,9 +168,8 @@ def test_keep_counts_complete_checkpoints_of_earlier_steps(tmp_path: Path) -> No
     (tmp_path / "step-00000300" / FILES[0]).unlink()
     (tmp_path / "step-notes").mkdir()
     save(tmp_path, 350, keep=2)
-    assert names(tmp_path) == [
-        *("latest", "step-00000200", "step-00000350", "step-00000400", "step-notes"),
-    ]
+    steps = [f"step-{step:08d}" for step in (200, 300, 350, 400)]
+    assert names(tmp_path) == ["latest", *steps, "step-notes"]
     save(tmp_path, 400, keep=1)
     assert names(tmp_path) == ["latest", "step-00000400", "step-notes"]
 
@@ -582,13 +581,18 @@ def test_a_full_disk(tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-# As root everything may be written, so a child becomes nobody.
-NOBODY = "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)"
+# As root everything may be written, so a child becomes nobody. It enters the folder
+# before that, because nobody may not be let in by the folders above.
+NOBODY = """
+os.chdir(folder)
+folder = Path()
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+"""
 
 
 def test_no_permission_to_write(tmp_path: Path) -> None:
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
     folder = tmp_path / "checkpoints"
     save(folder, 1)
     folder.chmod(0o555)
@@ -607,8 +611,7 @@ def test_no_permission_to_write(tmp_path: Path) -> None:
 
 
 def test_no_permission_to_read(tmp_path: Path) -> None:
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
+    tmp_path.chmod(0o755)
     for step, place in ((1, "state.json"), (2, "model.safetensors"), (3, "")):
         (save(tmp_path, step) / place).chmod(0)
     code = (

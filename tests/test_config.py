@@ -310,7 +310,7 @@ def test_the_quickstart() -> None:
     assert job.launch.ranks == 2
     assert job.train.steps == 400
     assert job.schedule.type == "cosine"
-    assert (job.optimizer.lr, job.schedule.min_lr) == (1e-3, 1e-4)
+    assert (job.optimizer.lr, job.schedule.min_lr) == (4e-3, 4e-4)
 
 
 def test_the_quickstart_names_every_key_of_its_sections() -> None:

@@ -125,7 +125,7 @@ def test_generate_and_evaluate(alone: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     with pytest.raises(DataError) as error:
         worker.generate("runs/tiny", "Pack Ω", 10)
-    assert "'Ω' at character 5" in str(error.value).replace("position", "character")
+    assert "'Ω' (U+03A9) at character 5" in str(error.value)
     with pytest.raises(CheckpointError):
         worker.generate("runs", "Pack", 10)
 

@@ -7,6 +7,7 @@ Verbs that end in ``_obj`` pickle; they are for small Python objects.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
@@ -30,8 +31,11 @@ class Communicator(ABC):
         rank, size: this rank's number, and how many there are.
         local_rank, local_size: the same among the ranks on this host.
         host: this host's name.
+        on_departure: called with a CommError before the job is aborted because this
+            rank waits for one that has left; None prints it.
     """
 
+    on_departure: Callable[[CommError], None] | None = None
     rank: int
     size: int
     local_rank: int

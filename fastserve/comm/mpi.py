@@ -57,12 +57,10 @@ def _translated(verb: Callable[P, T]) -> Callable[P, T]:
 class MpiCommunicator(Communicator):
     """All ranks of ``MPI.COMM_WORLD``, on communicators of its own.
 
+    ``on_departure`` is called on a thread of its own.
+
     Args:
         limit: bytes of the largest message; longer arrays go in several.
-
-    Attributes:
-        on_departure: called with a CommError, on a thread of its own, before the job
-            is aborted because this rank waits for one that has left. Prints it.
     """
 
     def __init__(self, limit: int = MESSAGE_BYTES) -> None:
@@ -74,7 +72,6 @@ class MpiCommunicator(Communicator):
         on_host = world.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = on_host.Get_rank(), on_host.Get_size()
         on_host.Free()
-        self.on_departure: Callable[[CommError], None] = self._print
         self._limit = limit
         self._comm, self._control = world.Dup(), world.Dup()
         self._closed = False
@@ -185,7 +182,7 @@ class MpiCommunicator(Communicator):
         return payload
 
     def _end_job(self, error: CommError) -> None:
-        self.on_departure(error)
+        (self.on_departure or self._print)(error)
         self.abort(1)
 
     def _print(self, error: CommError) -> None:

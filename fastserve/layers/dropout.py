@@ -34,7 +34,8 @@ def keep_factors(
         counter = np.array([0, 0, key.first_row + i, key.step], np.uint64)
         philox = np.random.Philox(key=base, counter=counter)
         np.random.Generator(philox).random(dtype=np.float32, out=work)
-        np.multiply(work >= rate, scale, out=factors)
+        np.greater_equal(work, np.float32(rate), out=factors)
+        np.multiply(factors, scale, out=factors)
 
 
 class Dropout(Layer):

@@ -51,10 +51,10 @@ def by_head(x: Array) -> Array:
     return x.transpose(1, 0, 2)
 
 
-def triangle(time: int, dtype: np.dtype[np.generic]) -> Array:
-    """Return a tile (keys, queries) with MASKED where the key is after the query."""
+def triangle(time: int) -> Array:
+    """Return a tile (keys, queries) that is true where the key is after the query."""
     size = min(TILE, time)
-    return np.tril(np.full((size, size), MASKED, dtype), -1)
+    return np.tri(size, k=-1, dtype=np.bool_)
 
 
 def transposed(slot: int, x: Array, scale: np.generic) -> Array:
@@ -81,7 +81,7 @@ def attention(
         keep: (B, H, T keys, T queries), factors of dropout for P, or None.
     """
     batch, time, _, heads, _ = qkv.shape
-    upper = triangle(time, qkv.dtype) if causal else None
+    later = triangle(time) if causal else None
     for b in range(batch):
         bias = None if key_bias is None else key_bias[b, :, None]
         for group in head_groups(heads, time):
@@ -89,7 +89,7 @@ def attention(
                 qkv[b, :, :, group],
                 by_head(out[b, :, group]),
                 lse[b, group],
-                upper,
+                later,
                 bias,
                 None if keep is None else keep[b, group],
             )
@@ -99,7 +99,7 @@ def _attend(
     qkv: Array,
     o: Array,
     lse: Array,
-    upper: Array | None,
+    later: Array | None,
     bias: Array | None,
     keep: Array | None,
 ) -> None:
@@ -108,14 +108,14 @@ def _attend(
     heads, time, width = q.shape
     scale = q.dtype.type(width**-0.5)
     for tile in tiles(time):
-        end = time if upper is None else tile.stop
+        end = time if later is None else tile.stop
         queries = tile.stop - tile.start
         s = room(0, (heads, end, queries), q.dtype)
         total = _exponentials(
             k[:, :end],
             transposed(1, q[:, tile], scale),
             s,
-            None if upper is None else upper[:queries, :queries],
+            None if later is None else later[:queries, :queries],
             None if bias is None else bias[:end],
             lse[:, tile],
         )
@@ -130,7 +130,7 @@ def _exponentials(
     k: Array,
     qt: Array,
     s: Array,
-    upper: Array | None,
+    later: Array | None,
     bias: Array | None,
     lse: Array,
 ) -> Array:
@@ -141,14 +141,14 @@ def _exponentials(
     would happen anyway.
     """
     one = ones(s.shape[1], s.dtype)
-    _scores(k, qt, s, upper, bias)
+    _scores(k, qt, s, later, bias)
     if s.max() < LARGE:
         np.exp(s, out=s)
         total = np.matmul(one, s)
         if total.min() > TINY:
             np.log(total, out=lse)
             return total
-        _scores(k, qt, s, upper, bias)
+        _scores(k, qt, s, later, bias)
     top = s.max(axis=1)
     np.subtract(s, top[:, None], out=s)
     np.exp(s, out=s)
@@ -159,15 +159,15 @@ def _exponentials(
 
 
 def _scores(
-    k: Array, qt: Array, s: Array, upper: Array | None, bias: Array | None
+    k: Array, qt: Array, s: Array, later: Array | None, bias: Array | None
 ) -> None:
     """s (H, keys, queries) = K Qᵀ, with what the masks add."""
     np.matmul(k, qt, out=s)
     if bias is not None:
         np.add(s, bias, out=s)
-    if upper is not None:
-        diagonal = s[:, -len(upper) :]
-        np.add(diagonal, upper, out=diagonal)
+    if later is not None:
+        diagonal = s[:, -len(later) :]
+        np.copyto(diagonal, -np.inf, where=later)
 
 
 def attention_backward(
@@ -182,7 +182,7 @@ def attention_backward(
 ) -> None:
     """Write ``dqkv`` (B, T, 3, H, d) from ``dout`` and what forward left."""
     batch, time, _, heads, _ = qkv.shape
-    upper = triangle(time, qkv.dtype) if causal else None
+    later = triangle(time) if causal else None
     for b in range(batch):
         bias = None if key_bias is None else key_bias[b, :, None]
         for group in head_groups(heads, time):
@@ -192,7 +192,7 @@ def attention_backward(
                 qkv[b, :, :, group],
                 lse[b, group],
                 dqkv[b, :, :, group],
-                upper,
+                later,
                 bias,
                 None if keep is None else keep[b, group],
             )
@@ -204,7 +204,7 @@ def _attend_backward(
     qkv: Array,
     lse: Array,
     dqkv: Array,
-    upper: Array | None,
+    later: Array | None,
     bias: Array | None,
     keep: Array | None,
 ) -> None:
@@ -219,11 +219,11 @@ def _attend_backward(
     row_sum = room(4, (heads, time), q.dtype)  # einsum's own would be strided
     np.multiply(np.einsum("htd,htd->ht", do, o), scale, out=row_sum)
     for tile in tiles(time):
-        rest = slice(0 if upper is None else tile.start, time)
+        rest = slice(0 if later is None else tile.start, time)
         shape = (heads, tile.stop - tile.start, time - rest.start)
         kept = None if keep is None else keep[:, tile, rest]
         p, ds = room(0, shape, q.dtype), room(1, shape, q.dtype)
-        _weights(k[:, tile], qt[:, :, rest], lse[:, None, rest], p, upper, bias, tile)
+        _weights(k[:, tile], qt[:, :, rest], lse[:, None, rest], p, later, bias, tile)
         np.matmul(v[:, tile], dot[:, :, rest], out=ds)
         if kept is not None:
             np.multiply(ds, kept, out=ds)
@@ -241,7 +241,7 @@ def _weights(
     qt: Array,
     lse: Array,
     p: Array,
-    upper: Array | None,
+    later: Array | None,
     bias: Array | None,
     tile: slice,
 ) -> None:
@@ -249,10 +249,10 @@ def _weights(
     np.matmul(k, qt, out=p)
     if bias is not None:
         np.add(p, bias[tile], out=p)
-    if upper is not None:
+    if later is not None:
         size = p.shape[1]
         diagonal = p[:, :, :size]
-        np.add(diagonal, upper[:size, :size], out=diagonal)
+        np.copyto(diagonal, -np.inf, where=later[:size, :size])
     np.subtract(p, lse, out=p)
     np.exp(p, out=p)
 

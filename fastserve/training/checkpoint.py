@@ -448,12 +448,15 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 def _prune(target: Path, keep: int) -> None:
-    """Remove the earlier checkpoints that are too many, and those that are damaged."""
+    """Remove what is older than the newest ``keep`` complete checkpoints.
+
+    A damaged one doesn't count, and stays until it is that old: perhaps it just can't
+    be read at the moment.
+    """
     room = keep - 1
     found = _candidates(target.parent)
     for path in found[found.index(target) + 1 :]:
-        replaced = path.name == f"{target.name}.old"
-        if room > 0 and not replaced and _complete(path):
-            room -= 1
-        else:
+        if room == 0 or path.name == f"{target.name}.old":
             discard(path)
+        elif _complete(path):
+            room -= 1

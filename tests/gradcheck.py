@@ -1,0 +1,127 @@
+"""A check of gradients along random directions, and what tests of layers share.
+
+Along a unit direction d the derivative of f is <gradient, d>, and also about
+(f(x + h d) - f(x - h d)) / 2h: two evaluations check all entries at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastserve.core import Layer, Memory, ParameterStore, Shape, Training
+from fastserve.ops import blocks
+
+Array = np.ndarray[Any, np.dtype[Any]]
+STEP = 1e-5
+
+
+def frozen(array: Array) -> Array:
+    """Return a copy that can't be written to."""
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+def check_directions(
+    value: Callable[[], float],
+    arrays: Sequence[Array],
+    gradients: Sequence[Array],
+    rng: np.random.Generator,
+    tolerance: float = 1e-6,
+    directions: int = 3,
+) -> None:
+    """Assert that ``gradients`` are those of ``value()`` for these float64 arrays.
+
+    The error is relative to the derivative, or to its usual size along a random
+    direction if that is larger.
+    """
+    size = sum(array.size for array in arrays)
+    norm = np.sqrt(sum(float((gradient**2).sum()) for gradient in gradients))
+    assert np.isfinite(norm), "a gradient isn't finite"
+    saved = [array.copy() for array in arrays]
+    for number in range(directions):
+        d = [rng.standard_normal(array.shape) for array in arrays]
+        length = np.sqrt(sum(float((part**2).sum()) for part in d))
+        ends = []
+        for sign in (1, -1):
+            for array, start, part in zip(arrays, saved, d, strict=True):
+                array[...] = start + part * (sign * STEP / length)
+            ends.append(value())
+        for array, start in zip(arrays, saved, strict=True):
+            array[...] = start
+        measured = (ends[0] - ends[1]) / (2 * STEP)
+        derived = sum(
+            float((gradient * part).sum()) / length
+            for gradient, part in zip(gradients, d, strict=True)
+        )
+        scale = max(abs(measured), abs(derived), norm / np.sqrt(size))
+        assert abs(measured - derived) <= tolerance * scale, (
+            f"direction {number}: measured {measured:.12g}, derived {derived:.12g}"
+        )
+
+
+def prepare(
+    layer: Layer, shape: Shape, dtype: Any = np.float64, seed: int | None = 0
+) -> ParameterStore:
+    """Build the layer in poisoned memory; draw all weights anew unless seed is None."""
+    layer.build_once(shape)
+    store = ParameterStore(layer, dtype=dtype)
+    layer.bind(Memory(poison=True), np.dtype(dtype))
+    if seed is not None:
+        rng = np.random.default_rng(seed)
+        for parameter in store.parameters:
+            parameter.value[...] += 0.4 * rng.standard_normal(parameter.shape)
+    return store
+
+
+def poison(layer: Layer) -> None:
+    """Overwrite everything that the layer and the operations keep for later use."""
+    kept = [
+        block for _, inner in layer.walk() for block in inner._blocks.values()
+    ] + list(getattr(blocks._kept, "blocks", {}).values())
+    for block in kept:
+        block.fill(np.nan if block.dtype.kind == "f" else 1)
+
+
+def run(
+    layer: Layer, x: Array, dy: Array | None = None, training: Training = True
+) -> tuple[Array, Array, Array | None]:
+    """Return copies of the output, the dy that was used and the input's gradient.
+
+    ``dy`` is random by default. What the layer is given can't be written to.
+    """
+    poison(layer)
+    y = layer.forward(frozen(x), training).copy()
+    if dy is None:
+        dy = np.random.default_rng(7).standard_normal(y.shape).astype(y.dtype)
+    dx = layer.backward(frozen(dy))
+    return y, dy, None if dx is None else dx.copy()
+
+
+def check_layer(
+    layer: Layer,
+    store: ParameterStore,
+    x: Array,
+    training: Training,
+    tolerance: float = 1e-6,
+) -> None:
+    """Check the gradients of all weights and, unless it is integers, of the input."""
+    poison(layer)
+    store.grads.fill(np.nan)
+    _, dy, dx = run(layer, x, training=training)
+    arrays = [parameter.value for parameter in store.parameters]
+    gradients = [parameter.grad.copy() for parameter in store.parameters]
+    if not layer.takes_integers:
+        assert dx is not None
+        assert dx.shape == x.shape
+        x = x.copy()
+        arrays.append(x)
+        gradients.append(dx)
+
+    def value() -> float:
+        return float((layer.forward(x, training) * dy).sum())
+
+    check_directions(value, arrays, gradients, np.random.default_rng(3), tolerance)
