@@ -222,6 +222,7 @@ def _load(
                 str(source),
                 "give a folder: runs/NAME or runs/NAME/checkpoints/step-00000200",
             )
+        _clear_later(run_dir, trainer.optimizer.step, options.overwrite)
     step, totals = comm.broadcast_obj(
         (trainer.optimizer.step, state["totals"]) if state else (0, None)
     )
@@ -232,6 +233,23 @@ def _load(
     if totals is not None and len(totals) == len(trainer.totals):
         trainer.totals[...] = totals
     return int(step)
+
+
+def _clear_later(run_dir: Path, step: int, overwrite: bool) -> None:
+    """See that no checkpoint is left of steps that are about to be made again.
+
+    Raises CheckpointError if there are some, unless they may be overwritten.
+    """
+    folders = run_dir.glob("checkpoints/step-*")
+    later = [f for f in folders if int(f.name.split("-")[1].split(".")[0]) > step]
+    if later and not overwrite:
+        raise CheckpointError(
+            f"--resume from step {step}: expected no later checkpoints in {run_dir}",
+            ", ".join(sorted(f.name for f in later)),
+            "remove them with --overwrite, or take another name with --set name=NAME",
+        )
+    for folder in later:
+        shutil.rmtree(folder)
 
 
 def _check_tokenizer(run_dir: Path, data: Data) -> None:

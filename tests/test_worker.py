@@ -164,6 +164,28 @@ def test_resume_goes_on_to_the_same_bits(folder: Path, alone: Path, stop: int) -
     assert tail.count(12) == 2
 
 
+def test_resume_from_an_earlier_step(folder: Path) -> None:
+    assert rank_program(folder).returncode == 0
+    start = ["--resume", "runs/tiny/checkpoints/step-00000004"]
+    refused = rank_program(folder, *start)
+    assert refused.returncode == 2
+    assert "step-00000008, step-00000012" in refused.stderr
+    other = rank_program(folder, *start, "--set", "name=other")
+    assert other.returncode == 0, other.stderr
+    again = rank_program(folder, *start, "--overwrite")
+    assert again.returncode == 0, again.stderr
+    for name in ("tiny", "other"):
+        assert "after step 4" in (again if name == "tiny" else other).stdout
+        saved = (folder / "runs" / name / "checkpoints").glob("step-*")
+        assert {f.name for f in saved} >= {"step-00000008", "step-00000012"}
+    one, two = weights(folder / "runs/tiny"), weights(folder / "runs/other")
+    for key in one:
+        np.testing.assert_array_equal(one[key], two[key])
+    nowhere = rank_program(folder, "--resume", "runs/nowhere")
+    assert nowhere.returncode == 2
+    assert "--resume: expected a run folder" in nowhere.stderr
+
+
 def test_sigterm_saves_and_says_so(folder: Path) -> None:
     command = [sys.executable, "-m", "fastserve", "job.yaml"]
     more = ["--set", "train.steps=100000", "--set", "checkpoint.every=100000"]

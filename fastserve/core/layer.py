@@ -20,6 +20,13 @@ Done = Callable[["Layer"], None]
 L = TypeVar("L", bound="Layer")
 
 
+def same_shape(one: Shape, other: Shape) -> bool:
+    """Return whether the shapes can be the same; None stands for any extent."""
+    return len(one) == len(other) and all(
+        a == b or a is None or b is None for a, b in zip(one, other, strict=True)
+    )
+
+
 def nothing(layer: Layer) -> None:
     """A ``done`` for callers that don't need to know which gradients are ready."""
 
@@ -157,10 +164,18 @@ class Layer:
     # -- what callers use ------------------------------------------------------
 
     def build_once(self, input_shape: Shape) -> Shape:
-        """Build unless that was done; raise ShapeError if it was for another shape."""
+        """Build unless that was done; raise ShapeError if it is for another shape."""
+        shape = tuple(input_shape)
+        if self.input_shape is not None and not same_shape(self.input_shape, shape):
+            raise ShapeError(
+                f"{type(self).__name__}: expected an input of shape {self.input_shape}"
+                " (besides the batch), as it was told or built before",
+                f"shape {shape}",
+                "change input_shape or the layer before, or make another layer",
+            )
         if self.output_shape is None:
-            self.input_shape = tuple(input_shape)
-            self.output_shape = tuple(self.build(self.input_shape))
+            self.input_shape = shape
+            self.output_shape = tuple(self.build(shape))
         return self.output_shape
 
     @property

@@ -92,6 +92,8 @@ class Residual(Chain):
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         dfx = super().backward(dy, done)
+        if dfx is None:  # nobody needs the gradient of the input
+            return None
         return np.add(dy, dfx, out=self.scratch(dy.shape))
 
     def output_mask(self) -> Array | None:

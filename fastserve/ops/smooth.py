@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from fastserve.ops.blocks import Array, spare
+from fastserve.ops.blocks import Array, room, spare
 from fastserve.ops.erf import erf
 
 # -- from the output ---------------------------------------------------------------
@@ -129,13 +129,15 @@ def selu(z: Array, y: Array) -> None:
     below = np.minimum(z, kind(0), out=spare(0, z))
     np.expm1(below, out=below)
     np.multiply(below, kind(_SELU_BELOW), out=below)
-    above = np.multiply(z, kind(_SELU_SCALE), out=spare(1, z))
-    np.maximum(above, below, out=y)
+    above = np.maximum(z, kind(0), out=spare(1, z))
+    np.multiply(above, kind(_SELU_SCALE), out=above)
+    np.add(above, below, out=y)
 
 
 def selu_gradient(dy: Array, y: Array, dx: Array) -> None:
     kind = y.dtype.type
-    slope = np.multiply(y > 0, kind(_SELU_SCALE - _SELU_BELOW), out=spare(0, y))
+    above = np.greater(y, 0, out=room(0, y.shape, np.dtype(np.bool_)))
+    slope = np.multiply(above, kind(_SELU_SCALE - _SELU_BELOW), out=spare(0, y))
     np.add(slope, kind(_SELU_BELOW), out=slope)
     below = np.minimum(y, kind(0), out=spare(1, y))
     np.add(slope, below, out=slope)

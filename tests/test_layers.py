@@ -1,0 +1,375 @@
+"""The table that every layer joins: what holds for each of them."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastserve import layers
+from fastserve.core import Layer, Memory, ParameterStore, Shape, StepKey, Training
+from fastserve.ops import activations
+from fastserve.ops.attention import TILE
+from gradcheck import check_layer, frozen, poison, prepare, run
+
+Array = np.ndarray[Any, np.dtype[Any]]
+KEY = StepKey(seed=5, step=3, first_row=2)
+KINKS = (-3, -1, -0.5, 0, 0.5, 1, 3, 6)
+
+
+@dataclass
+class Row:
+    """A layer, the shape of one sample, and what to expect of it."""
+
+    name: str
+    make: Callable[[], Layer]
+    shape: tuple[int, ...]
+    output: tuple[int, ...] | None = None  # None: as the input
+    weights: tuple[str, ...] = ()  # paths, in the order of execution
+    integers: int = 0  # the input holds indices below this
+    masked: bool = False
+    kinks: tuple[float, ...] = ()  # inputs keep away from these
+    training: Training = KEY
+    tolerance: float = 1e-6
+
+    def sample(self, batch: int, dtype: Any = np.float64) -> Array:
+        rng = np.random.default_rng(11)
+        if self.integers:
+            return rng.integers(0, self.integers, (batch, *self.shape))
+        x = 2 * rng.standard_normal((batch, *self.shape))
+        for kink in self.kinks:
+            x[np.abs(x - kink) < 0.01] += 0.05
+        return x.astype(dtype)
+
+    def build(self, dtype: Any = np.float64) -> tuple[Layer, ParameterStore]:
+        layer = self.make()
+        return layer, prepare(layer, self.shape, dtype)
+
+    def mask(self, layer: Layer, batch: int) -> None:
+        """Give the layer its mask: in each sample other last positions don't count."""
+        if self.masked:
+            time = self.shape[0]
+            ends = time - np.arange(batch)[:, None] * (time // 4) % time
+            layer.mask = np.arange(time) < ends
+
+
+L = layers
+
+
+def tied(mask_zero: bool = False) -> Layer:
+    table = L.Embedding(9, 6, mask_zero=mask_zero, name="tokens")
+    return L.Chain(table, L.PositionEmbedding(8), L.Dense(6, "tanh"), L.TiedHead(table))
+
+
+def heads(*args: Any, **kwargs: Any) -> Callable[[], Layer]:
+    return lambda: L.MultiHeadAttention(*args, **kwargs)
+
+
+DENSE = ("kernel", "bias")
+HEADS = ("qkv.kernel", "qkv.bias", "output.kernel", "output.bias")
+NORM = ("norm.gamma", "norm.beta")
+BLOCK = (
+    *(f"attention.{w}" for w in NORM),
+    *(f"attention.heads.{w}" for w in HEADS),
+    *(f"mlp.{w}" for w in NORM),
+    *(f"mlp.{part}.{w}" for part in ("expand", "contract") for w in DENSE),
+)
+
+ROWS = [
+    Row("dense", lambda: L.Dense(5), (4,), (5,), DENSE),
+    Row("dense without bias", lambda: L.Dense(5, None, False), (4,), (5,), ("kernel",)),
+    Row("dense 3-D", lambda: L.Dense(5), (3, 4), (3, 5), DENSE),
+    Row("dense relu", lambda: L.Dense(5, "relu"), (4,), (5,), DENSE),
+    Row("dense relu 3-D", lambda: L.Dense(5, "relu"), (3, 4), (3, 5), DENSE),
+    Row("dense gelu", lambda: L.Dense(5, "gelu"), (4,), (5,), DENSE),
+    Row("dense gelu_tanh", lambda: L.Dense(5, "gelu_tanh"), (2, 4), (2, 5), DENSE),
+    Row("dense sigmoid", lambda: L.Dense(5, "sigmoid"), (4,), (5,), DENSE),
+    Row("dense tanh", lambda: L.Dense(5, "tanh", False), (4,), (5,), ("kernel",)),
+    Row("dense softmax", lambda: L.Dense(5, "softmax"), (4,), (5,), DENSE),
+    Row("dense softmax 3-D", lambda: L.Dense(5, "softmax"), (3, 4), (3, 5), DENSE),
+    Row("dense log_softmax", lambda: L.Dense(5, "log_softmax"), (4,), (5,), DENSE),
+    Row("dense in pieces", lambda: L.Dense(3000, "gelu"), (3,), (3000,), DENSE),
+    Row("dropout", lambda: L.Dropout(0.4), (6, 5)),
+    Row("dropout 0", lambda: L.Dropout(0.0), (6, 5)),
+    Row("dropout not training", lambda: L.Dropout(0.4), (6,), training=False),
+    Row("input", lambda: L.Input((3, 4)), (3, 4)),
+    Row("flatten", lambda: L.Flatten(), (2, 3, 4), (24,)),
+    Row("reshape", lambda: L.Reshape((4, 6)), (2, 3, 4), (4, 6)),
+    Row("reshape -1", lambda: L.Reshape((3, -1)), (2, 3, 4), (3, 8)),
+    Row(
+        "embedding",
+        lambda: L.Embedding(7, 5),
+        (6,),
+        (6, 5),
+        ("embeddings",),
+        integers=7,
+    ),
+    Row(
+        "embedding 2-D",
+        lambda: L.Embedding(7, 5, mask_zero=True),
+        (3, 2),
+        (3, 2, 5),
+        ("embeddings",),
+        integers=7,
+    ),
+    Row("positions", lambda: L.PositionEmbedding(9), (6, 5), weights=("embeddings",)),
+    Row(
+        "tied head",
+        tied,
+        (6,),
+        (6, 9),
+        ("tokens.embeddings", "1.embeddings", "2.kernel", "2.bias"),
+        integers=9,
+    ),
+    Row("norm", lambda: L.LayerNormalization(), (6,), weights=("gamma", "beta")),
+    Row("norm 3-D", lambda: L.LayerNormalization(), (4, 6), weights=("gamma", "beta")),
+    Row(
+        "norm without scale",
+        lambda: L.LayerNormalization(scale=False),
+        (6,),
+        weights=("beta",),
+    ),
+    Row(
+        "norm without center",
+        lambda: L.LayerNormalization(center=False),
+        (4, 6),
+        weights=("gamma",),
+    ),
+    Row("norm alone", lambda: L.LayerNormalization(1e-5, False, False), (6,)),
+    Row("attention", heads(2), (5, 6), weights=HEADS),
+    Row("attention causal", heads(2, causal=True), (5, 6), weights=HEADS),
+    Row("attention masked", heads(2), (8, 6), weights=HEADS, masked=True),
+    Row(
+        "attention causal masked",
+        heads(2, causal=True),
+        (8, 6),
+        weights=HEADS,
+        masked=True,
+    ),
+    Row("attention dropout", heads(2, dropout=0.3), (5, 6), weights=HEADS),
+    Row(
+        "attention causal masked dropout",
+        heads(2, 4, 0.3, causal=True),
+        (8, 6),
+        weights=HEADS,
+        masked=True,
+    ),
+    Row(
+        "attention without bias",
+        heads(3, 4, use_bias=False),
+        (5, 6),
+        weights=("qkv.kernel", "output.kernel"),
+    ),
+    Row("attention one position", heads(2, causal=True), (1, 6), weights=HEADS),
+    Row("attention tile", heads(1, 2, causal=True), (TILE, 2), weights=HEADS),
+    Row("attention tile + 1", heads(1, 2, causal=True), (TILE + 1, 2), weights=HEADS),
+    Row("attention tiles", heads(2, 2), (150, 4), weights=HEADS),
+    Row("attention tiles causal", heads(2, 2, causal=True), (150, 4), weights=HEADS),
+    Row(
+        "attention tiles masked dropout",
+        heads(2, 2, 0.2, causal=True),
+        (150, 4),
+        weights=HEADS,
+        masked=True,
+    ),
+    Row("attention groups", heads(22, 1, causal=True), (150, 3), weights=HEADS),
+    Row("block", lambda: L.TransformerBlock(2), (5, 6), weights=BLOCK),
+    Row(
+        "block causal",
+        lambda: L.TransformerBlock(2, 7, 0.2, "relu", causal=True),
+        (5, 6),
+        weights=BLOCK,
+    ),
+    Row(
+        "chain",
+        lambda: L.Chain(L.Dense(4, "tanh"), L.Flatten(), L.Dense(3, name="last")),
+        (2, 5),
+        (3,),
+        ("0.kernel", "0.bias", "last.kernel", "last.bias"),
+    ),
+    Row("empty chain", lambda: L.Chain(), (4,)),
+    Row(
+        "residual",
+        lambda: L.Residual(L.Dense(6, "tanh"), L.Residual(L.Dense(6))),
+        (2, 6),
+        weights=("0.kernel", "0.bias", "1.0.kernel", "1.0.bias"),
+    ),
+] + [
+    Row(
+        f"activation {name}",
+        lambda name=name: L.Activation(name),  # type: ignore[misc]
+        (3, 5),
+        kinks=KINKS,
+    )
+    for name in activations.NAMED
+]
+
+table = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+
+
+def grads(store: ParameterStore) -> dict[str, Array]:
+    return {p.path: p.grad.copy() for p in store.parameters}
+
+
+@table
+def test_gradients(row: Row) -> None:
+    layer, store = row.build()
+    x = row.sample(3)
+    row.mask(layer, 3)
+    check_layer(layer, store, x, row.training, row.tolerance)
+
+
+@table
+def test_names_and_shapes(row: Row) -> None:
+    layer = row.make()
+    assert not layer.built
+    shape = layer.build_once(row.shape)
+    assert shape == (row.output or row.shape)
+    assert layer.built
+    first = ParameterStore(layer, seed=4)
+    named = [p.path for p in dict.fromkeys(layer.parameters())]
+    assert tuple(named) == row.weights
+    again = row.make()
+    again.build_once(row.shape)
+    second = ParameterStore(again, seed=4)
+    assert [p.path for p in second.parameters] == [p.path for p in first.parameters]
+    assert np.array_equal(second.values, first.values)
+
+
+@table
+def test_float32_stays_float32(row: Row) -> None:
+    layer, store = row.build(np.float32)
+    x = row.sample(2, np.float32)
+    row.mask(layer, 2)
+    y, _, dx = run(layer, x, training=row.training)
+    assert y.dtype == np.float32
+    assert y.shape == (2, *(row.output or row.shape))
+    assert np.isfinite(y).all()
+    assert np.isfinite(store.grads).all()
+    if not layer.takes_integers:
+        assert dx is not None
+        assert dx.dtype == np.float32
+        assert np.isfinite(dx).all()
+
+
+@table
+def test_batches_of_other_sizes(row: Row) -> None:
+    layer, store = row.build()
+    big = row.sample(5)
+    row.mask(layer, 5)
+    y, dy, dx = run(layer, big, training=row.training)
+    kept = grads(store)
+    row.mask(layer, 2)
+    few, _, dfew = run(layer, big[:2], dy[:2], row.training)
+    np.testing.assert_allclose(few, y[:2], rtol=1e-10, atol=1e-12)
+    if dx is not None:
+        assert dfew is not None
+        np.testing.assert_allclose(dfew, dx[:2], rtol=1e-10, atol=1e-12)
+    row.mask(layer, 5)
+    again, _, dagain = run(layer, big, dy, row.training)
+    assert np.array_equal(again, y)
+    assert dx is None or np.array_equal(dagain, dx)
+    for path, gradient in grads(store).items():
+        assert np.array_equal(gradient, kept[path]), path
+
+
+@table
+def test_a_batch_is_its_samples(row: Row) -> None:
+    layer, _ = row.build()
+    x = row.sample(4)
+    row.mask(layer, 4)
+    y = layer.forward(frozen(x), row.training).copy()
+    mask = layer.mask
+    for i in range(4):
+        key = row.training and StepKey(KEY.seed, KEY.step, KEY.first_row + i)
+        layer.mask = None if mask is None else mask[i : i + 1]
+        one = layer.forward(frozen(x[i : i + 1]), key)
+        np.testing.assert_allclose(one[0], y[i], rtol=1e-10, atol=1e-12)
+
+
+@table
+def test_backward_overwrites_gradients(row: Row) -> None:
+    layer, store = row.build()
+    x = row.sample(3)
+    row.mask(layer, 3)
+    _, dy, dx = run(layer, x, training=row.training)
+    kept = grads(store)
+    for parameter in store.parameters:
+        parameter.grad.fill(np.nan)
+    again = layer.backward(frozen(dy))
+    for path, gradient in grads(store).items():
+        assert np.array_equal(gradient, kept[path]), path
+    assert dx is None or np.array_equal(again, dx)
+
+
+@table
+def test_input_gradient_may_be_left_out(row: Row) -> None:
+    layer, store = row.build()
+    x = row.sample(3)
+    row.mask(layer, 3)
+    _, dy, _ = run(layer, x, training=row.training)
+    kept = grads(store)
+    layer.input_gradient = False
+    if isinstance(layer, L.Chain):
+        layer.skip_input_gradient()
+    run(layer, x, dy, row.training)
+    for path, gradient in grads(store).items():
+        assert np.array_equal(gradient, kept[path]), path
+
+
+@table
+def test_done_reports_every_layer_with_weights(row: Row) -> None:
+    layer, store = row.build()
+    x = row.sample(2)
+    row.mask(layer, 2)
+    y = layer.forward(x, row.training)
+    reported: list[Layer] = []
+    layer.backward(np.ones_like(y), reported.append)
+    reports = [p.path for part in [*reported, layer] for p in part.own_parameters()]
+    users = {p.path: p.users for p in store.parameters}
+    assert {path: reports.count(path) for path in users} == users
+
+
+BIG = [
+    ("block", lambda: L.TransformerBlock(4, causal=True), (128, 64), KEY),
+    ("dropout", lambda: L.TransformerBlock(4, dropout=0.1), (128, 64), KEY),
+    *(
+        (name, lambda name=name: L.Dense(256, name), (300, 64), KEY)
+        for name in activations.NAMED
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "training"), [b[1:] for b in BIG], ids=[b[0] for b in BIG]
+)
+def test_nothing_large_is_allocated(
+    make: Callable[[], Layer], shape: Shape, training: Training
+) -> None:
+    layer = make()
+    layer.build_once(shape)
+    ParameterStore(layer)
+    layer.bind(Memory(), np.dtype(np.float32))
+    x = np.random.default_rng(0).standard_normal((4, *shape)).astype(np.float32)
+    dy = np.zeros_like(layer.forward(x, training))
+    layer.backward(dy)
+    for _ in range(2):
+        tracemalloc.start()
+        layer.forward(x, training)
+        layer.backward(dy)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    # one of the layer's arrays would be 128 kB at least; NumPy's own buffers are 32
+    assert peak < 96_000
+
+
+def test_poison_reaches_kept_memory() -> None:
+    layer = L.Dense(3)
+    prepare(layer, (2,))
+    y = layer.forward(np.ones((1, 2)))
+    poison(layer)
+    assert np.isnan(y).all()
