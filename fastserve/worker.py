@@ -147,7 +147,9 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     made = trainer.optimizer.step
     if made < steps:
         if comm.rank == 0:
-            print(f"stopped after step {made} of {steps}, saved; --resume auto goes on")
+            launched = environment.setting("JOB") is not None
+            cure = "" if launched else "; --resume auto goes on"
+            print(f"stopped after step {made} of {steps}, saved{cure}")
         comm.barrier()
         return STOPPED_EARLY
     if comm.rank == 0:

@@ -138,7 +138,13 @@ def env() -> int:
 @cli.command()
 @click.argument("run")
 @click.option("--prompt", default="", help="The text to go on from.")
-@click.option("--tokens", default=200, type=click.IntRange(1), show_default=True)
+@click.option(
+    "--tokens",
+    default=200,
+    type=click.IntRange(1),
+    show_default=True,
+    help="Number of new tokens.",
+)
 @click.option(
     "--temperature",
     default=1.0,

@@ -24,6 +24,7 @@ from .noise import NoiseFilter
 from .plan import LaunchPlan
 from .records import completed, describe_errors, error_records
 
+REFUSED = 2
 STOPPED_EARLY = 75
 NOT_COMPLETED = 70
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -160,6 +161,8 @@ class _Run:
         if records:
             self.say(describe_errors(records, plan.ranks, plan.run_dir))
             return records[0].status or 1
+        if status == REFUSED:
+            return status  # before there was a run folder, a rank has said why
         for output in self._outputs:
             output.write(output.noise.held)
         self.say(str(_unexplained(plan, status)))

@@ -43,8 +43,8 @@ def check_directions(
     assert np.isfinite(norm), "a gradient isn't finite"
     saved = [array.copy() for array in arrays]
     for number in range(directions):
-        d = [rng.standard_normal(array.shape) for array in arrays]
-        length = np.sqrt(sum(float((part**2).sum()) for part in d))
+        d = [np.asarray(rng.standard_normal(array.shape)) for array in arrays]
+        length = float(np.sqrt(sum(float((part**2).sum()) for part in d)))
         ends = []
         for sign in (1, -1):
             for array, start, part in zip(arrays, saved, d, strict=True):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from gradcheck import prepare
 
 from fastserve import layers
 from fastserve.core import StepKey
-from gradcheck import prepare
 
 RATE = 0.3
 

@@ -380,6 +380,8 @@ def test_a_bad_job_is_said_once_under_mpi(flavour: str, folder: Path) -> None:
     done = launch(folder, flavour, 3, "--set", "data.source=short.txt")
     assert done.returncode == 2
     assert done.stderr.count("expected a text") == 1
+    assert "no rank said why" not in done.stderr
+    assert "MPI_ABORT" not in done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "runs").exists()
 

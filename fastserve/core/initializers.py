@@ -16,6 +16,7 @@ import numpy as np
 from fastserve.core.memory import Array
 from fastserve.errors import ArgumentError, UnknownNameError
 
+_OTHER = "take another initializer for this parameter"
 Initializer = Callable[[tuple[int, ...], np.random.Generator], "Array | float"]
 
 
@@ -103,7 +104,11 @@ class VarianceScaling:
             if given not in known:
                 raise UnknownNameError("VarianceScaling option", given, known)
         if self.scale <= 0:
-            raise ArgumentError("expected a scale above 0", str(self.scale))
+            raise ArgumentError(
+                "VarianceScaling: expected a scale above 0",
+                str(self.scale),
+                "give for example 1 or 2",
+            )
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         fan_in, fan_out = fans(shape)
@@ -128,7 +133,9 @@ class Orthogonal:
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         if len(shape) < 2:
-            raise ArgumentError("Orthogonal: expected two axes or more", str(shape))
+            raise ArgumentError(
+                "Orthogonal: expected two axes or more", str(shape), _OTHER
+            )
         rows, columns = math.prod(shape[:-1]), shape[-1]
         normal = rng.standard_normal((max(rows, columns), min(rows, columns)))
         q, r = np.linalg.qr(normal)
@@ -145,7 +152,7 @@ class Identity:
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         if len(shape) != 2:
-            raise ArgumentError("Identity: expected two axes", str(shape))
+            raise ArgumentError("Identity: expected two axes", str(shape), _OTHER)
         return self.gain * np.eye(*shape, dtype=np.float32)
 
 

@@ -18,6 +18,7 @@ Shape = tuple[int | None, ...]  # without the batch axis; None where it may vary
 Training = StepKey | bool
 Done = Callable[["Layer"], None]
 L = TypeVar("L", bound="Layer")
+V = TypeVar("V")
 
 
 def same_shape(one: Shape, other: Shape) -> bool:
@@ -229,7 +230,7 @@ class Layer:
             )
         return value.__index__()
 
-    def saved(self, value: Array | None) -> Array:
+    def saved(self, value: V | None) -> V:
         """Return what ``forward`` saved; raise StateError if there was no forward."""
         if value is None:
             raise StateError(

@@ -100,7 +100,11 @@ class ParameterStore:
         bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         if bucket_bytes < 1:
-            raise ArgumentError("expected bucket_bytes of 1 or more", str(bucket_bytes))
+            raise ArgumentError(
+                "expected bucket_bytes of 1 or more",
+                str(bucket_bytes),
+                "give for example 25 << 20",
+            )
         self.dtype = np.dtype(dtype)
         self._by_bucket = self._group(root, bucket_bytes)
         self._allocate()

@@ -83,6 +83,7 @@ class Dense(Layer):
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         if self.activation.name == "linear":
             return self.backward_logits(dy, done)
+        self.saved(self._x)
         saved = self._buffers["z" if self.activation.needs_slope else self._output]
         dz = self.scratch(dy.shape)
         self.activation.backward(as_rows(dy), as_rows(saved), as_rows(dz))

@@ -12,7 +12,11 @@ from fastserve.errors import ArgumentError
 
 def check_rate(kind: str, rate: float) -> float:
     if not 0 <= rate < 1:
-        raise ArgumentError(f"{kind}: expected a rate from 0 up to below 1", str(rate))
+        raise ArgumentError(
+            f"{kind}: expected a rate from 0 up to below 1",
+            str(rate),
+            "give the share that is dropped, for example 0.1",
+        )
     return float(rate)
 
 

@@ -29,7 +29,9 @@ class LayerNormalization(Layer):
         super().__init__(input_shape, name)
         if epsilon <= 0:
             raise ArgumentError(
-                "LayerNormalization: expected an epsilon above 0", str(epsilon)
+                "LayerNormalization: expected an epsilon above 0",
+                str(epsilon),
+                "leave it out, or give for example 1e-5",
             )
         self.epsilon, self.center, self.scale = epsilon, center, scale
 

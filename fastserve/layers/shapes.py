@@ -39,6 +39,8 @@ class Input(Layer):
 class Flatten(Layer):
     """(batch, ...) -> (batch, product of the other axes)."""
 
+    _shape: tuple[int, ...] | None = None
+
     def build(self, input_shape: Shape) -> Shape:
         return (math.prod(known("Flatten", input_shape)),)
 
@@ -47,7 +49,7 @@ class Flatten(Layer):
         return x.reshape(x.shape[0], -1)
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
-        return dy.reshape(self._shape)
+        return dy.reshape(self.saved(self._shape))
 
     def output_mask(self) -> None:
         return None
@@ -55,6 +57,8 @@ class Flatten(Layer):
 
 class Reshape(Layer):
     """(batch, ...) -> (batch, *target_shape); one entry of it may be -1."""
+
+    _shape: tuple[int, ...] | None = None
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class Reshape(Layer):
             raise ArgumentError(
                 "Reshape: expected axes of 1 or more, at most one of them -1",
                 str(self.target_shape),
+                "change target_shape",
             )
 
     def build(self, input_shape: Shape) -> Shape:
@@ -88,7 +93,7 @@ class Reshape(Layer):
         return x.reshape(x.shape[0], *(self.output_shape or self.target_shape))
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
-        return dy.reshape(self._shape)
+        return dy.reshape(self.saved(self._shape))
 
     def output_mask(self) -> None:
         return None

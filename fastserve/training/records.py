@@ -82,7 +82,10 @@ class MetricsFile(Callback):
     def _write(self, values: dict[str, float]) -> None:
         if self.rank == 0:
             line = {"step": self.step, **values, "time": time.time()}
-            with self.path.open("a", encoding="utf-8") as file:
+            with (
+                files.writing(self.path),
+                self.path.open("a", encoding="utf-8") as file,
+            ):
                 file.write(json.dumps(line) + "\n")
 
 
