@@ -250,7 +250,10 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
         )
     model.clip_norm = job.train.clip_norm
     model.options = Options(
-        job.train.micro_batch, job.comm.algorithm, job.comm.check_every
+        job.train.micro_batch,
+        job.comm.algorithm,
+        job.comm.check_every,
+        int(job.comm.bucket_mb * 2**20),
     )
 
 

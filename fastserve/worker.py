@@ -23,13 +23,13 @@ from fastserve.assemble import (
     total_steps,
 )
 from fastserve.comm import Communicator, init
-from fastserve.core import generator
 from fastserve.data.tokenizers import tokenizer_from_json
 from fastserve.errors import CheckpointError, DataError, FastserveError
 from fastserve.models import GPT, Model
+from fastserve.summary import conclusion, introduction
 from fastserve.training import checkpoint, files
 from fastserve.training.loop import Schedule, run
-from fastserve.training.progress import Progress, count, duration, number
+from fastserve.training.progress import Progress
 from fastserve.training.records import (
     Checkpoints,
     MetricsFile,
@@ -115,7 +115,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     start_logs(run_dir / "logs", comm)
     _catch_signals(trainer)
     if comm.rank == 0:
-        print(_introduction(job, data, model, steps, sampler, comm, run_dir, first))
+        print(introduction(job, data, model, steps, sampler, comm, run_dir, first))
     level = 1  # a bar on a terminal, else a line every log_every steps
     progress = Progress(level, job.train.log_every, whole=True)
     schedule = Schedule(
@@ -124,6 +124,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
         steps,
         first,
     )
+    comm.timeout = job.comm.timeout
     history = run(
         model,
         trainer,
@@ -144,6 +145,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
         ],
         level,
     )
+    comm.timeout = None  # what follows is rank 0's alone, and may take its time
     made = trainer.optimizer.step
     if made < steps:
         if comm.rank == 0:
@@ -153,7 +155,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
         comm.barrier()
         return STOPPED_EARLY
     if comm.rank == 0:
-        print(_conclusion(job, data, model, history.history, run_dir, progress))
+        print(conclusion(job, data, model, history.history, run_dir, progress))
     write_done(run_dir, comm, {"steps": made})
     return 0
 
@@ -292,112 +294,6 @@ def _catch_signals(trainer: Any) -> None:
     if environment.setting("NO_SIGNALS") is None:
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGUSR1, stop)
-
-
-# -- what people read -----------------------------------------------------------------
-
-
-def _introduction(
-    job: config.Job,
-    data: Data,
-    model: Model,
-    steps: int,
-    sampler: Any,
-    comm: Communicator,
-    run_dir: Path,
-    first: int,
-) -> str:
-    m = job.model
-    shape = ""
-    if m.type == "gpt":
-        shape = (
-            f", {m.n_layer} layers, {m.n_head} heads, width {m.n_embd}, "
-            f"context {m.block_size}"
-        )
-    passes = steps * job.train.global_batch / sampler.samples
-    lines = [
-        f"model    {m.type}{shape}: {count(model.store.count)} weights",
-        f"data     {data.summary}",
-        f"batch    {_split(job, comm)}",
-        f"steps    {steps}, {passes:.3g} passes over the data",
-        f"compute  {_compute()}",
-        f"run      {_short(run_dir)}",
-    ]
-    if first:
-        lines.append(f"resume   after step {first}")
-    return "\n".join(lines)
-
-
-def _split(job: config.Job, comm: Communicator) -> str:
-    total, size = job.train.global_batch, comm.size
-    rows = -(-total // size)
-    micro = min(job.train.micro_batch or rows, rows)
-    ranks = f"{size} rank{'s' if size > 1 else ''}"
-    uneven = "up to " if total % size or rows % micro else ""
-    return (
-        f"global {total} = {ranks} x {uneven}{micro} x {-(-rows // micro)} accumulation"
-    )
-
-
-def _compute() -> str:
-    from threadpoolctl import threadpool_info
-
-    parts = []
-    for pool in threadpool_info():
-        if pool["user_api"] == "blas":
-            threads = pool["num_threads"]
-            plural = "s" if threads > 1 else ""
-            kernel = pool.get("architecture", "unknown")
-            parts.append(
-                f"{threads} thread{plural} a rank, {pool['internal_api']} "
-                f"{pool['version']} with {kernel} kernels"
-            )
-    return "; ".join(parts) or "unknown BLAS"
-
-
-def _conclusion(
-    job: config.Job,
-    data: Data,
-    model: Model,
-    history: dict[str, list[float]],
-    run_dir: Path,
-    progress: Progress,
-) -> str:
-    lines = [f"trained  {duration(progress.seconds)}"]
-    results = {k: v[-1] for k, v in history.items() if k.startswith("val_")}
-    for name, value in results.items():
-        lines.append(f"{name:8} {number(value)}")
-    baseline = data.baseline() if job.train.baseline and results else None
-    if baseline is not None:
-        better = "below" if results["val_loss"] < baseline else "NOT below"
-        lines[-1] += f" nats a token, {better} a 2-gram model's {number(baseline)}"
-    sample = _sample(job, data, model)
-    if sample:
-        lines += ["sample", *(f"  {line}" for line in sample.splitlines())]
-    lines.append(f"run      {_short(run_dir)}")
-    if isinstance(model, GPT) and data.tokenizer is not None:
-        lines.append(f"next     fastserve generate {_short(run_dir)} --prompt 'The '")
-    return "\n".join(lines)
-
-
-def _sample(job: config.Job, data: Data, model: Model) -> str:
-    """Return text that the model goes on with after a piece of the validation text."""
-    tokens, tokenizer = data.tokens, data.tokenizer
-    if not isinstance(model, GPT) or tokens is None or tokenizer is None:
-        return ""
-    text = tokens[1] if len(tokens[1]) else tokens[0]
-    start = int(generator(job.seed, "sample").integers(max(1, len(text) - 32)))
-    prompt = text[start : start + 32].tolist()
-    made = model.generate(prompt, job.train.sample_tokens, 0.8, seed=job.seed)
-    return tokenizer.decode(prompt + made) if made else ""
-
-
-def _short(path: Path) -> str:
-    """Return the path relative to the working directory where that is shorter."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 # -- using a run ----------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gradcheck import prepare
+from gradcheck import check_directions, prepare
 
 from fastserve import layers
 from fastserve.core import StepKey
@@ -67,6 +67,27 @@ def test_very_small_scores_take_the_maximum_first() -> None:
     # scores are about -800, where exp is 0, but differ by some
     qkv[:, :, 1] = 0.05 * qkv[:, :, 1] - 20.0
     np.testing.assert_allclose(attend(qkv, False), plain(qkv, False), atol=1e-12)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_where_the_maximum_is_taken(sign: float, causal: bool) -> None:
+    rng = np.random.default_rng(0)
+    qkv = example(7)
+    # scores of about 200 or -200 that differ by a few
+    qkv[:, :, 0] = 10 + 0.1 * qkv[:, :, 0]
+    qkv[:, :, 1] = sign * 10 + 0.1 * qkv[:, :, 1]
+    dout = rng.standard_normal((B, 7, H, D))
+    out, lse = np.empty((B, 7, H, D)), np.empty((B, H, 7))
+    ops.attention(qkv, out, lse, causal)
+    assert (np.abs(lse) > 150).all()
+    dqkv = np.full_like(qkv, np.nan)
+    ops.attention_backward(dout, out, qkv, lse, dqkv, causal)
+
+    def value() -> float:
+        return float((attend(qkv, causal) * dout).sum())
+
+    check_directions(value, [qkv], [dqkv], rng)
 
 
 def test_a_head_group_is_part_of_the_heads() -> None:

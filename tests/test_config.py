@@ -723,6 +723,7 @@ def test_overrides_reach_into_lists() -> None:
         ("name.first=x", "name.first: expected a section or list around 'first'"),
         ("optimizer.betas.3=1", "optimizer.betas: expected a list of 2 items"),
         ("comm.algorithm=exact", "comm.algorithm: expected ring or mpi"),
+        ("comm.overlap=on", "comm.overlap: expected auto or off, received 'on'"),
         ("schedule={type: step}", "schedule.step_size: expected an integer from"),
         ("model={type: gpt, n_head: 3}", "model.n_embd: expected a multiple of n_head"),
         (f"model.{'a.' * 40}b=1", "expected a nesting of at most"),

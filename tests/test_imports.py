@@ -22,6 +22,7 @@ ORDER = [
     {"training"},
     {"models"},
     {"assemble", "bench"},
+    {"summary"},
     {"worker"},
     {"__main__"},
 ]

@@ -103,6 +103,22 @@ def test_algorithms_agree(algorithm: str, whole: dict[str, list[float]]) -> None
     close(on_ranks(3, algorithm=algorithm), whole)
 
 
+@pytest.mark.parametrize("bucket_bytes", [1, 300, 1 << 30])
+def test_size_of_buckets(bucket_bytes: int, whole: dict[str, list[float]]) -> None:
+    close(on_ranks(3, bucket_bytes=bucket_bytes), whole)
+
+
+def test_regrouping_keeps_the_values() -> None:
+    model, other = mlp(), mlp()
+    other.options = Options(bucket_bytes=100)
+    x, y = data()
+    model.prepare(ArraySource(x, y))
+    other.prepare(ArraySource(x, y))
+    assert (len(model.store.buckets), len(other.store.buckets)) == (1, 2)
+    for one, two in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
 def test_a_flipped_bit_is_found_and_named() -> None:
     def program(comm: Communicator) -> str:
         model = mlp()

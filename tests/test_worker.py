@@ -375,6 +375,29 @@ def test_a_failing_rank_ends_the_job(
 
 @pytest.mark.mpi
 @both
+def test_a_rank_that_is_stuck_is_named(flavour: str, folder: Path) -> None:
+    (folder / "job.yaml").write_text(FAILING_JOB)
+    (folder / "bad.py").write_text(FAILING.replace("HOW", "time.sleep(100)"))
+    start = time.monotonic()
+    done = launch(folder, flavour, 3, "--set", "comm.timeout=2")
+    assert time.monotonic() - start < 30
+    assert done.returncode == 1
+    assert "within 2 s" in done.stderr
+    assert "missing: rank 1 on" in done.stderr
+    assert "raise comm.timeout" in done.stderr
+
+
+@pytest.mark.mpi
+@both
+def test_a_slow_rank_is_waited_for(flavour: str, folder: Path) -> None:
+    (folder / "job.yaml").write_text(FAILING_JOB)
+    (folder / "bad.py").write_text(FAILING.replace("HOW", "time.sleep(4)"))
+    done = launch(folder, flavour, 2, "--set", "comm.timeout=20")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.mpi
+@both
 def test_a_bad_job_is_said_once_under_mpi(flavour: str, folder: Path) -> None:
     (folder / "short.txt").write_text("short")
     done = launch(folder, flavour, 3, "--set", "data.source=short.txt")

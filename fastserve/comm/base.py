@@ -31,10 +31,13 @@ class Communicator(ABC):
         rank, size: this rank's number, and how many there are.
         local_rank, local_size: the same among the ranks on this host.
         host: this host's name.
+        timeout: seconds that a call may wait for other ranks before the job is
+            aborted; None waits as long as they run. It is looked at under MPI.
         on_departure: called with a CommError before the job is aborted because this
-            rank waits for one that has left; None prints it.
+            rank waits for one that has left or is late; None prints it.
     """
 
+    timeout: float | None = None
     on_departure: Callable[[CommError], None] | None = None
     rank: int
     size: int

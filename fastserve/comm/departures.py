@@ -1,4 +1,4 @@
-"""Notices that a rank has left the job while another one still waits for it.
+"""Notices that a rank has left the job, or is late, while another one waits for it.
 
 A rank whose script ends early (``sys.exit``, or one step fewer than the others) waits
 in MPI_Finalize for the others, and they wait for it in a collective: the job would hang
@@ -6,6 +6,9 @@ for ever. So each rank counts what it takes part in, and a rank that leaves tell
 counts to the others. A rank that has been waiting for some time reads these messages.
 If the count of a rank that left is short of the call that is waited in, that call can
 never complete: no guess, no time limit.
+
+A rank that doesn't leave but is stuck is found by a time limit, if one was set. Who has
+waited that long tells all others; who has told nobody soon after is who is missing.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from fastserve.errors import CommError
 
 _INTERVAL = 0.5  # seconds; who waited that long looks whether somebody has left
 _POLL = 0.01
+_NOTICES = 2.0  # seconds between the first and the last rank that notices a time limit
+_LEFT, _LATE = 0, 1  # tags of messages
 
 
 class _Wait(NamedTuple):
@@ -42,12 +47,18 @@ class Departures:
         control: an mpi4py communicator of all ranks that is used for nothing else.
         hosts: each rank's host.
         end_job: called on a thread of its own with the error; must not return.
+        timeout: returns the seconds that a call may take, or None.
     """
 
     def __init__(
-        self, control: Any, hosts: list[str], end_job: Callable[[CommError], None]
+        self,
+        control: Any,
+        hosts: list[str],
+        end_job: Callable[[CommError], None],
+        timeout: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._control, self._hosts, self._end_job = control, hosts, end_job
+        self._timeout = timeout
         self._collectives = 0
         self._sent = [0] * len(hosts)
         self._received = [0] * len(hosts)
@@ -95,7 +106,7 @@ class Departures:
             for r in others
         ]
         requests = [
-            self._control.Isend(count, r)
+            self._control.Isend(count, r, _LEFT)
             for count, r in zip(counts, others, strict=True)
         ]
         while len(self._left) < len(others):  # sleeps, where MPI_Finalize would spin
@@ -105,22 +116,40 @@ class Departures:
             request.Wait()
 
     def _run(self) -> None:
-        before = None
+        before, since = None, 0.0
         while not self._stop.wait(_INTERVAL):
             now = self._now
-            if now is not None and now is before:
+            if now is not before:
+                before, since = now, time.monotonic()
+            elif now is not None:
                 self._read()
                 missing = self._missing(now)
                 if missing is not None:
                     self._end_job(self._error(now.verb, missing))
-            before = now
+                limit = self._timeout()
+                if limit is not None and time.monotonic() - since > limit:
+                    self._end_late(now, limit)
+
+    def _end_late(self, wait: _Wait, limit: float) -> None:
+        """Tell the others that this rank waits; end the job unless the call ends."""
+        me = self._control.Get_rank()
+        others = [rank for rank in range(len(self._hosts)) if rank != me]
+        notice = np.zeros(1, np.int64)
+        requests = [self._control.Isend(notice, rank, _LATE) for rank in others]
+        time.sleep(_NOTICES)
+        if self._now is not wait:
+            return  # the late rank has come in the meantime
+        late = [rank for rank in others if not self._control.Iprobe(rank, _LATE)]
+        self._end_job(self._late_error(wait.verb, limit, late))
+        for request in requests:
+            request.Wait()
 
     def _read(self) -> None:
         """Take note of the ranks that have left."""
         for rank in range(len(self._hosts)):
-            if rank not in self._left and self._control.Iprobe(rank):
+            if rank not in self._left and self._control.Iprobe(rank, _LEFT):
                 counts = np.empty(3, np.int64)
-                self._control.Recv(counts, rank)
+                self._control.Recv(counts, rank, _LEFT)
                 self._left[rank] = counts.tolist()
 
     def _missing(self, wait: _Wait) -> int | None:
@@ -133,6 +162,15 @@ class Departures:
             ):
                 return rank
         return None
+
+    def _late_error(self, verb: str, limit: float, late: list[int]) -> CommError:
+        named = ", ".join(f"rank {rank} on {self._hosts[rank]}" for rank in late)
+        return CommError(
+            f"expected every rank to join this {verb} within {limit:g} s",
+            f"missing: {named or 'none, but messages do not arrive'}",
+            "look at what the missing rank does, and at its host and the network; if "
+            "it was only slow, raise comm.timeout",
+        )
 
     def _error(self, verb: str, missing: int) -> CommError:
         return CommError(

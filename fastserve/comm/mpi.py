@@ -84,7 +84,9 @@ class MpiCommunicator(Communicator):
                 "MPI4PY_RC_THREAD_LEVEL unset",
             )
         hosts = self._control.allgather(self.host)
-        self._departures = Departures(self._control, hosts, self._end_job)
+        self._departures = Departures(
+            self._control, hosts, self._end_job, lambda: self.timeout
+        )
 
     @_translated
     def allreduce(self, array: Array) -> None:

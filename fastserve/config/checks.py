@@ -114,6 +114,11 @@ def _last_rate(job: _Keys) -> None:
         job.fault("schedule.min_lr", f"at most optimizer.lr ({show(first)})", last)
 
 
+def _overlap(job: _Keys) -> None:
+    if job["comm.overlap"] == "on":
+        job.fault("comm.overlap", "auto or off", "on", "it isn't available yet")
+
+
 def _exact(job: _Keys) -> None:
     if job["comm.algorithm"] == "exact":
         job.fault("comm.algorithm", "ring or mpi", "exact", "it isn't available yet")
@@ -165,5 +170,6 @@ _CHECKS = (
     _decay,
     _last_rate,
     _exact,
+    _overlap,
     _environment,
 )

@@ -350,7 +350,9 @@ class Comm(Section):
         default=25.0, description="MiB of gradients sent at once."
     )
     overlap: Literal["auto", "on", "off"] = Field(
-        default="auto", description="Send while the backward pass still computes."
+        default="auto",
+        description="Send while the backward pass still computes; on isn't available "
+        "yet, and auto is off.",
     )
     check_every: Natural = Field(
         default=100, description="Steps between comparisons of the replicas; 0: never."

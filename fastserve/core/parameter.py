@@ -106,11 +106,21 @@ class ParameterStore:
                 "give for example 25 << 20",
             )
         self.dtype = np.dtype(dtype)
+        self.bucket_bytes, self._root = bucket_bytes, root
         self._by_bucket = self._group(root, bucket_bytes)
         self._allocate()
         for parameter in self.parameters:
             rng = generator(seed, "init", parameter.path)
             parameter.value[...] = parameter.init(parameter.shape, rng)
+
+    def regroup(self, bucket_bytes: int) -> None:
+        """Lay the vectors out again, in buckets of another size; values stay."""
+        values = [(p, p.value.copy()) for p in self.parameters]
+        self.bucket_bytes = bucket_bytes
+        self._by_bucket = self._group(self._root, bucket_bytes)
+        self._allocate()
+        for parameter, value in values:
+            parameter.value[...] = value
 
     def _group(self, root: Layer, bucket_bytes: int) -> list[list[Parameter]]:
         groups: list[list[Parameter]] = [[]]

@@ -147,6 +147,8 @@ class Model:
                 metric_names.get(m, loss, sample.y.shape[1:], self.output_shape)
                 for m in self.metrics
             ]
+            if self.options.bucket_bytes != self.store.bucket_bytes:
+                self.store.regroup(self.options.bucket_bytes)
             optimizer.bind(self.store)
             self.trainer = Trainer(
                 self.root,

@@ -17,6 +17,7 @@ import numpy as np
 
 from fastserve.comm import Communicator, GradientSync
 from fastserve.core import Array, Layer, ParameterStore, StepKey
+from fastserve.core.parameter import BUCKET_BYTES
 from fastserve.data.sampler import Sampler, micro_batches, share
 from fastserve.data.sources import Batch, Source
 from fastserve.errors import ArgumentError, NonFiniteError
@@ -34,11 +35,14 @@ class Options:
         micro_batch: rows that a rank computes at a time; None: its whole share.
         algorithm: of the sum over ranks, 'ring' or 'mpi'.
         check_every: steps between comparisons of the ranks' parameters; 0: never.
+        bucket_bytes: gradients that are summed at once; a bucket is closed when it
+            holds this much.
     """
 
     micro_batch: int | None = None
     algorithm: str = "ring"
     check_every: int = 100
+    bucket_bytes: int = BUCKET_BYTES
 
     def __post_init__(self) -> None:
         if self.micro_batch is not None and self.micro_batch < 1:
