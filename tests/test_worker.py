@@ -252,6 +252,25 @@ optimizer: {type: adam, lr: 0.01}
     assert "language model" in str(error.value)
 
 
+def test_a_job_from_token_files(folder: Path) -> None:
+    tokens = np.tile(np.arange(9, dtype=np.uint16), 60)
+    tokens.tofile(folder / "train.bin")
+    np.save(folder / "validation.npy", tokens[:200])
+    data = "{type: tokens, train: train.bin, validation: validation.npy, vocab_size: 9}"
+    lines = [f"data: {data}" if "data:" in line else line for line in JOB.splitlines()]
+    (folder / "job.yaml").write_text("\n".join(lines))
+    done = rank_program(folder, "--set", "train.steps=60")
+    assert done.returncode == 0, done.stderr
+    assert metrics(folder / "runs/tiny")[-1]["val_loss"] < 1.0 < np.log(9)
+    assert worker.evaluate("runs/tiny")["loss"] < 1.0
+    with pytest.raises(CheckpointError) as error:
+        worker.generate("runs/tiny", "a", 3)
+    assert "tokenizer.json" in str(error.value)
+    refused = rank_program(folder, "--overwrite", "--set", "data.vocab_size=8")
+    assert refused.returncode == 2
+    assert "8 at place 8" in refused.stderr
+
+
 PYTHON_JOB = """
 name: own
 model: {type: python, file: own.py}

@@ -128,7 +128,7 @@ class Trainer:
             self.store.grads.fill(0)
             self.sync.done(self.root)
         else:
-            self._accumulate(batch, mine, 1.0 / count, step)
+            self._accumulate(batch, mine, 1.0 / count)
         self._status[2] = self.stop_requested
         self.sync.finish()
         self.comm.allreduce(self._status)
@@ -145,10 +145,10 @@ class Trainer:
             check_replicas(self.store, self.comm, step)
         return StepResult(loss, norm, rate, total, bool(self._status[2]))
 
-    def _accumulate(self, batch: Batch, mine: slice, scale: float, step: int) -> None:
+    def _accumulate(self, batch: Batch, mine: slice, scale: float) -> None:
         pieces = list(self._pieces(batch, mine))
         for i, (first_row, part) in enumerate(pieces):
-            key = StepKey(self.seed, step, first_row)
+            key = StepKey(self.seed, self.optimizer.step, first_row)
             last = i == len(pieces) - 1
             self._status[0] += self._forward_backward(part, key, scale, last)
             if len(pieces) > 1:
@@ -263,7 +263,7 @@ class Trainer:
         place = None
         if batch is not None:
             for first_row, part in self._pieces(batch, mine):
-                key = StepKey(self.seed, step, first_row)
+                key = StepKey(self.seed, self.optimizer.step, first_row)
                 x = self._input(part.x)
                 place = place or first_nonfinite_layer(self.root, x, key)
         if place:
