@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def test_shares_are_contiguous_and_cover_all_rows(total: int, size: int) -> None
     parts = [share(total, rank, size) for rank in range(size)]
     assert parts[0].start == 0
     assert parts[-1].stop == total
-    assert all(a.stop == b.start for a, b in zip(parts, parts[1:], strict=False))
+    assert all(a.stop == b.start for a, b in itertools.pairwise(parts))
     lengths = [part.stop - part.start for part in parts]
     assert max(lengths) - min(lengths) <= 1
 

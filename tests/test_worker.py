@@ -259,7 +259,7 @@ def test_a_job_from_token_files(folder: Path) -> None:
     data = "{type: tokens, train: train.bin, validation: validation.npy, vocab_size: 9}"
     lines = [f"data: {data}" if "data:" in line else line for line in JOB.splitlines()]
     (folder / "job.yaml").write_text("\n".join(lines))
-    done = rank_program(folder, "--set", "train.steps=60")
+    done = rank_program(folder, "--set", "train.steps=200")
     assert done.returncode == 0, done.stderr
     assert metrics(folder / "runs/tiny")[-1]["val_loss"] < 1.0 < np.log(9)
     assert worker.evaluate("runs/tiny")["loss"] < 1.0
