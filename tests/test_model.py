@@ -371,6 +371,25 @@ def test_regression_and_binary_targets() -> None:
     assert history.history["accuracy"][-1] > 0.95
 
 
+@pytest.mark.parametrize("before", [[], [fs.layers.Input((5,))]])
+def test_a_classifier_of_token_sequences(before: list[Any]) -> None:
+    tokens = RNG.integers(1, 9, (80, 5))
+    tokens[::2, 3:] = 0  # padding
+    y = (tokens == 4).any(axis=1)
+    model = fs.models.Sequential(
+        [
+            *before,
+            fs.layers.Embedding(9, 16, mask_zero=True),
+            fs.layers.TransformerBlock(2),
+            fs.layers.Flatten(),
+            fs.layers.Dense(1, "sigmoid"),
+        ]
+    )
+    model.compile(fs.optimizers.Adam(0.01), "binary_crossentropy", ["accuracy"])
+    history = model.fit(tokens, y[:, None], epochs=30, verbose=0)
+    assert history.history["accuracy"][-1] > 0.95
+
+
 # -- saving ----------------------------------------------------------------------------
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 
 from fastserve.core import Array, Done, Layer, Shape, Training, nothing
 from fastserve.errors import ArgumentError
+from fastserve.layers.shapes import Input
 
 
 class Chain(Layer):
@@ -58,7 +60,8 @@ class Chain(Layer):
 
     @property
     def takes_integers(self) -> bool:  # type: ignore[override]
-        return bool(self.layers) and self.layers[0].takes_integers
+        layers = (layer for layer in self.layers if not isinstance(layer, Input))
+        return any(layer.takes_integers for layer in itertools.islice(layers, 1))
 
     @property
     def fused_loss(self) -> str | None:  # type: ignore[override]
