@@ -290,6 +290,7 @@ def test_validation_data_is_checked_before_the_first_step() -> None:
         {"epochs": 0},
         {"epochs": 3, "initial_epoch": 3},
         {"batch_size": 0},
+        {"batch_size": 2.5},
         {"validation_split": 1.0},
         {"validation_data": 3},
         {"verbose": 7},

@@ -43,8 +43,12 @@ class Sampler:
     ) -> None:
         if samples < 1:
             raise DataError("expected at least one sample", f"{samples}", "add data")
-        if batch < 1:
-            raise ArgumentError("expected a batch of 1 or more", f"{batch}")
+        if not isinstance(batch, (int, np.integer)) or batch < 1:
+            raise ArgumentError(
+                "expected a batch size that is an integer above 0",
+                repr(batch),
+                "change batch_size",
+            )
         self.samples, self.batch = samples, batch
         self.seed, self.shuffle, self.wrap = seed, shuffle, wrap
         self._orders: dict[int, Array] = {}
