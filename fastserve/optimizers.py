@@ -135,6 +135,15 @@ class Optimizer:
         decayed = store.decayed if self.weight_decay else []
         self._pieces = list(_pieces(size, decayed))
 
+    def check_store(self, store: ParameterStore) -> None:
+        """Raise StateError if another model has taken this optimizer since."""
+        if self._store is not store:
+            raise StateError(
+                f"{self.name}: expected an optimizer of this model alone",
+                "one that another model was compiled with since",
+                "make an optimizer for each model",
+            )
+
     def update(self, scale: float = 1.0) -> None:
         """Make one update from the store's gradients, times ``scale``.
 

@@ -91,8 +91,8 @@ def _report(error: BaseException, comm: Communicator, started: list[Path]) -> in
     if started:
         write_error(started[0], comm, error)
         log.info("%s", describe_error(error))
-    elif isinstance(error, FastserveError):
-        status = USAGE
+    else:
+        status = USAGE  # refused before there is a run; the reason is shown below
     if not started or environment.setting("JOB") is None:
         prefix = f"[rank {comm.rank} {comm.host}] " if comm.size > 1 else ""
         for line in describe_error(error).splitlines():
@@ -109,7 +109,14 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     trainer = model.prepare(data.train)
     if data.validation is not None:
         model.check_source(data.validation)
-    first = _load(options, run_dir, model, data, comm)
+    plan = {"global_batch": job.train.global_batch, "samples": data.train.samples}
+    first = _load(options, run_dir, model, data, comm, plan)
+    if first > steps:
+        raise CheckpointError(
+            f"--resume: expected a checkpoint of at most {steps} steps",
+            f"one of step {first}",
+            "raise train.steps or train.epochs",
+        )
     _start_folder(run_dir, job, data, comm, fresh=first == 0)
     started.append(run_dir)
     start_logs(run_dir / "logs", comm)
@@ -141,6 +148,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
                 job.checkpoint.every,
                 job.checkpoint.keep,
                 job.checkpoint.at_end,
+                plan,
             ),
         ],
         level,
@@ -205,6 +213,7 @@ def _load(
     model: Model,
     data: Data,
     comm: Communicator,
+    plan: dict[str, int],
 ) -> int:
     """Load the checkpoint to go on from, if any; return the steps already made."""
     if not options.resume:
@@ -214,18 +223,26 @@ def _load(
     state = None
     if comm.rank == 0:
         if (source / "state.json").exists():
-            state = checkpoint.load(source, trainer.store, trainer.optimizer)
             _check_tokenizer(source.parent.parent, data)
+            state = checkpoint.load(source, trainer.store, trainer.optimizer)
         else:
             folder = source / "checkpoints"
-            state = checkpoint.load_newest(folder, trainer.store, trainer.optimizer)
             _check_tokenizer(source, data)
+            state = checkpoint.load_newest(folder, trainer.store, trainer.optimizer)
         if state is None and options.resume != "auto":
             raise CheckpointError(
                 "--resume: expected a run folder or a checkpoint",
                 str(source),
                 "give a folder: runs/NAME or runs/NAME/checkpoints/step-00000200",
             )
+        for name, value in plan.items() if state else ():
+            if state and state.get(name, value) != value:
+                raise CheckpointError(
+                    f"--resume: expected the {name} that the run was started with, "
+                    f"{state[name]}: the number of a step means other data otherwise",
+                    f"{value}",
+                    "take the same again, or start a new run",
+                )
         _clear_later(run_dir, trainer.optimizer.step, options.overwrite)
     step, totals = comm.broadcast_obj(
         (trainer.optimizer.step, state["totals"]) if state else (0, None)
@@ -235,7 +252,7 @@ def _load(
         comm.broadcast(vector)
     trainer.optimizer.step = step
     if totals is not None and len(totals) == len(trainer.totals):
-        trainer.totals[...] = totals
+        trainer.totals[...] = [float(total) for total in totals]
     return int(step)
 
 
@@ -262,8 +279,8 @@ def _check_tokenizer(run_dir: Path, data: Data) -> None:
         return
     if json.loads(path.read_text("utf-8")) != data.tokenizer.to_json():
         raise DataError(
-            "--resume: expected the text that the run was started with",
-            "a text of other characters",
+            "expected the text that the run was started with",
+            "a text of other characters (pydoc-topics differs between Pythons)",
             "use the same data.source, or start a new run",
         )
 
@@ -272,11 +289,12 @@ def _start_folder(
     run_dir: Path, job: config.Job, data: Data, comm: Communicator, fresh: bool
 ) -> None:
     if comm.rank == 0:
+        with files.writing(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
         if fresh:
             for name in ("checkpoints", "errors", "logs", "plots"):
                 shutil.rmtree(run_dir / name, ignore_errors=True)
             (run_dir / "metrics.jsonl").unlink(missing_ok=True)
-        run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "done.json").unlink(missing_ok=True)
         files.write_atomically(run_dir / "config.yaml", config.dump_job(job))
         if data.tokenizer is not None:
@@ -353,6 +371,7 @@ def evaluate(run: str) -> dict[str, float]:
     """Return loss and metrics of the run's model on its validation data."""
     run_dir, job = open_job(run)
     data = make_data(job)
+    _check_tokenizer(run_dir, data)
     if data.validation is None:
         raise DataError(
             "evaluate: expected a job with validation data",

@@ -127,6 +127,14 @@ def test_batches_of_arrays_use_the_same_memory() -> None:
     assert np.shares_memory(first.x, second.x)
 
 
+def test_arrays_that_are_not_contiguous() -> None:
+    x = np.asfortranarray(np.arange(24.0).reshape(8, 3))
+    source = ArraySource(x[:, ::2], np.arange(8))
+    batch = source.batch(np.array([5, 1]), np.zeros(2))
+    np.testing.assert_array_equal(batch.x, x[[5, 1]][:, ::2])
+    assert batch.x.flags.c_contiguous
+
+
 def test_token_files(tmp_path: Path) -> None:
     tokens = np.random.default_rng(0).integers(0, 60_000, 5000).astype(np.uint16)
     np.save(tmp_path / "tokens.npy", tokens)

@@ -171,6 +171,96 @@ def test_without_shuffle_one_epoch_is_the_batches_in_order() -> None:
     np.testing.assert_array_equal(model.store.values, single.store.values)
 
 
+def test_a_later_fit_goes_on_with_other_orders_of_samples() -> None:
+    twice, once = classifier(), classifier()
+    twice.fit(X, LABELS, epochs=1, verbose=0)
+    twice.fit(X, LABELS, epochs=1, verbose=0)
+    once.fit(X, LABELS, epochs=2, verbose=0)
+    np.testing.assert_array_equal(twice.store.values, once.store.values)
+
+
+def test_sequences_of_unknown_length_have_the_same_loss() -> None:
+    tokens = RNG.integers(0, 10, (6, 7))
+    results = []
+    for time in (7, None):
+        model = fs.models.Sequential(
+            [
+                fs.layers.Embedding(10, 4, input_shape=(time,)),
+                fs.layers.Dense(10, "softmax"),
+            ]
+        )
+        loss = "sparse_categorical_crossentropy"
+        model.compile("sgd", loss, [loss])
+        model.fit(tokens, tokens, verbose=0)
+        assert model.last_step is not None
+        results.append((model.last_step, model.evaluate(tokens, tokens, verbose=0)))
+    assert results[0] == results[1]
+    assert results[1][1][0] == pytest.approx(results[1][1][1], rel=1e-6)
+
+
+def test_an_optimizer_that_another_model_took() -> None:
+    optimizer = fs.optimizers.SGD(0.1)
+    one, two = classifier(), classifier()
+    for model in (one, two):
+        model.compile(optimizer, "sparse_categorical_crossentropy")
+        model.train_on_batch(X, LABELS)
+    with pytest.raises(StateError) as error:
+        one.train_on_batch(X, LABELS)
+    three_parts(error)
+    one.compile(optimizer, "sparse_categorical_crossentropy")
+    one.train_on_batch(X, LABELS)
+
+
+def test_class_weight_of_sequences_is_by_position() -> None:
+    x = np.zeros((6, 7), np.int64)
+    x[:, 3] = 9
+
+    def loss(class_weight: dict[int, float] | None) -> float:
+        model = fs.models.Sequential(
+            [
+                fs.layers.Embedding(10, 4, input_shape=(7,)),
+                fs.layers.Dense(10, "softmax"),
+            ]
+        )
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        value: float = model.train_on_batch(x, x, class_weight=class_weight)
+        return value
+
+    assert loss({3: 100.0}) == loss(None)
+    assert loss({9: 2.0}) > loss(None)
+    assert loss({0: 0.0, 9: 0.0}) == 0
+
+
+def test_metrics_are_not_weighted() -> None:
+    model = classifier()
+    weights = np.zeros(60, np.float32)
+    weighted = model.evaluate(X, LABELS, verbose=0, sample_weight=weights)
+    assert weighted[0] == 0
+    assert weighted[1] == model.evaluate(X, LABELS, verbose=0)[1]
+
+
+def test_kerass_ways_to_say_nothing_or_one() -> None:
+    model = classifier()
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics="accuracy")
+    seen: list[int] = []
+
+    class Watch(fs.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            seen.append(epoch)
+
+    model.fit(X, LABELS, None, verbose=0, callbacks=Watch())
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=None)
+    model.fit(X, LABELS, verbose=0, callbacks=None)
+    assert seen == [0]
+    assert len(model.predict(X, batch_size=None)) == 60
+    with pytest.raises(ArgumentError):
+        model.predict(X, batch_size=0)
+    with pytest.raises(ArgumentError):
+        model.fit(X, LABELS, verbose=0, validation_freq=0)
+    with pytest.raises(ArgumentError):
+        classifier(seed=-1)
+
+
 def test_sample_weight_zero_is_as_if_the_row_had_no_loss() -> None:
     weights = np.ones(60, np.float32)
     weights[30:] = 0

@@ -186,6 +186,32 @@ def test_resume_from_an_earlier_step(folder: Path) -> None:
     assert "--resume: expected a run folder" in nowhere.stderr
 
 
+def test_resume_with_another_plan_is_refused(folder: Path) -> None:
+    assert rank_program(folder).returncode == 0
+    other = rank_program(folder, "--resume", "auto", "--set", "train.global_batch=5")
+    assert other.returncode == 2
+    assert "global_batch" in other.stderr
+    short = rank_program(folder, "--resume", "auto", "--set", "train.steps=5")
+    assert short.returncode == 2
+    assert "at most 5 steps" in short.stderr
+    (folder / "text.txt").write_text("Another text, with other letters! " * 90)
+    for command in (["-m", "fastserve", "job.yaml", "--resume", "auto"], EVALUATE):
+        text = run([sys.executable, *command], 60, cwd=folder, env=variables())
+        assert text.returncode != 0
+        assert "text that the run was started with" in text.stderr
+
+
+EVALUATE = ["-m", "launch.cli", "evaluate", "runs/tiny"]
+
+
+def test_a_run_folder_that_cannot_be_written(folder: Path) -> None:
+    (folder / "file").write_text("")
+    done = rank_program(folder, "--set", "run_dir=file/run")
+    assert done.returncode == 2
+    assert "expected to be able to write" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_sigterm_saves_and_says_so(folder: Path) -> None:
     command = [sys.executable, "-m", "fastserve", "job.yaml"]
     more = ["--set", "train.steps=100000", "--set", "checkpoint.every=100000"]

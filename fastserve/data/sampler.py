@@ -34,12 +34,20 @@ class Sampler:
     Args:
         samples: number of samples in the data.
         batch: global batch, over all ranks.
+        first_epoch: number of the first epoch's order; a later call of ``fit`` goes on
+            with orders that were not used yet.
         wrap: True makes every batch full, the last one of an epoch with samples of
             the next epoch; False leaves the last one short, as Keras does.
     """
 
     def __init__(
-        self, samples: int, batch: int, seed: int, shuffle: bool, wrap: bool
+        self,
+        samples: int,
+        batch: int,
+        seed: int,
+        shuffle: bool,
+        wrap: bool,
+        first_epoch: int = 0,
     ) -> None:
         if samples < 1:
             raise DataError("expected at least one sample", f"{samples}", "add data")
@@ -51,6 +59,7 @@ class Sampler:
             )
         self.samples, self.batch = samples, batch
         self.seed, self.shuffle, self.wrap = seed, shuffle, wrap
+        self.first_epoch = first_epoch
         self._orders: dict[int, Array] = {}
 
     @property
@@ -88,7 +97,7 @@ class Sampler:
             epoch, place = divmod(step, self.steps_per_epoch)
             start = epoch * self.samples + place * self.batch
         places = np.arange(start, start + self.rows_of(step))
-        epochs = places // self.samples
+        epochs = places // self.samples + self.first_epoch
         rows = np.empty_like(places)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             chosen = epochs == epoch

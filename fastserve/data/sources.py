@@ -80,7 +80,10 @@ class ArraySource(Source):
             kept = np.empty((len(rows), *array.shape[1:]), array.dtype)
             self._kept[name] = kept
         out = kept[: len(rows)]
-        np.take(array, rows, axis=0, out=out, mode="clip")
+        if array.flags.c_contiguous:
+            np.take(array, rows, axis=0, out=out, mode="clip")
+        else:  # take would copy the whole array first
+            out[...] = array[rows]
         return out
 
 
@@ -98,6 +101,7 @@ class TokenSource(Source):
     def __init__(
         self, tokens: Array, block_size: int, seed: int = 0, shift: bool = True
     ) -> None:
+        tokens = np.asanyarray(tokens)
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
             raise DataError(
                 "expected one axis of integer tokens",

@@ -59,12 +59,12 @@ class GPT(Model):
                 "change one of them",
             )
         self.options_of_gpt = {
-            "vocab_size": vocab_size,
-            "block_size": block_size,
-            "n_layer": n_layer,
-            "n_head": n_head,
-            "n_embd": n_embd,
-            "dropout": dropout,
+            "vocab_size": int(vocab_size),
+            "block_size": int(block_size),
+            "n_layer": int(n_layer),
+            "n_head": int(n_head),
+            "n_embd": int(n_embd),
+            "dropout": float(dropout),
         }
         self.vocab_size, self.block_size = vocab_size, block_size
         super().__init__(self._network(), seed, dtype)
@@ -98,7 +98,7 @@ class GPT(Model):
         self,
         optimizer: Any = "adamw",
         loss: Any = None,
-        metrics: Sequence[Any] = (),
+        metrics: str | Sequence[Any] | None = (),
     ) -> None:
         """As ``Model.compile``; the loss is the cross-entropy of the next token."""
         loss = loss or SparseCategoricalCrossentropy(from_logits=True)
@@ -187,7 +187,11 @@ def _check_sampling(
     tokens: int, temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
     for fine, wanted, given in (
-        (tokens >= 0, "tokens of 0 or more", tokens),
+        (
+            isinstance(tokens, int) and tokens >= 0,
+            "tokens, an integer of 0 or more",
+            tokens,
+        ),
         (
             math.isfinite(temperature) and temperature >= 0,
             "a temperature of 0 or more",

@@ -32,7 +32,6 @@ from fastserve.training.progress import Progress, describe, terminal_width
 from fastserve.training.step import Options, StepResult, Trainer
 
 Targets = Any
-PREDICT_BATCH = 32
 
 
 class Model:
@@ -44,7 +43,9 @@ class Model:
     """
 
     def __init__(self, root: Layer, seed: int = 0, dtype: str = "float32") -> None:
-        self.root, self.seed = root, seed
+        if seed < 0:
+            raise ArgumentError("expected a seed of 0 or more", f"{seed}")
+        self.root, self.seed = root, int(seed)
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise ArgumentError("expected dtype float32 or float64", repr(dtype))
@@ -56,7 +57,7 @@ class Model:
         self.trainer: Trainer | None = None
         self.last_step: StepResult | None = None
         self.stop_training = False
-        self.step = 0  # updates made since compile
+        self._epochs_made = 0  # since compile
         self.options = Options()
         self.clip_norm: float | None = None
 
@@ -109,7 +110,7 @@ class Model:
         self,
         optimizer: str | Optimizer = "rmsprop",
         loss: Any = None,
-        metrics: Sequence[str | Metric] = (),
+        metrics: str | Sequence[str | Metric] | None = (),
     ) -> None:
         """Choose optimizer, loss and metrics, by name or as objects.
 
@@ -121,11 +122,12 @@ class Model:
             )
         self.optimizer = optimizers.get(optimizer)
         self.loss = losses.get(loss)
+        metrics = [metrics] if isinstance(metrics, str) else metrics or ()
         for metric in metrics:
             if isinstance(metric, str) and metric not in metric_names.KNOWN:
                 raise UnknownNameError("metric", metric, metric_names.KNOWN)
         self.metrics = list(metrics)
-        self.trainer, self.step = None, 0
+        self.trainer, self._epochs_made = None, 0
 
     def _compiled(self, verb: str) -> tuple[Optimizer, Loss]:
         if self.optimizer is None or self.loss is None:
@@ -161,6 +163,7 @@ class Model:
                 self.clip_norm,
                 self.options,
             )
+        self.trainer.clip_norm = self.clip_norm
         return self.trainer
 
     def _source(self, verb: str, x: Any, y: Any, weights: Any = None) -> Source:
@@ -199,10 +202,10 @@ class Model:
         self,
         x: Any,
         y: Targets = None,
-        batch_size: int = 32,
+        batch_size: int | None = 32,
         epochs: int = 1,
         verbose: str | int = "auto",
-        callbacks: Sequence[Callback] = (),
+        callbacks: Callback | Sequence[Callback] | None = (),
         validation_split: float = 0.0,
         validation_data: Any = None,
         shuffle: bool = True,
@@ -236,14 +239,26 @@ class Model:
                 f"initial_epoch={initial_epoch}, epochs={epochs}",
                 "epochs is the number of the final epoch",
             )
+        if validation_freq < 1:
+            raise ArgumentError(
+                "fit: expected a validation_freq of 1 or more", f"{validation_freq}"
+            )
+        batch_size = 32 if batch_size is None else batch_size
+        callbacks = [callbacks] if isinstance(callbacks, Callback) else callbacks or ()
         source, held_out = self._split(x, y, sample_weight, validation_split)
         if class_weight is not None:
-            source = _weigh_classes(source, class_weight)
+            source = self._weigh_classes(source, class_weight)
         validation = self._validation(validation_data, held_out)
         trainer = self.prepare(source, "fit")
         sampler = Sampler(
-            source.samples, batch_size, self.seed, shuffle=shuffle, wrap=False
+            source.samples,
+            batch_size,
+            self.seed,
+            shuffle,
+            wrap=False,
+            first_epoch=0 if initial_epoch else self._epochs_made,
         )
+        self._epochs_made = sampler.first_epoch + epochs
         steps = sampler.steps_per_epoch
         schedule = Schedule(
             steps, epochs * steps, initial_epoch * steps, validation_freq
@@ -296,6 +311,37 @@ class Model:
         ]
         return parts[0], parts[1]
 
+    def _weigh_classes(
+        self, source: Source, class_weight: Mapping[int, float]
+    ) -> Source:
+        """Return the source with each label's weight times that of its class."""
+        if not isinstance(source, ArraySource) or not isinstance(class_weight, Mapping):
+            raise ArgumentError(
+                "expected class_weight as a dict, with arrays",
+                f"{type(class_weight).__name__}, {type(source).__name__}",
+            )
+        _, loss = self._compiled("fit")
+        y = source.y
+        if loss.fused_loss == "sigmoid" and y.ndim > 1 and y.shape[-1] > 1:
+            raise DataError(
+                "class_weight: expected one class for each sample",
+                f"targets of shape {y.shape} for {loss.name}",
+                "use sample_weight",
+            )
+        one_hot = not loss.targets.sparse and y.ndim > 1 and y.shape[-1] > 1
+        classes = y.argmax(axis=-1) if one_hot else y
+        if classes.ndim == 2 and classes.shape[1] == 1:
+            classes = classes.reshape(-1)
+        weights = np.ones(classes.shape, np.float32)
+        for label, weight in class_weight.items():
+            weights[classes == label] = weight
+        if source.weights is not None:
+            given = source.weights
+            if given.ndim < weights.ndim:
+                given = given.reshape(*given.shape, *[1] * (weights.ndim - given.ndim))
+            weights = weights * given
+        return ArraySource(source.x, source.y, weights)
+
     def _validation(self, data: Any, held_out: Source | None) -> Source | None:
         if data is None:
             return held_out
@@ -331,11 +377,18 @@ class Model:
         return values[0] if len(values) == 1 else values
 
     def predict(
-        self, x: Any, batch_size: int = PREDICT_BATCH, verbose: str | int = 0
+        self, x: Any, batch_size: int | None = 32, verbose: str | int = 0
     ) -> Array:
         """Return the outputs (samples, ...) in a new array; every rank gets all."""
         inputs = numeric("x", x)
         self._build_for(inputs)
+        batch_size = Sampler(
+            len(inputs),
+            32 if batch_size is None else batch_size,
+            0,
+            shuffle=False,
+            wrap=False,
+        ).batch
         out: Array | None = None
         for start in range(0, len(inputs), batch_size):
             y = self.forward(inputs[start : start + batch_size])
@@ -368,7 +421,7 @@ class Model:
         """
         source: Source = self._source("train_on_batch", x, y, sample_weight)
         if class_weight is not None:
-            source = _weigh_classes(source, class_weight)
+            source = self._weigh_classes(source, class_weight)
         trainer = self.prepare(source, "train_on_batch")
         trainer.reset_totals()
         sampler = Sampler(source.samples, source.samples, 0, shuffle=False, wrap=False)
@@ -459,25 +512,3 @@ def _verbosity(verbose: str | int) -> int:
     if verbose in (0, 1, 2):
         return int(verbose)
     raise ArgumentError("expected verbose 'auto', 0, 1 or 2", repr(verbose))
-
-
-def _weigh_classes(source: Source, class_weight: Mapping[int, float]) -> Source:
-    """Return the source with each sample's weight times that of its class."""
-    if not isinstance(source, ArraySource):
-        raise ArgumentError(
-            "expected class_weight with arrays alone", type(source).__name__
-        )
-    y = source.y
-    classes = y.argmax(axis=-1) if y.ndim > 1 and y.shape[-1] > 1 else y.reshape(-1)
-    if classes.shape != (source.samples,):
-        raise DataError(
-            "class_weight: expected one class for each sample",
-            f"targets of shape {y.shape}",
-            "use sample_weight",
-        )
-    weights = np.ones(source.samples, np.float32)
-    for label, weight in class_weight.items():
-        weights[classes == label] = weight
-    if source.weights is not None:
-        weights *= source.weights
-    return ArraySource(source.x, source.y, weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -81,7 +82,8 @@ class MetricsFile(Callback):
 
     def _write(self, values: dict[str, float]) -> None:
         if self.rank == 0:
-            line = {"step": self.step, **values, "time": time.time()}
+            finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+            line = {"step": self.step, **finite, "time": time.time()}
             with (
                 files.writing(self.path),
                 self.path.open("a", encoding="utf-8") as file,
@@ -90,13 +92,21 @@ class MetricsFile(Callback):
 
 
 class Checkpoints(Callback):
-    """Saves every ``every`` steps, and at the end or when the training is stopped."""
+    """Saves every ``every`` steps, and at the end or when the training is stopped.
+
+    ``plan`` holds what the number of a step depends on; it is stored and compared.
+    """
 
     def __init__(
-        self, folder: Path, every: int | None, keep: int, at_end: bool
+        self,
+        folder: Path,
+        every: int | None,
+        keep: int,
+        at_end: bool,
+        plan: dict[str, int],
     ) -> None:
         self.folder, self.every, self.keep = folder, every, keep
-        self.at_end = at_end
+        self.at_end, self.plan = at_end, plan
         self.saved: int | None = None
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
@@ -116,7 +126,8 @@ class Checkpoints(Callback):
         self.saved = self.step
         trainer = self.model.trainer
         if self.rank == 0 and trainer is not None:
-            state = {"totals": trainer.totals.tolist(), "seed": trainer.seed}
+            # as text, because JSON has no NaN and no infinity
+            state = {"totals": [repr(v) for v in trainer.totals.tolist()], **self.plan}
             checkpoint.save(
                 self.folder,
                 self.step,

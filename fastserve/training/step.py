@@ -111,16 +111,19 @@ class Trainer:
         batch = None
         if mine.stop > mine.start:
             batch = source.batch(rows[mine], epochs[mine])
-        return self.train_batch(batch, mine, len(rows), step)
+        time = source.input_shape[0] if source.input_shape else 1
+        return self.train_batch(batch, mine, len(rows), step, time)
 
     def train_batch(
-        self, batch: Batch | None, mine: slice, total: int, step: int
+        self, batch: Batch | None, mine: slice, total: int, step: int, time: int = 1
     ) -> StepResult:
         """Make a step from this rank's rows ``mine`` of a global batch of ``total``.
 
-        ``batch`` holds just these rows; it is None if there are none.
+        ``batch`` holds just these rows; it is None if there are none. ``time`` is the
+        length of the samples, for outputs that have an axis of unknown length.
         """
-        count = self._losses_per_row() * total
+        self.optimizer.check_store(self.store)
+        count = self._losses_per_row(time) * total
         self._status.fill(0)
         self._status[1] = count if self.comm.rank == 0 else 0
         self.sync.begin()
@@ -204,7 +207,7 @@ class Trainer:
                 status[0] += self.loss.sum_and_gradient(
                     part.y, prediction, part.weights, 1.0, None
                 )
-                status[1] += len(part.x) * self._losses_per_row()
+                status[1] += self.loss.count(prediction.shape)
                 self._measure(part, y, status)
         self.comm.allreduce(status)
         return self.results(status)
@@ -239,15 +242,18 @@ class Trainer:
         np.copyto(out, x, casting="unsafe")
         return out
 
-    def _losses_per_row(self) -> int:
-        shape = tuple(1 if n is None else n for n in self.root.output_shape or ())
+    def _losses_per_row(self, time: int) -> int:
+        shape = tuple(time if n is None else n for n in self.root.output_shape or ())
         return self.loss.count((1, *shape))
 
     def _measure(self, batch: Batch, y: Array, status: Array) -> None:
-        """Add the metrics of a micro-batch to their places in ``status``."""
+        """Add the metrics of a micro-batch to their places in ``status``.
+
+        As in Keras, ``metrics=`` are not weighted by sample or class weights.
+        """
         for metric, part in self._states(status):
             metric.reset()
-            metric.update(batch.y, y, batch.weights)
+            metric.update(batch.y, y, None)
             part += metric.state
 
     def _states(self, status: Array) -> Iterable[tuple[Metric, Array]]:
