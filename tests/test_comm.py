@@ -26,6 +26,7 @@ from fastserve.comm import (
     run_threads,
     world,
 )
+from fastserve.comm import departures as departures_module
 from fastserve.comm.departures import Departures
 from fastserve.environment import Ranks
 from fastserve.errors import (
@@ -481,15 +482,25 @@ class FakeControl:
 
     def __init__(self) -> None:
         self.arrived: dict[int, list[int]] = {}
+        self.waiting: set[int] = set()  # ranks that have told that they wait too
+        self.told: list[int] = []
 
     def Get_rank(self) -> int:
         return 0
 
-    def Iprobe(self, source: int) -> bool:
-        return source in self.arrived
+    def Iprobe(self, source: int, tag: int) -> bool:
+        return source in (self.arrived, self.waiting)[tag]
 
-    def Recv(self, counts: Any, source: int) -> None:
+    def Recv(self, counts: Any, source: int, tag: int) -> None:
+        assert tag == 0
         counts[:] = self.arrived.pop(source)
+
+    def Isend(self, notice: Any, dest: int, tag: int) -> FakeControl:
+        assert tag == 1
+        self.told.append(dest)
+        return self
+
+    def Wait(self) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -627,3 +638,29 @@ def test_a_single_process_loads_no_mpi() -> None:
         timeout=60,
     )
     assert result.stdout == "False\n", result.stderr
+
+
+@pytest.mark.parametrize("comes_late", [False, True])
+def test_who_is_late_is_named(
+    comes_late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(departures_module, "_INTERVAL", 0.01)
+    monkeypatch.setattr(departures_module, "_NOTICES", 0.3)
+    control = FakeControl()
+    errors: list[CommError] = []
+    control.waiting = {2}
+    departures = departures_module.Departures(
+        control, ["a", "b", "c"], errors.append, lambda: 0.05
+    )
+    with departures.collective("allreduce"):
+        time.sleep(0.2 if comes_late else 0.6)
+    time.sleep(0.4)
+    departures._stop.set()
+    departures._watch.join()
+    assert set(control.told) == {1, 2}
+    if comes_late:
+        assert errors == []
+    else:
+        message = str(errors[0])
+        assert "join this allreduce within 0.05 s" in message
+        assert "missing: rank 1 on b\n" in message

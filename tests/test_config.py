@@ -339,7 +339,7 @@ def test_words_that_look_like_booleans_are_text() -> None:
     job = load(changed(1, "name: off") + "launch: {env: {A: no, B: '1'}}\n")
     assert job.name == "off"
     assert job.launch.env == {"A": "no", "B": "1"}
-    assert load(JOB + "comm: {overlap: on}\n").comm.overlap == "on"
+    assert load(JOB + "comm: {overlap: off}\n").comm.overlap == "off"
 
 
 def test_bare_layers_are_layers_without_arguments() -> None:
