@@ -142,7 +142,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
         job.train.global_batch,
         [
             progress,
-            MetricsFile(run_dir / "metrics.jsonl", job.train.log_every, progress),
+            MetricsFile(run_dir / "metrics.jsonl", job.train.log_every),
             Checkpoints(
                 run_dir / "checkpoints",
                 job.checkpoint.every,

@@ -17,7 +17,6 @@ from fastserve.comm import Communicator
 from fastserve.errors import FastserveError
 from fastserve.training import checkpoint, files
 from fastserve.training.callbacks import Callback, Logs
-from fastserve.training.progress import Progress
 
 log = logging.getLogger("fastserve")
 
@@ -28,8 +27,8 @@ class MetricsFile(Callback):
     ``loss`` is the mean since the line before; ``step`` counts the steps made.
     """
 
-    def __init__(self, path: Path, every: int, progress: Progress) -> None:
-        self.path, self.every, self.progress = path, every, progress
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self.step = self.params["first_step"]
