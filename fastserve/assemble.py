@@ -250,10 +250,12 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
         )
     model.clip_norm = job.train.clip_norm
     model.options = Options(
-        job.train.micro_batch,
-        job.comm.algorithm,
-        job.comm.check_every,
-        int(job.comm.bucket_mb * 2**20),
+        micro_batch=job.train.micro_batch,
+        algorithm=job.comm.algorithm,
+        overlap={"auto": None, "on": True, "off": False}[job.comm.overlap],
+        wire=job.comm.wire,
+        check_every=job.comm.check_every,
+        bucket_bytes=int(job.comm.bucket_mb * 2**20),
     )
 
 

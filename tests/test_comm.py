@@ -27,7 +27,9 @@ from fastserve.comm import (
     world,
 )
 from fastserve.comm import departures as departures_module
+from fastserve.comm.allreduce import AllReduce
 from fastserve.comm.departures import Departures
+from fastserve.comm.wire import BFloat16, Float16, make_wire
 from fastserve.environment import Ranks
 from fastserve.errors import (
     ArgumentError,
@@ -327,6 +329,10 @@ class FakeStore:
     def parameters_of_bucket(self, index: int) -> list[Weight]:
         return self.groups[index]
 
+    def move_grads(self, vector: Any) -> None:
+        vector[...] = self.grads
+        self.grads = vector
+
 
 def test_ready_counts_buckets_from_the_first() -> None:
     a, b, c = Weight(), Weight(), Weight()
@@ -380,35 +386,86 @@ def test_a_composite_reports_all_inside() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["ring", "mpi"])
-def test_finish_sums_buckets_in_index_order(algorithm: str) -> None:
+def test_small_gradients_are_summed_natively(algorithm: str) -> None:
     def program(comm: Communicator) -> None:
         recorder = Recorder(comm)
         store = FakeStore([Weight()], [Weight()], [Weight()])
-        store.buckets = [slice(0, 16), slice(16, 24), slice(24, 30)]
-        sync = GradientSync(store, recorder, algorithm, segment=8)
+        sync = GradientSync(store, recorder, algorithm)
         for step in range(3):
             store.grads[:] = comm.rank + step
-            sync.begin()
+            sync.begin(add=np.full(30, 0.5, np.float32))
             sync.finish()
-            assert (store.grads == 1 + 2 * step).all()
-        # all of them below the crossover
-        assert recorder.calls == [("allreduce", n) for n in (64, 32, 24)] * 3
+            assert (store.grads == 2 + 2 * step).all()
+        assert recorder.calls == [("allreduce", 120)] * 3
 
     run_threads(2, program)
 
 
-def test_finish_takes_the_ring_for_large_buckets() -> None:
-    def program(comm: Communicator) -> set[str]:
-        recorder = Recorder(comm)
-        store = FakeStore([Weight()], length=300_000)
-        store.grads[:] = comm.rank
-        sync = GradientSync(store, recorder)
-        sync.begin()
-        sync.finish()
-        assert (store.grads == 3).all()
-        return {name for name, _ in recorder.calls}
+ORDERS = ([0, 1, 2], [2, 1, 0], [1, 2, 0])
 
-    assert run_threads(3, program) == [{"sendrecv"}] * 3
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("per_host", [[3], [1, 1, 1], [2, 1], [1, 2, 2]])
+def test_sync_in_any_order_of_layers(per_host: list[int], overlap: bool) -> None:
+    """Each rank's layers end in an order of their own; buckets leave in theirs."""
+
+    def program(comm: Communicator) -> list[Any]:
+        layers = [FakeLayer(Weight()) for _ in range(3)]
+        store = FakeStore(*(layer.own for layer in layers), length=20_000)
+        sync = GradientSync(store, comm, overlap=overlap, chunk=4096)
+        assert sync.overlap == overlap
+        results = []
+        for step in range(4):
+            store.grads[:] = np.random.default_rng(step * 9 + comm.rank).random(60_000)
+            whole = store.grads.copy()
+            extra = np.full(60_000, 2.0, np.float32) if step == 2 else None
+            sync.begin(extra)
+            for index in ORDERS[(comm.rank + step) % 3]:
+                # a bucket that isn't reported yet must not have left
+                part = store.grads[store.buckets[index]]
+                assert (part == whole[store.buckets[index]]).all()
+                sync.done(layers[index])
+            sync.finish()
+            results.append(store.grads.copy())
+        return results
+
+    size = sum(per_host)
+    results = run_threads(size, program, per_host)
+    for step in range(4):
+        parts = [
+            np.random.default_rng(step * 9 + rank).random(60_000)
+            for rank in range(size)
+        ]
+        expected = np.sum(parts, axis=0) + (2.0 * size if step == 2 else 0.0)
+        for rank in range(size):
+            np.testing.assert_array_equal(results[rank][step], results[0][step])
+        np.testing.assert_allclose(results[0][step], expected, rtol=1e-5)
+
+
+def test_overlap_is_for_several_hosts_unless_told() -> None:
+    def program(comm: Communicator) -> tuple[bool, bool]:
+        store = FakeStore([Weight()], length=20_000)
+        small = FakeStore([Weight()])
+        return GradientSync(store, comm).overlap, GradientSync(small, comm).overlap
+
+    assert run_threads(2, program) == [(False, False)] * 2
+    assert run_threads(2, program, [1, 1]) == [(True, False)] * 2
+
+
+def test_an_error_in_the_sending_thread_is_raised_in_finish() -> None:
+    def program(comm: Communicator) -> None:
+        layer = FakeLayer(Weight())
+        store = FakeStore(list(layer.own), length=20_000)
+        sync = GradientSync(store, comm, overlap=True)
+        if comm.rank == 0:
+            raise KeyError("the cause")
+        sync.begin()
+        sync.done(layer)
+        with pytest.raises(CommError, match="rank 0"):
+            sync.finish()
+
+    with pytest.raises(KeyError, match="the cause"):
+        run_threads(2, program, [1, 1])
 
 
 def test_sync_refuses_ranks_with_other_buckets() -> None:
@@ -425,10 +482,21 @@ class Loopback(SingleCommunicator):
 
     def __init__(self) -> None:
         super().__init__()
-        self.size = 2
+        self.size, self.groups = 2, [[0], [1]]
 
-    def sendrecv(self, send: Any, dest: int, recv: Any, source: int) -> None:
+    def start(
+        self, send: Any, dest: int, recv: Any, source: int, tag: int
+    ) -> LoopedBack:
         recv[...] = send
+        return LOOPED_BACK
+
+
+class LoopedBack:
+    def done(self) -> bool:
+        return True
+
+
+LOOPED_BACK = LoopedBack()
 
 
 def test_sync_allocates_nothing_after_it_is_made() -> None:
@@ -456,8 +524,8 @@ def test_sync_checks_its_use() -> None:
     store = FakeStore([Weight()])
     with pytest.raises(UnknownNameError, match="did you mean 'ring'"):
         GradientSync(store, comm, "rings")
-    with pytest.raises(ArgumentError, match="segment"):
-        GradientSync(store, comm, segment=0)
+    with pytest.raises(UnknownNameError, match="did you mean 'bfloat16'"):
+        make_wire("bfloat")
     sync = GradientSync(store, comm)
     with pytest.raises(StateError, match="begin before done"):
         sync.done(FakeLayer())
@@ -472,6 +540,139 @@ def test_sync_of_a_model_without_parameters() -> None:
     assert sync.ready == 0
     sync.finish()
     assert store.grads.size == 0
+
+
+# -- AllReduce and 16-bit floats ---------------------------------------------------
+
+
+def reduce_by_threads(
+    per_host: list[int], length: int, wire: str, chunk: int, shared: bool
+) -> tuple[list[Any], Any]:
+    """Return each rank's sum, and the sum in float64."""
+    size = sum(per_host)
+    numbers = np.random.default_rng(1).standard_normal((size, length), np.float32)
+
+    def program(comm: Communicator) -> Any:
+        half = length // 2
+        ring = AllReduce(
+            np.zeros(length, np.float32),
+            [slice(0, half), slice(half, length)],
+            comm,
+            wire,
+            chunk,
+            shared,
+        )
+        for _ in range(2):  # the memory is used again
+            ring.vector[:] = numbers[comm.rank]
+            ring.begin()
+            ring.release(1)
+            ring.poll()
+            ring.release(2)
+            ring.finish()
+        return ring.vector.copy()
+
+    sums = run_threads(size, program, per_host)
+    return sums, numbers.astype(np.float64).sum(axis=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(1, 3), min_size=1, max_size=4),
+    st.integers(0, 3000),
+    st.sampled_from([8, 64, 1000, 1 << 17]),
+    st.booleans(),
+)
+def test_sums_are_the_same_everywhere(
+    per_host: list[int], length: int, chunk: int, shared: bool
+) -> None:
+    sums, expected = reduce_by_threads(per_host, length, "float32", chunk, shared)
+    for other in sums:
+        np.testing.assert_array_equal(other, sums[0])
+    np.testing.assert_allclose(sums[0], expected, rtol=1e-5, atol=1e-5)
+
+
+# what is rounded: half a unit in the last place, on the way there and back
+@pytest.mark.parametrize(
+    ("wire", "ulp"), [("float16", 2.0**-11), ("bfloat16", 2.0**-8)]
+)
+@pytest.mark.parametrize("per_host", [[1, 1], [1, 1, 1, 1, 1], [2, 3]])
+def test_sums_with_16_bits_on_the_wire(
+    wire: str, ulp: float, per_host: list[int]
+) -> None:
+    sums, expected = reduce_by_threads(per_host, 5001, wire, 4096, True)
+    for other in sums:
+        np.testing.assert_array_equal(other, sums[0])
+    error = np.abs(sums[0] - expected).max()
+    # each of the numbers sent is at most about 4; the sum's own rounding comes on top
+    assert ulp / 20 < error < 4 * ulp * len(per_host) + np.abs(expected).max() * ulp
+
+
+def test_half_the_bytes_travel() -> None:
+    sent: dict[str, int] = {}
+
+    def program(comm: Communicator) -> None:
+        for wire in ("float32", "float16", "bfloat16"):
+            ring = AllReduce(
+                np.ones(30_000, np.float32), [slice(0, 30_000)], comm, wire
+            )
+            count, start = 0, comm.start
+
+            def counting(send: Any, *rest: Any, **more: Any) -> Any:
+                nonlocal count
+                count += send.nbytes
+                return start(send, *rest, **more)  # noqa: B023
+
+            comm.start = counting  # type: ignore[method-assign]
+            ring.begin()
+            ring.release(1)
+            ring.finish()
+            comm.start = start  # type: ignore[method-assign]
+            sent[wire] = count
+
+    run_threads(3, program, [1, 1, 1])
+    assert sent["float32"] == 4 * 30_000 * 4 // 3
+    assert sent["bfloat16"] * 2 == sent["float32"]
+    assert sent["float32"] / 2 <= sent["float16"] < sent["float32"] / 2 + 100
+
+
+@pytest.mark.parametrize("kind", [Float16, BFloat16])
+@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1.0, 3e4, 1e30])
+def test_packing_keeps_small_and_large_numbers(kind: Any, scale: float) -> None:
+    wire = kind()
+    values = (np.random.default_rng(0).standard_normal(70_001) * scale).astype("f4")
+    values[:3] = 0, -0.0, scale
+    packed = np.zeros(wire.length(values.size), np.uint16)
+    wire.pack(values, packed)
+    back = np.empty_like(values)
+    wire.unpack(packed, back)
+    # float16 loses bits of numbers far below the largest of the message
+    floor = np.abs(values).max() * (2.0**-36 if kind is Float16 else 0.0)
+    ulp = 2.0**-11 if kind is Float16 else 2.0**-8
+    assert (np.abs(back - values) <= np.maximum(np.abs(values) * ulp, floor)).all()
+    total = values.copy()
+    wire.add(packed, total)
+    np.testing.assert_array_equal(total, values + back)
+
+
+@pytest.mark.parametrize("kind", [Float16, BFloat16])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_packing_hides_nothing_that_is_not_finite(kind: Any, bad: float) -> None:
+    wire = kind()
+    values = np.ones(100, np.float32)
+    values[7] = bad
+    packed = np.zeros(wire.length(100), np.uint16)
+    wire.pack(values, packed)
+    back = np.empty_like(values)
+    wire.unpack(packed, back)
+    assert not np.isfinite(back[7])
+    np.testing.assert_array_equal(np.delete(back, 7), 1)
+
+
+def test_bfloat16_rounds_to_nearest_even() -> None:
+    bits = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF], np.uint32)
+    packed = np.zeros(4, np.uint16)
+    BFloat16().pack(bits.view(np.float32), packed)
+    assert packed.tolist() == [0x3F80, 0x3F82, 0x3F81, 0x3F80]
 
 
 # -- who has left --------------------------------------------------------------

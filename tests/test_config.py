@@ -292,14 +292,17 @@ def test_a_job_and_its_defaults() -> None:
     assert job.optimizer.betas == (0.9, 0.95)
     assert (job.comm.algorithm, job.comm.bucket_mb, job.comm.timeout) == (
         "ring",
-        25,
+        4,
         60,
     )
     assert (job.launch.ranks, job.launch.threads, job.launch.bind) == (
-        1,
+        None,
         "auto",
         "core",
     )
+    assert (job.launch.hosts, job.launch.hostfile, job.launch.ssh) == (None, None, [])
+    assert (job.launch.oversubscribe, job.launch.start_timeout) == (False, 30)
+    assert (job.launch.slurm.requeue, job.launch.slurm.signal_seconds) == (True, 120)
     assert (job.checkpoint.every, job.checkpoint.keep) == (None, 2)
     assert (job.train.log_every, job.train.sample_tokens) == (10, 200)
 
@@ -313,6 +316,21 @@ def test_the_quickstart() -> None:
     assert (job.optimizer.lr, job.schedule.min_lr) == (4e-3, 4e-4)
 
 
+# what a first job, which runs on one host, needn't know
+FOR_CLUSTERS = {
+    "hosts",
+    "hostfile",
+    "include",
+    "exclude",
+    "interface",
+    "ssh",
+    "oversubscribe",
+    "python",
+    "start_timeout",
+    "slurm",
+}
+
+
 def test_the_quickstart_names_every_key_of_its_sections() -> None:
     data, _ = load_yaml(QUICKSTART.read_text(), "quickstart")
     job = load_job(QUICKSTART)
@@ -320,6 +338,7 @@ def test_the_quickstart_names_every_key_of_its_sections() -> None:
     for name, section in data.items():
         if isinstance(section, dict):
             known = set(type(getattr(job, name)).model_fields) - {"epochs"}
+            known -= FOR_CLUSTERS
             assert set(section) == known, name
 
 
@@ -340,6 +359,15 @@ def test_words_that_look_like_booleans_are_text() -> None:
     assert job.name == "off"
     assert job.launch.env == {"A": "no", "B": "1"}
     assert load(JOB + "comm: {overlap: off}\n").comm.overlap == "off"
+
+
+def test_hosts_of_a_job() -> None:
+    launch = "launch: {hosts: [node1:2, 'me@node[2-4]:4', '[fe80::1]:2'], ssh: ['-4'], "
+    more = "interface: 10.0.0.0/8, slurm: {time: '90m', mem: 16G, prologue: [module x]}"
+    made = load(f"{JOB}{launch}{more}}}\n").launch
+    assert made.hosts == ["node1:2", "me@node[2-4]:4", "[fe80::1]:2"]
+    assert (made.ssh, made.interface) == (["-4"], "10.0.0.0/8")
+    assert (made.slurm.time, made.slurm.mem) == ("90m", "16G")
 
 
 def test_bare_layers_are_layers_without_arguments() -> None:
@@ -448,6 +476,62 @@ FAULTS = [
         2,
         "launch.env: expected names of letters, digits and '_', received 'A='",
     ),
+    (2, "launch: {hosts: []}", 2, "launch.hosts: expected a list of one or more items"),
+    (2, "launch: {hosts: [-x]}", 2, "launch.hosts[0]: expected a host such as node1"),
+    (2, "launch: {hosts: [a b]}", 2, "launch.hosts[0]: expected a host such as node1"),
+    (2, "launch: {ssh: [-i k]}", 2, "launch.ssh[0]: expected text without blanks"),
+    (2, "launch: {hostfile: nope}", 2, "launch.hostfile: expected an existing file"),
+    (
+        2,
+        "launch: {hosts: [a], hostfile: b}",
+        2,
+        "launch.hostfile: expected either hosts or hostfile, not both, received 'b'",
+    ),
+    (
+        2,
+        "launch: {include: [a]}",
+        2,
+        "launch.include: expected hosts or hostfile beside it, to choose from",
+    ),
+    (
+        2,
+        "launch: {exclude: [a]}",
+        2,
+        "launch.exclude: expected hosts or hostfile beside it, to choose from",
+    ),
+    (
+        2,
+        "launch: {launcher: local, hosts: [a]}",
+        2,
+        "launch.launcher: expected auto, openmpi or mpich, as hosts are given",
+    ),
+    (
+        2,
+        "launch: {interface: '10.0.0.300/8'}",
+        2,
+        "launch.interface: expected an interface's name or a subnet such as",
+    ),
+    (2, "launch: {interface: 'a,b'}", 2, "launch.interface: expected an interface's"),
+    (
+        2,
+        "launch: {slurm: {time: soon}}",
+        2,
+        "launch.slurm.time: expected a time such as '02:30:00'",
+    ),
+    (2, "launch: {slurm: {time: 90}}", 2, "launch.slurm.time: expected a time such as"),
+    (
+        2,
+        "launch: {slurm: {mem: lots}}",
+        2,
+        "launch.slurm.mem: expected an amount of memory such as",
+    ),
+    (
+        2,
+        'launch: {slurm: {extra: ["a\\nb"]}}',
+        2,
+        "launch.slurm.extra[0]: expected text on one line",
+    ),
+    (2, "launch: {slurm: {partion: x}}", 2, "launch.slurm.partion: expected one of"),
     (
         2,
         "checkpoint:",
@@ -723,7 +807,9 @@ def test_overrides_reach_into_lists() -> None:
         ("name.first=x", "name.first: expected a section or list around 'first'"),
         ("optimizer.betas.3=1", "optimizer.betas: expected a list of 2 items"),
         ("comm.algorithm=exact", "comm.algorithm: expected ring or mpi"),
-        ("comm.overlap=on", "comm.overlap: expected auto or off, received 'on'"),
+        ("comm={algorithm: mpi, overlap: 'on'}", "comm.overlap: expected auto or off"),
+        ("comm={algorithm: mpi, wire: float16}", "comm.wire: expected float32 for"),
+        ("comm.wire=float8", "comm.wire: expected float32, float16 or bfloat16"),
         ("schedule={type: step}", "schedule.step_size: expected an integer from"),
         ("model={type: gpt, n_head: 3}", "model.n_embd: expected a multiple of n_head"),
         (f"model.{'a.' * 40}b=1", "expected a nesting of at most"),

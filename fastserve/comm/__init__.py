@@ -3,6 +3,7 @@
 This package knows arrays, never models, and loads MPI only in an MPI job.
 """
 
+from fastserve.comm.allreduce import AllReduce
 from fastserve.comm.base import Communicator
 from fastserve.comm.ring import make_scratch, ring_allreduce
 from fastserve.comm.single import SingleCommunicator
@@ -11,6 +12,7 @@ from fastserve.comm.thread import ThreadCommunicator, run_threads
 from fastserve.comm.world import init, world
 
 __all__ = [
+    "AllReduce",
     "Communicator",
     "GradientSync",
     "SingleCommunicator",

@@ -7,18 +7,29 @@ Verbs that end in ``_obj`` pickle; they are for small Python objects.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 
 from fastserve.errors import ArgumentError, CommError, ShapeError
+
+if TYPE_CHECKING:
+    from fastserve.comm.shared import HostMemory
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 MESSAGE_BYTES = 64 << 20  # of the largest message; MPI's own counts end at 2 GiB
 
 _SUMMABLE = frozenset(map(np.dtype, "bhilqBHILQfd"))  # integers, float32, float64
+
+
+class Pending(Protocol):
+    """Something that has been started and isn't waited for."""
+
+    def done(self) -> bool:
+        """Return whether it is complete; nothing goes on unless this is called."""
 
 
 class Communicator(ABC):
@@ -31,6 +42,9 @@ class Communicator(ABC):
         rank, size: this rank's number, and how many there are.
         local_rank, local_size: the same among the ranks on this host.
         host: this host's name.
+        hosts: the name of each rank's host.
+        groups: the ranks of each host, in order; hosts in the order of their first
+            ranks.
         timeout: seconds that a call may wait for other ranks before the job is
             aborted; None waits as long as they run. It is looked at under MPI.
         on_departure: called with a CommError before the job is aborted because this
@@ -44,6 +58,8 @@ class Communicator(ABC):
     local_rank: int
     local_size: int
     host: str
+    hosts: list[str]
+    groups: list[list[int]]
 
     @abstractmethod
     def allreduce(self, array: Array) -> None:
@@ -63,6 +79,39 @@ class Communicator(ABC):
 
         Raises CommError if what ``source`` sent isn't as long as ``recv``.
         """
+
+    @abstractmethod
+    def start(
+        self, send: Array, dest: int, recv: Array, source: int, tag: int
+    ) -> Pending:
+        """Begin a ``sendrecv``; neither array may be touched until it is done.
+
+        It meets the exchange that has the same ``tag`` (0 to 32767) on the other ranks;
+        with several of one tag, the order counts. For arrays of at most MESSAGE_BYTES.
+        """
+
+    @abstractmethod
+    def share(self, size: int, dtype: Any, pieces: int) -> HostMemory | None:
+        """Return memory that all ranks of this host can use, with a vector for each
+        that is worked on in ``pieces``.
+
+        All ranks of the job call it together. None, on all of them, where some host
+        gives no such memory.
+        """
+
+    @contextmanager
+    def _no_watch(self) -> Iterator[None]:
+        yield
+
+    def waiting(self, verb: str) -> AbstractContextManager[None]:
+        """Within it this rank waits for the others, and ``timeout`` counts.
+
+        Every rank enters it as often as the others: it counts as one collective.
+        """
+        return self._no_watch()
+
+    def progressed(self) -> None:  # noqa: B027  only MPI looks at the time
+        """Within ``waiting``: messages arrive, so ``timeout`` counts from now on."""
 
     @abstractmethod
     def barrier(self) -> None:

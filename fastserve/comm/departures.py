@@ -64,6 +64,7 @@ class Departures:
         self._received = [0] * len(hosts)
         self._left: dict[int, list[int]] = {}  # rank: its collectives, to us, from us
         self._now: _Wait | None = None
+        self._progress = 0
         self._stop = threading.Event()
         # a daemon, because other threads would keep a failed rank from ending
         self._watch = threading.Thread(target=self._run, name="departures", daemon=True)
@@ -74,6 +75,10 @@ class Departures:
         self._collectives += 1
         self._now = _Wait(verb, collective=self._collectives)
         return self
+
+    def progressed(self) -> None:
+        """Note that messages arrive: a time limit counts from now on."""
+        self._progress += 1
 
     def exchange(self, dest: int, source: int) -> Departures:
         """Enter a ``sendrecv``, to be used with ``with`` too."""
@@ -116,11 +121,11 @@ class Departures:
             request.Wait()
 
     def _run(self) -> None:
-        before, since = None, 0.0
+        before, progress, since = None, 0, 0.0
         while not self._stop.wait(_INTERVAL):
             now = self._now
-            if now is not before:
-                before, since = now, time.monotonic()
+            if now is not before or progress != self._progress:
+                before, progress, since = now, self._progress, time.monotonic()
             elif now is not None:
                 self._read()
                 missing = self._missing(now)
@@ -128,16 +133,16 @@ class Departures:
                     self._end_job(self._error(now.verb, missing))
                 limit = self._timeout()
                 if limit is not None and time.monotonic() - since > limit:
-                    self._end_late(now, limit)
+                    self._end_late(now, limit, progress)
 
-    def _end_late(self, wait: _Wait, limit: float) -> None:
+    def _end_late(self, wait: _Wait, limit: float, progress: int) -> None:
         """Tell the others that this rank waits; end the job unless the call ends."""
         me = self._control.Get_rank()
         others = [rank for rank in range(len(self._hosts)) if rank != me]
         notice = np.zeros(1, np.int64)
         requests = [self._control.Isend(notice, rank, _LATE) for rank in others]
         time.sleep(_NOTICES)
-        if self._now is not wait:
+        if self._now is not wait or self._progress != progress:
             return  # the late rank has come in the meantime
         late = [rank for rank in others if not self._control.Iprobe(rank, _LATE)]
         self._end_job(self._late_error(wait.verb, limit, late))

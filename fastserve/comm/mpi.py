@@ -18,6 +18,7 @@ from fastserve.comm.base import (
     MESSAGE_BYTES,
     Array,
     Communicator,
+    Pending,
     check_object,
     check_rank,
     check_received,
@@ -25,6 +26,7 @@ from fastserve.comm.base import (
     summable,
 )
 from fastserve.comm.departures import Departures
+from fastserve.comm.shared import HostMemory, share
 from fastserve.errors import ArgumentError, CommError
 
 # Seconds for the launcher to pass on what this rank has printed. MPICH's lost the
@@ -69,11 +71,12 @@ class MpiCommunicator(Communicator):
         world = MPI.COMM_WORLD
         self.rank, self.size = world.Get_rank(), world.Get_size()
         self.host = socket.gethostname()
-        on_host = world.Split_type(MPI.COMM_TYPE_SHARED)
-        self.local_rank, self.local_size = on_host.Get_rank(), on_host.Get_size()
-        on_host.Free()
+        self._on_host = world.Split_type(MPI.COMM_TYPE_SHARED)
+        self.local_rank = self._on_host.Get_rank()
+        self.local_size = self._on_host.Get_size()
         self._limit = limit
         self._comm, self._control = world.Dup(), world.Dup()
+        self._started = world.Dup()  # of ``start``, whose tags are the callers'
         self._closed = False
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             raise CommError(
@@ -83,9 +86,14 @@ class MpiCommunicator(Communicator):
                 "use Open MPI or MPICH as built by default, and leave "
                 "MPI4PY_RC_THREAD_LEVEL unset",
             )
-        hosts = self._control.allgather(self.host)
+        self.hosts = self._control.allgather(self.host)
+        firsts = self._control.allgather(self._on_host.bcast(self.rank))
+        self.groups = [
+            [rank for rank, first in enumerate(firsts) if first == leader]
+            for leader in dict.fromkeys(firsts)
+        ]
         self._departures = Departures(
-            self._control, hosts, self._end_job, lambda: self.timeout
+            self._control, self.hosts, self._end_job, lambda: self.timeout
         )
 
     @_translated
@@ -127,6 +135,36 @@ class MpiCommunicator(Communicator):
         check_received(into.size, received, source)
 
     @_translated
+    def start(
+        self, send: Array, dest: int, recv: Array, source: int, tag: int
+    ) -> Pending:
+        arriving = self._started.Irecv(recv, source, tag)
+        return _Requests([arriving, self._started.Isend(send, dest, tag)])
+
+    @_translated
+    def share(self, size: int, dtype: Any, pieces: int) -> HostMemory | None:
+        memory = None
+        with self._departures.collective("share"):
+            with contextlib.suppress(OSError):
+                memory = share(
+                    size,
+                    dtype,
+                    pieces,
+                    self.local_size,
+                    self.local_rank,
+                    self._on_host.bcast,
+                    self._on_host.Barrier,
+                )
+            everyone = self._comm.allreduce(memory is not None, MPI.LAND)
+        return memory if everyone else None
+
+    def waiting(self, verb: str) -> contextlib.AbstractContextManager[None]:
+        return self._departures.collective(verb)
+
+    def progressed(self) -> None:
+        self._departures.progressed()
+
+    @_translated
     def barrier(self) -> None:
         with self._departures.collective("barrier"):
             self._comm.Barrier()
@@ -162,8 +200,8 @@ class MpiCommunicator(Communicator):
             return
         self._closed = True
         self._departures.leave()
-        self._comm.Free()
-        self._control.Free()
+        for comm in (self._comm, self._control, self._started, self._on_host):
+            comm.Free()
 
     def _parts(self, flat: Array) -> list[Array]:
         """Cut into messages; an empty array is one too, so that lengths are checked."""
@@ -191,3 +229,15 @@ class MpiCommunicator(Communicator):
         lines = str(error).splitlines()
         text = "".join(f"[rank {self.rank} {self.host}] {line}\n" for line in lines)
         sys.stderr.write(text)
+
+
+class _Requests:
+    """Messages on their way."""
+
+    __slots__ = ("_requests",)
+
+    def __init__(self, requests: list[Any]) -> None:
+        self._requests = requests
+
+    def done(self) -> bool:
+        return bool(MPI.Request.Testall(self._requests))

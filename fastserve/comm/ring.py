@@ -1,31 +1,99 @@
-"""The ring all-reduce: a sum over all ranks that loads every link equally."""
+"""The ring all-reduce: a sum over all ranks that loads every link equally.
+
+The steps of it are generators of exchanges. Whoever runs one makes each exchange that
+it yields, waiting for it or polling, and then asks for the next.
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from fastserve.comm.base import Array, Communicator, summable
+from fastserve.comm.wire import Wire
 from fastserve.errors import ShapeError
 
-# Time of the native collective / time of the ring, benchmarks/allreduce.py, float32,
-# one host of 2 cores that had other work too. 2 ranks: the middle of three runs; 3
-# ranks, more than there are cores: one run. At 43 MB runs with 2 ranks gave 2.5 to 4.2,
-# and 1.6 to 2.4 while other programs used both cores.
-#                      64 kB  256 kB  512 kB  1 MB  2 MB  4 MB
-#   Open MPI, 2 ranks   0.55    0.70    0.80  0.87  0.89  0.87
-#   MPICH, 2 ranks      0.65    0.85    0.98  1.07  1.07  1.12
-#   Open MPI, 3 ranks   0.48    0.82       -  1.30     -  1.69
-#   MPICH, 3 ranks      0.45    0.90       -  0.95     -  1.96
-# One number for both: Open MPI with 2 ranks would gain from a larger one, the others
-# would lose. Not measured between hosts.
 CROSSOVER_BYTES = 1 << 20
 # The addition shall find what arrived in the cache. Best of 15 on an idle host, 43 MB
 # between 2 ranks, a plain version of this loop with Open MPI / MPICH: pieces of 64 kB
 # 5.3 / 5.7 ms, 128 kB 4.5 / 4.3, 256 kB 4.2 / 4.5; 512 kB to 4 MB 3.8 to 4.2 in no
 # clear order.
 PIECE_BYTES = 2 << 20
+
+
+class Exchange(NamedTuple):
+    """What to send to which rank, while what is filled from which rank."""
+
+    send: Array
+    dest: int
+    recv: Array
+    source: int
+
+
+def ring_steps(
+    flat: Array, members: Sequence[int], me: int, scratch: Array
+) -> Iterator[Exchange]:
+    """Replace ``flat`` by its sum over ``members``; the same bits on every one.
+
+    The array is cut into as many chunks as there are members. In the first n-1 steps
+    each passes a partial sum to the right and adds what it has to the one that comes
+    from the left (reduce-scatter); then it holds one chunk complete, and n-1 more steps
+    pass the complete ones on (all-gather). So every member sends 2(n-1)/n of the array,
+    whatever n is (Patarasuk and Yuan, 2009).
+
+    Args:
+        members: ranks; ``me`` is this rank's place among them.
+        scratch: for what arrives; its size is that of the pieces in which partial sums
+            travel.
+    """
+    n = len(members)
+    left, right = members[(me - 1) % n], members[(me + 1) % n]
+    chunks = cut(flat, n)
+    longest = max(chunk.size for chunk in chunks)
+    for step in range(n - 1):
+        outgoing = chunks[(me - step) % n]
+        own = chunks[(me - step - 1) % n]
+        for start in range(0, longest, scratch.size):
+            stop = start + scratch.size
+            piece = own[start:stop]
+            arrived = scratch[: piece.size]
+            yield Exchange(outgoing[start:stop], right, arrived, left)
+            np.add(piece, arrived, out=piece)
+    for step in range(n - 1):
+        outgoing = chunks[(me + 1 - step) % n]
+        yield Exchange(outgoing, right, chunks[(me - step) % n], left)
+
+
+def packed_steps(
+    flat: Array, members: Sequence[int], me: int, packed: Array, wire: Wire
+) -> Iterator[Exchange]:
+    """As ``ring_steps``, with 16-bit numbers in the messages and sums in float32.
+
+    Chunks go to the member that sums them directly, not from one to the next, which
+    would round a partial sum on every hop; then the sums go round the ring. The number
+    of bytes is that of a ring.
+
+    Args:
+        packed: uint16, (n, wire.length(longest chunk)).
+    """
+    n = len(members)
+    chunks = cut(flat, n)
+    rows = [row[: wire.length(c.size)] for row, c in zip(packed, chunks, strict=True)]
+    for step in range(1, n):
+        to, source = (me + step) % n, (me - step) % n
+        wire.pack(chunks[to], rows[to])
+        yield Exchange(rows[to], members[to], rows[me], members[source])
+        wire.add(rows[me], chunks[me])
+    wire.pack(chunks[me], rows[me])
+    wire.unpack(rows[me], chunks[me])  # as all others will have it
+    left, right = members[(me - 1) % n], members[(me + 1) % n]
+    for step in range(n - 1):
+        coming = (me - step - 1) % n
+        yield Exchange(rows[(me - step) % n], right, rows[coming], left)
+        wire.unpack(rows[coming], chunks[coming])
 
 
 def ring_allreduce(
@@ -36,11 +104,8 @@ def ring_allreduce(
 ) -> None:
     """Replace ``array`` by its sum over all ranks; the same bits on every rank.
 
-    The array is cut into as many chunks as there are ranks. In the first n-1 steps each
-    rank passes a partial sum to the right and adds what it has to the one that comes
-    from the left (reduce-scatter); then it holds one chunk complete, and n-1 more steps
-    pass the complete ones on (all-gather). So every rank sends 2(n-1)/n of the array,
-    whatever n is, and nothing is allocated.
+    A ring over all ranks, wherever they are, one exchange after the other; nothing is
+    allocated. ``AllReduce`` knows about hosts.
 
     Args:
         array: contiguous; of any length, also shorter than the number of ranks.
@@ -58,9 +123,8 @@ def ring_allreduce(
     if flat.nbytes <= crossover:
         comm.allreduce(flat)
         return
-    chunks = _chunks(flat, comm.size)
-    _reduce_scatter(chunks, comm, scratch)
-    _all_gather(chunks, comm)
+    for exchange in ring_steps(flat, range(comm.size), comm.rank, scratch):
+        comm.sendrecv(*exchange)
 
 
 def make_scratch(array: Array, ranks: int, piece_bytes: int = PIECE_BYTES) -> Array:
@@ -69,32 +133,7 @@ def make_scratch(array: Array, ranks: int, piece_bytes: int = PIECE_BYTES) -> Ar
     return np.empty(max(1, min(chunk, piece_bytes // array.itemsize)), array.dtype)
 
 
-def _reduce_scatter(chunks: list[Array], comm: Communicator, scratch: Array) -> None:
-    """Leave the sum of chunk rank + 1 complete on each rank."""
-    rank, size = comm.rank, comm.size
-    left, right = (rank - 1) % size, (rank + 1) % size
-    longest = max(chunk.size for chunk in chunks)
-    for step in range(size - 1):
-        outgoing = chunks[(rank - step) % size]
-        own = chunks[(rank - step - 1) % size]
-        for start in range(0, longest, scratch.size):
-            stop = start + scratch.size
-            piece = own[start:stop]
-            arrived = scratch[: piece.size]
-            comm.sendrecv(outgoing[start:stop], right, arrived, left)
-            np.add(piece, arrived, out=piece)
-
-
-def _all_gather(chunks: list[Array], comm: Communicator) -> None:
-    """Pass the complete chunks on, until every rank has all of them."""
-    rank, size = comm.rank, comm.size
-    left, right = (rank - 1) % size, (rank + 1) % size
-    for step in range(size - 1):
-        outgoing = chunks[(rank + 1 - step) % size]
-        comm.sendrecv(outgoing, right, chunks[(rank - step) % size], left)
-
-
-def _chunks(flat: Array, count: int) -> list[Array]:
+def cut(flat: Array, count: int) -> list[Array]:
     """Cut into ``count`` slices whose lengths differ by at most one."""
     cuts = [flat.size * i // count for i in range(count + 1)]
     return [flat[a:b] for a, b in itertools.pairwise(cuts)]

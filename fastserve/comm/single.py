@@ -8,12 +8,14 @@ from typing import Any, NoReturn
 from fastserve.comm.base import (
     Array,
     Communicator,
+    Pending,
     check_object,
     check_rank,
     check_received,
     octets,
     summable,
 )
+from fastserve.comm.shared import HostMemory, share
 
 
 class SingleCommunicator(Communicator):
@@ -23,6 +25,7 @@ class SingleCommunicator(Communicator):
         self.rank, self.size = 0, 1
         self.local_rank, self.local_size = 0, 1
         self.host = socket.gethostname()
+        self.hosts, self.groups = [self.host], [[0]]
 
     def allreduce(self, array: Array) -> None:
         summable(array, "allreduce")
@@ -38,6 +41,15 @@ class SingleCommunicator(Communicator):
         into = octets(recv, "sendrecv", writes=True)
         check_received(into.size, out.size, source)
         into[...] = out
+
+    def start(
+        self, send: Array, dest: int, recv: Array, source: int, tag: int
+    ) -> Pending:
+        self.sendrecv(send, dest, recv, source)
+        return _Done()
+
+    def share(self, size: int, dtype: Any, pieces: int) -> HostMemory | None:
+        return share(size, dtype, pieces, 1, 0, lambda value: value, lambda: None)
 
     def barrier(self) -> None:
         pass
@@ -57,3 +69,8 @@ class SingleCommunicator(Communicator):
 
     def close(self) -> None:
         pass
+
+
+class _Done:
+    def done(self) -> bool:
+        return True

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+import numpy as np
+
+from fastserve.comm.allreduce import CHUNK_BYTES, AllReduce
 from fastserve.comm.base import Array, Communicator
-from fastserve.comm.ring import PIECE_BYTES, make_scratch, ring_allreduce
-from fastserve.errors import ArgumentError, CommError, StateError, UnknownNameError
+from fastserve.errors import CommError, StateError, UnknownNameError
 
 ALGORITHMS = ("ring", "mpi")
+CROSSOVER_BYTES = 1 << 16
+# Seconds between two looks at the messages while backward computes: shorter after one
+# that found something, longer after one in vain, so that it settles at about the time
+# that a message takes.
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 1e-4, 2e-3
 
 
 class Tied(Protocol):
@@ -38,23 +47,31 @@ class Store(Protocol):
 
     def parameters_of_bucket(self, index: int) -> Iterable[Tied]: ...
 
+    def move_grads(self, vector: Array) -> None: ...
+
 
 class GradientSync:
     """Sums a store's gradients over all ranks.
 
     Buckets leave in the order of their index on every rank, never in the order in
     which they become ready: that one may differ between ranks, which would then wait
-    for different buckets. All of them leave in ``finish``; ``ready`` says how many
-    could have left before.
+    for different buckets.
+
+    With ``overlap``, a thread sends what is ready while backward goes on. It looks at
+    the messages and sleeps in turns: waiting inside of MPI would take a core, and MPI
+    moves nothing while nobody calls it. Otherwise all is sent in ``finish``.
 
     Every rank makes it at the same time, because the ranks compare their buckets first.
     After it is made, it allocates no arrays.
 
     Args:
-        store: the gradients; its vectors and buckets stay the same objects.
+        store: the gradients. They move into memory that the ranks of a host share.
         comm: the ranks.
         algorithm: 'ring', or 'mpi' for the MPI library's own.
-        segment: bytes of the pieces in which the ring adds.
+        overlap: send during backward; None: where there are messages between hosts.
+        wire: type of the numbers in messages between hosts: 'float32', 'float16' or
+            'bfloat16'; sums are always taken in the gradients' own type.
+        chunk: bytes of a message between hosts.
     """
 
     def __init__(
@@ -62,43 +79,57 @@ class GradientSync:
         store: Store,
         comm: Communicator,
         algorithm: str = "ring",
-        segment: int = PIECE_BYTES,
+        overlap: bool | None = None,
+        wire: str = "float32",
+        chunk: int = CHUNK_BYTES,
     ) -> None:
         if algorithm not in ALGORITHMS:
             raise UnknownNameError("comm algorithm", algorithm, ALGORITHMS)
-        if segment < 8:
-            raise ArgumentError("expected a segment of 8 bytes or more", str(segment))
-        self._comm, self._algorithm = comm, algorithm
-        self._buckets = [store.grads[bucket] for bucket in store.buckets]
-        largest = max(self._buckets, key=len, default=store.grads)
-        self._scratch = make_scratch(largest, comm.size, segment)
+        self._comm, self._store = comm, store
+        lengths = [bucket.stop - bucket.start for bucket in store.buckets]
+        layout = (algorithm, overlap, wire, chunk, str(store.grads.dtype), lengths)
+        _check_same(comm, layout)
+        self._ring: AllReduce | None = None
+        worth_it = comm.size > 1 and store.grads.nbytes > CROSSOVER_BYTES
+        if algorithm == "ring" and worth_it:
+            self._ring = AllReduce(store.grads, store.buckets, comm, wire, chunk)
+            if self._ring.vector is not store.grads:
+                store.move_grads(self._ring.vector)
         self._bucket_of: dict[int, int] = {}
         self._users: list[int] = []  # reports that complete each bucket
-        for index in range(len(self._buckets)):
+        for index in range(len(store.buckets)):
             parameters = list(store.parameters_of_bucket(index))
             self._bucket_of.update((id(p), index) for p in parameters)
             self._users.append(sum(p.users for p in parameters))
-        lengths = [bucket.size for bucket in self._buckets]
-        layout = (algorithm, segment, str(store.grads.dtype), lengths)
-        _check_same(comm, layout)
-        self._store = store  # keeps the parameters, and so their ids, alive
         self._missing = list(self._users)
+        self._ready = 0
         self._reported: dict[int, Part] = {}
         self._begun = False
+        self._add: Array | None = None
+        between_hosts = self._ring is not None and self._ring.hosts > 1
+        self.overlap = self._ring is not None and (
+            between_hosts if overlap is None else overlap
+        )
+        self._sender = _Sender(self._ring) if self._ring and self.overlap else None
+        self.waited = 0.0
 
     @property
     def ready(self) -> int:
         """How many buckets, from the first on, have all of their gradients."""
-        for index, missing in enumerate(self._missing):
-            if missing:
-                return index
-        return len(self._missing)
+        return self._ready
 
-    def begin(self) -> None:
-        """Start a backward pass: no gradient is known yet."""
+    def begin(self, add: Array | None = None) -> None:
+        """Start a backward pass: no gradient is known yet.
+
+        ``add`` holds gradients that this rank has from before, of earlier micro-batches
+        for example; they are part of the sum.
+        """
         self._missing[:] = self._users
         self._reported.clear()
-        self._begun = True
+        self._ready = 0
+        self._begun, self._add = True, add
+        if self._ring is not None:
+            self._ring.begin(add)
 
     def done(self, layer: Part) -> None:
         """Note that ``layer``, and all inside of it, has put its gradients.
@@ -113,17 +144,37 @@ class GradientSync:
                 self._reported[id(part)] = part
                 for parameter in part.own_parameters():
                     self._missing[self._bucket_of[id(parameter)]] -= 1
+        before = self._ready
+        while self._ready < len(self._missing) and not self._missing[self._ready]:
+            self._ready += 1
+        if self._sender is not None and self._ready > before:
+            self._sender.release(self._ready)
 
     def finish(self) -> None:
-        """Replace every gradient by its sum over all ranks."""
+        """Replace every gradient by its sum over all ranks.
+
+        ``waited`` is then how many seconds that took.
+        """
         if not self._begun:
             raise self._too_early("finish")
         self._begun = False
-        for bucket in self._buckets:
-            if self._algorithm == "ring":
-                ring_allreduce(bucket, self._comm, self._scratch)
-            else:
-                self._comm.allreduce(bucket)
+        start = time.perf_counter()
+        if self._ring is None:
+            self._sum_natively()
+        else:
+            with self._comm.waiting("sum of gradients"):
+                if self._sender is not None:
+                    self._sender.finish(len(self._users))
+                else:
+                    self._ring.release(len(self._users))
+                    self._ring.finish()
+        self.waited = time.perf_counter() - start
+
+    def _sum_natively(self) -> None:
+        if self._add is not None:
+            np.add(self._store.grads, self._add, out=self._store.grads)
+        if self._comm.size > 1:
+            self._comm.allreduce(self._store.grads)
 
     def _too_early(self, verb: str) -> StateError:
         return StateError(
@@ -131,6 +182,58 @@ class GradientSync:
             f"{verb} alone",
             "call begin, then done for each layer, then finish",
         )
+
+
+class _Sender:
+    """A thread that polls an AllReduce while another one computes."""
+
+    def __init__(self, ring: AllReduce) -> None:
+        self._ring = ring
+        self._work, self._ended = threading.Event(), threading.Event()
+        self._hurry = False  # nobody computes any more
+        self._fault: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def release(self, buckets: int) -> None:
+        self._ring.release(buckets)
+        if not self._work.is_set():
+            self._ended.clear()
+            self._hurry = False
+            self._work.set()
+        if self._thread is None:
+            # a daemon, because a failed rank must end whatever this thread does
+            self._thread = threading.Thread(
+                target=self._run, name="gradient-sync", daemon=True
+            )
+            self._thread.start()
+
+    def finish(self, buckets: int) -> None:
+        """Let all buckets go, and wait until they hold their sums."""
+        self.release(buckets)
+        self._hurry = True
+        self._ended.wait()
+        if self._fault is not None:
+            raise self._fault
+
+    def _run(self) -> None:
+        while True:
+            self._work.wait()
+            try:
+                self._send()
+            except BaseException as error:  # noqa: BLE001  raised again in finish
+                self._fault = error
+            self._work.clear()
+            self._ended.set()
+
+    def _send(self) -> None:
+        pause = _SHORTEST_PAUSE
+        while not self._ring.complete:
+            if self._hurry:
+                self._ring.finish()
+                return
+            factor = 0.5 if self._ring.poll() else 1.5
+            pause = min(max(pause * factor, _SHORTEST_PAUSE), _LONGEST_PAUSE)
+            time.sleep(pause)
 
 
 def _check_same(comm: Communicator, layout: tuple[object, ...]) -> None:
@@ -142,8 +245,8 @@ def _check_same(comm: Communicator, layout: tuple[object, ...]) -> None:
     for rank, other in enumerate(layouts):
         if other != layouts[0]:
             raise CommError(
-                "expected the same gradients on every rank (algorithm, segment, type, "
-                f"length of each bucket): rank 0 has {layouts[0]}",
+                "expected the same gradients on every rank (algorithm, overlap, wire, "
+                f"chunk, type, length of each bucket): rank 0 has {layouts[0]}",
                 f"rank {rank} has {other}",
                 "build the same model from the same configuration on every rank",
             )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import socket
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
 
@@ -15,27 +16,40 @@ import numpy as np
 from fastserve.comm.base import (
     Array,
     Communicator,
+    Pending,
     check_object,
     check_rank,
     check_received,
     octets,
     summable,
 )
+from fastserve.comm.shared import HostMemory, block_bytes
 from fastserve.comm.world import in_thread
 from fastserve.errors import ArgumentError, CommError
 
 T = TypeVar("T")
 
 
-def run_threads(size: int, function: Callable[[Communicator], T]) -> list[T]:
+def run_threads(
+    size: int,
+    function: Callable[[Communicator], T],
+    per_host: Sequence[int] | None = None,
+) -> list[T]:
     """Call ``function(comm)`` on ``size`` threads; return the results by rank.
+
+    ``per_host`` makes them look like ranks on several hosts: how many are on each.
 
     Inside of it ``world()`` is the thread's communicator. An exception in one rank
     ends the ranks that wait for it with CommError at once, and is raised again here.
     """
     if size < 1:
         raise ArgumentError("expected 1 or more ranks", str(size))
-    meeting = _Meeting(size)
+    if per_host is not None and (sum(per_host) != size or min(per_host) < 1):
+        raise ArgumentError(
+            f"run_threads: expected {size} ranks in per_host, 1 or more on each host",
+            f"{list(per_host)}",
+        )
+    meeting = _Meeting(size, per_host or [size])
 
     def rank_program(comm: ThreadCommunicator) -> T:
         try:
@@ -63,8 +77,10 @@ class ThreadCommunicator(Communicator):
 
     def __init__(self, rank: int, meeting: _Meeting) -> None:
         self.rank, self.size = rank, meeting.size
-        self.local_rank, self.local_size = rank, meeting.size
-        self.host = socket.gethostname()
+        self.groups, self.hosts = meeting.groups, meeting.hosts
+        self.host = self.hosts[rank]
+        self._group = next(group for group in self.groups if rank in group)
+        self.local_rank, self.local_size = self._group.index(rank), len(self._group)
         self._meeting = meeting
 
     def allreduce(self, array: Array) -> None:
@@ -89,6 +105,23 @@ class ThreadCommunicator(Communicator):
         message = self._meeting.take(self.rank, source)
         check_received(into.size, message.size, source)
         into[...] = message
+
+    def start(
+        self, send: Array, dest: int, recv: Array, source: int, tag: int
+    ) -> Pending:
+        out = octets(send, "start", writes=False)
+        self._meeting.post(self.rank, dest, out.copy(), tag)
+        into = octets(recv, "start", writes=True)
+        return _Arriving(self._meeting, source, self.rank, into, tag)
+
+    def share(self, size: int, dtype: Any, pieces: int) -> HostMemory | None:
+        made = None
+        if self.local_rank == 0:
+            nbytes = block_bytes(size, dtype, pieces, self.local_size)
+            made = np.zeros(nbytes, np.uint8)
+        blocks = self._meeting.share(self.rank, "share", made)
+        block = blocks[self._group[0]]
+        return HostMemory(block, size, dtype, pieces, self.local_size, self.local_rank)
 
     def barrier(self) -> None:
         self._meeting.share(self.rank, "barrier", None)
@@ -116,15 +149,44 @@ class ThreadCommunicator(Communicator):
         self._meeting.leave(self.rank)
 
 
+class _Arriving:
+    """A message that is waited for."""
+
+    def __init__(
+        self, meeting: _Meeting, source: int, dest: int, into: Array, tag: int
+    ) -> None:
+        self._meeting, self._into = meeting, into
+        self._from = (source, dest, tag)
+
+    def done(self) -> bool:
+        message = self._meeting.look(*self._from)
+        if message is None:
+            return False
+        check_received(self._into.size, message.size, self._from[0])
+        self._into[...] = message
+        return True
+
+
 class _Meeting:
     """What the threads share: messages, collectives under way, and who is gone."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, per_host: Sequence[int]) -> None:
         self.size = size
+        ends = list(itertools.accumulate(per_host))
+        self.groups = [
+            list(range(end - count, end))
+            for count, end in zip(per_host, ends, strict=True)
+        ]
+        one, name = len(self.groups) == 1, socket.gethostname()
+        self.hosts = [
+            name if one else f"{name}-{number}"
+            for number, group in enumerate(self.groups)
+            for _ in group
+        ]
         self.failure: tuple[int, BaseException] | None = None
         self._changed = threading.Condition()
         self._gone: set[int] = set()
-        self._messages: dict[tuple[int, int], deque[Array]] = defaultdict(deque)
+        self._messages: dict[tuple[int, int, int], deque[Array]] = defaultdict(deque)
         self._calls = [0] * size  # collectives that each rank has joined
         self._parts: dict[int, dict[int, tuple[str, Any]]] = defaultdict(dict)
         self._readers: dict[int, int] = defaultdict(int)
@@ -152,16 +214,24 @@ class _Meeting:
             )
         return [parts[other][1] for other in range(self.size)]
 
-    def post(self, source: int, dest: int, message: Array) -> None:
+    def post(self, source: int, dest: int, message: Array, tag: int = -1) -> None:
         with self._changed:
-            self._messages[source, dest].append(message)
+            self._messages[source, dest, tag].append(message)
             self._changed.notify_all()
 
     def take(self, dest: int, source: int) -> Array:
         with self._changed:
-            while not self._messages[source, dest]:
+            while not self._messages[source, dest, -1]:
                 self._wait("sendrecv", {source})
-            return self._messages[source, dest].popleft()
+            return self._messages[source, dest, -1].popleft()
+
+    def look(self, source: int, dest: int, tag: int) -> Array | None:
+        """Return a message if it is there; raise CommError if it can't come."""
+        with self._changed:
+            if self._messages[source, dest, tag]:
+                return self._messages[source, dest, tag].popleft()
+            self._check_possible("start", {source})
+            return None
 
     def fail(self, rank: int, error: BaseException) -> None:
         with self._changed:
@@ -175,6 +245,10 @@ class _Meeting:
 
     def _wait(self, verb: str, missing: set[int]) -> None:
         """Wait for a change; raise CommError if the missing ranks can't come."""
+        self._check_possible(verb, missing)
+        self._changed.wait()
+
+    def _check_possible(self, verb: str, missing: set[int]) -> None:
         if self.failure is not None:
             rank, error = self.failure
             raise CommError(
@@ -189,4 +263,3 @@ class _Meeting:
                 f"rank {gone[0]} has ended",
                 "call the same verbs on every rank",
             )
-        self._changed.wait()

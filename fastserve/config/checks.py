@@ -6,6 +6,7 @@ check that meets a key with a fault of its own is left out.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from contextlib import suppress
@@ -115,8 +116,14 @@ def _last_rate(job: _Keys) -> None:
 
 
 def _overlap(job: _Keys) -> None:
-    if job["comm.overlap"] == "on":
-        job.fault("comm.overlap", "auto or off", "on", "it isn't available yet")
+    if job["comm.algorithm"] == "mpi" and job["comm.overlap"] == "on":
+        job.fault("comm.overlap", "auto or off for the algorithm mpi", "on")
+
+
+def _wire(job: _Keys) -> None:
+    wire = job["comm.wire"]
+    if job["comm.algorithm"] == "mpi" and wire != "float32":
+        job.fault("comm.wire", "float32 for the algorithm mpi", wire)
 
 
 def _exact(job: _Keys) -> None:
@@ -128,6 +135,38 @@ def _environment(job: _Keys) -> None:
     for name in job["launch.env"]:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             job.fault("launch.env", "names of letters, digits and '_'", name)
+
+
+def _hosts(job: _Keys) -> None:
+    if job["launch.hosts"] is not None and job["launch.hostfile"] is not None:
+        expected = "either hosts or hostfile, not both"
+        job.fault("launch.hostfile", expected, job["launch.hostfile"])
+
+
+def _chosen_hosts(job: _Keys) -> None:
+    if job["launch.hosts"] is not None or job["launch.hostfile"] is not None:
+        return
+    for key in ("launch.include", "launch.exclude"):
+        if job[key]:
+            job.fault(key, "hosts or hostfile beside it, to choose from", job[key])
+
+
+def _local_hosts(job: _Keys) -> None:
+    listed = job["launch.hosts"] is not None or job["launch.hostfile"] is not None
+    if job["launch.launcher"] == "local" and listed:
+        expected = "auto, openmpi or mpich, as hosts are given"
+        job.fault("launch.launcher", expected, "local")
+
+
+def _interface(job: _Keys) -> None:
+    interface = job["launch.interface"]
+    if interface is None or "/" not in interface:
+        return
+    try:
+        ipaddress.ip_network(interface, strict=False)
+    except ValueError:
+        expected = "an interface's name or a subnet such as 10.0.0.0/8"
+        job.fault("launch.interface", expected, interface)
 
 
 def _files(job: _Keys) -> None:
@@ -143,6 +182,8 @@ def _files(job: _Keys) -> None:
         with suppress(_Unknown):
             if job[f"{section}.type"] == kind:
                 _file(job, f"{section}.{key}", endings)
+    with suppress(_Unknown):
+        _file(job, "launch.hostfile", ())
 
 
 def _file(job: _Keys, key: str, endings: tuple[str, ...]) -> None:
@@ -171,5 +212,10 @@ _CHECKS = (
     _last_rate,
     _exact,
     _overlap,
+    _wire,
     _environment,
+    _hosts,
+    _chosen_hosts,
+    _local_hosts,
+    _interface,
 )

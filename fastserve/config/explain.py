@@ -19,6 +19,12 @@ _MISSING: Any = object()
 _FORMATS = {
     "path": "a path",
     "identifier": "a Python name",
+    "host": "a host such as node1, node1:4 or user@node[2-4]:4",
+    "interface": "an interface's name or a subnet such as 10.0.0.0/8",
+    "line": "text on one line",
+    "memory": "an amount of memory such as '512M' or '16G'",
+    "run-time": "a time such as '02:30:00', '1-12:00:00', '90m', '12h' or '2d'",
+    "word": "text without blanks",
     "layer": "a layer's name, or a mapping of one name to the layer's arguments",
     "run-name": "a name of at most 100 letters, digits, '.', '_' and '-', which starts "
     "with a letter, a digit or '_'",
@@ -113,6 +119,8 @@ class JobData:
 def _child(schema: dict[str, Any], part: str | int) -> dict[str, Any] | None:
     """Return the schema of an item or a key of a value, None if it has none."""
     if isinstance(part, int):
+        for option in schema.get("anyOf", ()):  # a list or null
+            schema = option if "items" in option else schema
         fixed = schema.get("prefixItems", [])
         child = fixed[part] if part < len(fixed) else schema.get("items")
     else:

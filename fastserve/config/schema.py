@@ -62,6 +62,40 @@ Identifier = Annotated[
         json_schema_extra={"format": "identifier"},
     ),
 ]
+Line = Annotated[
+    str,
+    Field(pattern=r"^[^\x00-\x1f\x7f]*$", json_schema_extra={"format": "line"}),
+]
+Word = Annotated[
+    str,
+    Field(pattern=r"^[^\s\x00-\x1f\x7f]+$", json_schema_extra={"format": "word"}),
+]
+HostEntry = Annotated[
+    str,
+    Field(
+        pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*@)?"
+        r"([A-Za-z0-9_\[][A-Za-z0-9_.,%:\[\]-]*)$",
+        json_schema_extra={"format": "host"},
+    ),
+]
+Interface = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:-]*(/[0-9]{1,3})?$",
+        json_schema_extra={"format": "interface"},
+    ),
+]
+Duration = Annotated[
+    str,
+    Field(
+        pattern=r"^([0-9]+-)?[0-9]{1,4}(:[0-5][0-9]){2}$|^[1-9][0-9]{0,5}[smhd]$",
+        json_schema_extra={"format": "run-time"},
+    ),
+]
+Memory = Annotated[
+    str,
+    Field(pattern=r"^[1-9][0-9]*[KMGT]B?$", json_schema_extra={"format": "memory"}),
+]
 RunName = Annotated[
     str,
     Field(
@@ -347,12 +381,19 @@ class Comm(Section):
         "number of ranks, not available yet.",
     )
     bucket_mb: Positive = Field(
-        default=25.0, description="MiB of gradients sent at once."
+        default=4.0,
+        description="MiB of gradients that are known before the first are sent; a "
+        "smaller last bucket leaves less to wait for after the backward pass.",
     )
     overlap: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="Send while the backward pass still computes; on isn't available "
-        "yet, and auto is off.",
+        description="Send while the backward pass still computes; auto: on where there "
+        "are several hosts.",
+    )
+    wire: Literal["float32", "float16", "bfloat16"] = Field(
+        default="float32",
+        description="Type of gradients in messages between hosts; sums are taken in "
+        "float32, and 16 bits halve the bytes.",
     )
     check_every: Natural = Field(
         default=100, description="Steps between comparisons of the replicas; 0: never."
@@ -363,13 +404,57 @@ class Comm(Section):
     )
 
 
-class Launch(Section):
-    """The processes of a job, and what each of them gets."""
+class Slurm(Section):
+    """What ``fastserve submit`` asks Slurm for; null leaves it to the site's choice."""
 
-    launcher: Literal["auto", "local", "openmpi", "mpich"] = Field(
+    partition: Word | None = Field(default=None, description="Partition.")
+    account: Word | None = Field(default=None, description="Account that is charged.")
+    qos: Word | None = Field(default=None, description="Quality of service.")
+    time: Duration | None = Field(
+        default=None,
+        description="Longest run time: '02:30:00', '1-12:00:00', '90m', '12h' or '2d'.",
+    )
+    nodes: Count | None = Field(default=None, description="Number of nodes.")
+    tasks_per_node: Count | None = Field(default=None, description="Ranks on a node.")
+    cpus_per_task: Count | None = Field(default=None, description="Cores of a rank.")
+    mem: Memory | None = Field(
+        default=None, description="Memory on each node, for example '16G'."
+    )
+    constraint: Word | None = Field(
+        default=None, description="Features that nodes need."
+    )
+    gres: Word | None = Field(default=None, description="Generic resources.")
+    exclusive: bool = Field(
+        default=False, description="Whether to share no node with other jobs."
+    )
+    requeue: bool = Field(
+        default=True, description="Whether Slurm may start the job again, to go on."
+    )
+    signal_seconds: Count = Field(
+        default=120, description="Seconds before the end to save and stop."
+    )
+    prologue: list[Line] = Field(
+        default=[], description="Shell lines before the job, such as module load."
+    )
+    extra: list[Line] = Field(
+        default=[], description="Further #SBATCH arguments, such as '--reservation=x'."
+    )
+    mpi: Literal["auto", "pmix", "pmi2", "mpirun"] = Field(
+        default="auto", description="What starts the ranks: srun's --mpi, or mpirun."
+    )
+
+
+class Launch(Section):
+    """The processes of a job, where they run, and what each of them gets."""
+
+    launcher: Literal["auto", "local", "openmpi", "mpich", "slurm"] = Field(
         default="auto", description="What starts the ranks; auto: what is found."
     )
-    ranks: Count = Field(default=1, description="Number of ranks (processes).")
+    ranks: Count | None = Field(
+        default=None,
+        description="Number of ranks (processes); null: one on this host, every slot "
+        "of the hosts, every task in a Slurm allocation.",
+    )
     threads: Count | Literal["auto"] = Field(
         default="auto",
         description="Threads of each rank; auto: its cores divided fairly.",
@@ -380,6 +465,40 @@ class Launch(Section):
     env: dict[str, Text] = Field(
         default={}, description="Environment variables for all ranks, name to text."
     )
+    hosts: list[HostEntry] | None = Field(
+        default=None,
+        min_length=1,
+        description="Hosts with their slots, such as node1:2 or user@node[2-4]:4; "
+        "null: this host.",
+    )
+    hostfile: File | None = Field(
+        default=None, description="File with a host a line, instead of hosts."
+    )
+    include: list[HostEntry] = Field(
+        default=[], description="Names of the only hosts to use; none: all."
+    )
+    exclude: list[HostEntry] = Field(
+        default=[], description="Names of hosts not to use."
+    )
+    interface: Interface | None = Field(
+        default=None,
+        description="Network of the ranks: an interface's name or a subnet such as "
+        "10.0.0.0/8; null: what the MPI takes.",
+    )
+    ssh: list[Word] = Field(
+        default=[], description="Further arguments of ssh, such as -i and a key."
+    )
+    oversubscribe: bool = Field(
+        default=False, description="Allow more ranks than the hosts have slots."
+    )
+    python: File | None = Field(
+        default=None,
+        description="Path of the interpreter on the hosts; null: the same as here.",
+    )
+    start_timeout: Positive = Field(
+        default=30.0, description="Seconds in which all ranks must have started."
+    )
+    slurm: Slurm = Field(default=Slurm(), description="What Slurm is asked for.")
 
 
 Model = GptModel | SequentialModel | PythonModel

@@ -16,7 +16,9 @@ from fastserve.errors import ArgumentError, ShapeError, StateError
 if TYPE_CHECKING:
     from fastserve.core.layer import Layer
 
-BUCKET_BYTES = 25 << 20
+# With overlap the last bucket leaves when backward has ended, so it shall be small. A
+# bucket costs little, as messages are cut in another way.
+BUCKET_BYTES = 4 << 20
 
 
 class Parameter:
@@ -103,9 +105,11 @@ class ParameterStore:
             raise ArgumentError(
                 "expected bucket_bytes of 1 or more",
                 str(bucket_bytes),
-                "give for example 25 << 20",
+                "give for example 4 << 20",
             )
         self.dtype = np.dtype(dtype)
+        self.values: Array
+        self.grads: Array
         self.bucket_bytes, self._root = bucket_bytes, root
         self._by_bucket = self._group(root, bucket_bytes)
         self._allocate()
@@ -121,6 +125,24 @@ class ParameterStore:
         self._allocate()
         for parameter, value in values:
             parameter.value[...] = value
+
+    def move_grads(self, vector: Array) -> None:
+        """Keep the gradients in other memory of the same length and type."""
+        if vector.shape != self.grads.shape or vector.dtype != self.grads.dtype:
+            raise ShapeError(
+                f"move_grads: expected {self.grads.size} numbers of {self.dtype}",
+                f"shape {vector.shape} of {vector.dtype}",
+                "make memory for the whole flat vector",
+            )
+        vector[...] = self.grads
+        self.grads = vector
+        self._bind()
+
+    def _bind(self) -> None:
+        for parameter in self.parameters:
+            parameter.bind(
+                self.view(self.values, parameter), self.view(self.grads, parameter)
+            )
 
     def _group(self, root: Layer, bucket_bytes: int) -> list[list[Parameter]]:
         groups: list[list[Parameter]] = [[]]
@@ -152,10 +174,7 @@ class ParameterStore:
         self.offsets = offsets
         self.values = self._vector(offset)
         self.grads = self._vector(offset)
-        for parameter in self.parameters:
-            parameter.bind(
-                self.view(self.values, parameter), self.view(self.grads, parameter)
-            )
+        self._bind()
 
     def _vector(self, size: int) -> Array:
         vector = aligned_bytes(size * self.dtype.itemsize).view(self.dtype)

@@ -29,11 +29,14 @@ from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
 
 @dataclass
 class Options:
-    """How a trainer spreads and guards its steps; none of it changes the result.
+    """How a trainer spreads and guards its steps; only ``wire`` changes the result.
 
     Attributes:
         micro_batch: rows that a rank computes at a time; None: its whole share.
         algorithm: of the sum over ranks, 'ring' or 'mpi'.
+        overlap: send gradients during backward; None: where there are several hosts.
+        wire: type of the gradients in messages between hosts; float16 and bfloat16
+            halve the bytes and round, so they do change the result a little.
         check_every: steps between comparisons of the ranks' parameters; 0: never.
         bucket_bytes: gradients that are summed at once; a bucket is closed when it
             holds this much.
@@ -41,6 +44,8 @@ class Options:
 
     micro_batch: int | None = None
     algorithm: str = "ring"
+    overlap: bool | None = None
+    wire: str = "float32"
     check_every: int = 100
     bucket_bytes: int = BUCKET_BYTES
 
@@ -94,7 +99,8 @@ class Trainer:
         self.clip_norm, self.options = clip_norm, options or Options()
         self.fused = root.fused_loss is not None and root.fused_loss == loss.fused_loss
         self.loss = loss.with_logits() if self.fused else loss
-        self.sync = GradientSync(store, comm, self.options.algorithm)
+        o = self.options
+        self.sync = GradientSync(store, comm, o.algorithm, o.overlap, o.wire)
         self.stop_requested = False
         self._sum: Array | None = None  # gradients of earlier micro-batches
         self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
@@ -126,8 +132,8 @@ class Trainer:
         count = self._losses_per_row(time) * total
         self._status.fill(0)
         self._status[1] = count if self.comm.rank == 0 else 0
-        self.sync.begin()
         if batch is None:
+            self.sync.begin()
             self.store.grads.fill(0)
             self.sync.done(self.root)
         else:
@@ -153,19 +159,19 @@ class Trainer:
         for i, (first_row, part) in enumerate(pieces):
             key = StepKey(self.seed, self.optimizer.step, first_row)
             last = i == len(pieces) - 1
+            if last:  # the gradients of all are sent while the last are computed
+                self.sync.begin(add=self._sum if i else None)
             self._status[0] += self._forward_backward(part, key, scale, last)
-            if len(pieces) > 1:
-                self._add_up(first=i == 0, last=last)
+            if not last:
+                self._add_up(first=i == 0)
 
-    def _add_up(self, first: bool, last: bool) -> None:
-        """Add the gradients of the micro-batches, once, on the flat vector."""
+    def _add_up(self, first: bool) -> None:
+        """Add the gradients of a micro-batch to those before it, on the flat vector."""
         grads = self.store.grads
         if self._sum is None:
             self._sum = np.empty_like(grads)
         if first:
             np.copyto(self._sum, grads)
-        elif last:
-            np.add(grads, self._sum, out=grads)
         else:
             np.add(self._sum, grads, out=self._sum)
 

@@ -66,6 +66,10 @@ class Store:
     def parameters_of_bucket(self, index: int) -> list[Weight]:
         return [self.layers[index]]
 
+    def move_grads(self, vector: Any) -> None:
+        vector[...] = self.grads
+        self.grads = vector
+
 
 def part_of(rank: int, length: int, dtype: str) -> Any:
     rng = np.random.default_rng([rank, length])
@@ -180,13 +184,14 @@ def check_lengths(comm: fs.comm.Communicator) -> None:
 
 
 def check_sync(comm: fs.comm.Communicator) -> None:
-    for algorithm, dtype in (
-        ("ring", "float32"),
-        ("ring", "float64"),
-        ("mpi", "float32"),
+    for algorithm, dtype, overlap in (
+        ("ring", "float32", None),
+        ("ring", "float64", False),
+        ("ring", "float32", True),
+        ("mpi", "float32", None),
     ):
         store = Store(dtype)
-        sync = GradientSync(store, comm, algorithm)
+        sync = GradientSync(store, comm, algorithm, overlap)
         for step in range(3):
             store.grads[:] = part_of(comm.rank, store.grads.size, dtype)
             if step == 2:
@@ -201,7 +206,7 @@ def check_sync(comm: fs.comm.Communicator) -> None:
         assert peak < 16 << 10, f"{peak} bytes were allocated in a step"
         check_same_sum(comm, store.grads, dtype)
     try:
-        GradientSync(Store("float32"), comm, segment=64 + comm.rank)
+        GradientSync(Store("float32"), comm, chunk=64 + comm.rank)
     except CommError as error:
         assert comm.size > 1 and "rank 1" in error.received
     else:
