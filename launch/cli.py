@@ -7,9 +7,10 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,10 +18,10 @@ import fastserve
 from fastserve import environment
 from fastserve.errors import FastserveError, LaunchError
 
-from . import blas, describe, report
+from . import blas, describe, report, start
+from .hosts import Host, is_here, split
 from .mpi import FoundMPI, find_mpi
-from .plan import PROGRAM, Host, LaunchPlan, Machine, make_plan
-from .process import run_plan
+from .plan import PROGRAM, LaunchPlan, Machine, count_ranks, make_plan
 
 if TYPE_CHECKING:
     from fastserve.config import Job
@@ -33,11 +34,31 @@ _overrides = click.option(
     metavar="KEY=VALUE",
     help="Override a key of the job, for example train.steps=50 (repeatable).",
 )
-_ranks = click.option("-n", "ranks", type=int, help="Number of ranks (processes).")
 _launcher = click.option(
     "--launcher",
-    type=click.Choice(["auto", "local", "openmpi", "mpich"]),
+    type=click.Choice(["auto", "local", "openmpi", "mpich", "slurm"]),
     help="What starts the ranks; auto takes the MPI of this environment.",
+)
+_Command = TypeVar("_Command", bound=Callable[..., int])
+
+
+def _where(command: _Command) -> _Command:
+    """Add the options that say where the ranks run; the command gets ``where``."""
+    for option in reversed(_WHERE):
+        command = option(command)
+    return command
+
+
+_WHERE = (
+    click.option("-n", "ranks", type=int, help="Number of ranks (processes)."),
+    click.option(
+        "-H", "--host", metavar="LIST", help="Hosts and slots, as node1:2,node2:4."
+    ),
+    click.option("--hostfile", metavar="FILE", help="File with a host a line."),
+    click.option("--include", metavar="NAMES", help="The only hosts to use of them."),
+    click.option("--exclude", metavar="NAMES", help="Hosts not to use."),
+    click.option("--oversubscribe", is_flag=True, help="More ranks than slots."),
+    _launcher,
 )
 
 
@@ -68,52 +89,48 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("config")
-@_ranks
-@_launcher
+@_where
 @_overrides
 @click.option("--resume", metavar="auto|PATH", help="Go on from a checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace what the run folder holds.")
 @click.option("--dry-run", is_flag=True, help="Only print what would be started.")
 def run(
     config: str,
-    ranks: int | None,
-    launcher: str | None,
     overrides: tuple[str, ...],
     resume: str | None,
     overwrite: bool,
     dry_run: bool,
+    **where: Any,
 ) -> int:
     """Start the job of a YAML file and wait for its end."""
     _refuse_as_a_rank()
-    job = _load(config, overrides, ranks, launcher)
+    job = _load(config, overrides, **where)
     arguments = [str(Path(config).absolute())]
     for override in overrides:
         arguments += ["--set", override]
     arguments += ["--resume", resume] if resume else []
     arguments += ["--overwrite"] if overwrite else []
-    plan = _plan(job, arguments, kernel=blas.choose_kernel(_say))
+    hosts = start.hosts_of(job.launch)
+    make = _planner(job, hosts, arguments, kernel=blas.choose_kernel(_say))
+    plan = make()
     if dry_run:
         click.echo(describe.full(plan))
         return 0
     if not resume and not overwrite:
         _refuse_to_replace(plan.run_dir)
-    for line in (*plan.notes, describe.summary(plan)):
-        _say(line)
-    return run_plan(plan, _say)
+    return start.run(plan, make, _say)
 
 
 @cli.command()
 @click.argument("config")
-@_ranks
-@_launcher
+@_where
 @_overrides
-def check(
-    config: str, ranks: int | None, launcher: str | None, overrides: tuple[str, ...]
-) -> int:
+def check(config: str, overrides: tuple[str, ...], **where: Any) -> int:
     """Check a job's YAML file and print what it would start."""
-    job = _load(config, overrides, ranks, launcher)
+    job = _load(config, overrides, **where)
+    hosts = start.hosts_of(job.launch)
+    plan = _planner(job, hosts, [str(Path(config).absolute())], kernel=None)()
     click.echo(f"{config}: no faults")
-    plan = _plan(job, [str(Path(config).absolute())], kernel=None)
     click.echo(describe.overview(plan))
     return 0
 
@@ -211,8 +228,13 @@ def step(as_json: bool, repeats: int, batch: int, threads: int) -> int:
 def _load(
     config: str,
     overrides: Sequence[str],
-    ranks: int | None,
-    launcher: str | None,
+    ranks: int | None = None,
+    launcher: str | None = None,
+    host: str | None = None,
+    hostfile: str | None = None,
+    include: str | None = None,
+    exclude: str | None = None,
+    oversubscribe: bool = False,
 ) -> Job:
     """Return the checked job, with what the command line says of the launch."""
     from fastserve.config import load_job
@@ -224,12 +246,25 @@ def _load(
             f"{config!r}, {what}",
             "give a file such as configs/quickstart.yaml",
         )
-    launch = [f"launch.ranks={ranks}"] if ranks is not None else []
-    launch += [f"launch.launcher={launcher}"] if launcher else []
+    said: dict[str, object] = {
+        "ranks": ranks,
+        "launcher": launcher,
+        "hosts": split(host) if host else None,
+        "hostfile": hostfile,
+        "include": split(include) if include else None,
+        "exclude": split(exclude) if exclude else None,
+        "oversubscribe": oversubscribe or None,
+    }
+    launch = [f"launch.{k}={json.dumps(v)}" for k, v in said.items() if v is not None]
+    if bool(host) != bool(hostfile):  # one of them replaces whatever the job says
+        launch.append("launch.hostfile=null" if host else "launch.hosts=null")
     return load_job(config, [*overrides, *launch])
 
 
-def _plan(job: Job, arguments: Sequence[str], kernel: str | None) -> LaunchPlan:
+def _planner(
+    job: Job, hosts: Sequence[Host], arguments: Sequence[str], kernel: str | None
+) -> Callable[..., LaunchPlan]:
+    """Return what makes the job's plan, once or again with more known of the hosts."""
     cores = environment.affinity_cores()
     terminal = sys.stdout.isatty()
     machine = Machine(
@@ -238,11 +273,13 @@ def _plan(job: Job, arguments: Sequence[str], kernel: str | None) -> LaunchPlan:
         cwd=Path.cwd(),
         root=os.geteuid() == 0,
         columns=shutil.get_terminal_size().columns if terminal else None,
+        names=frozenset(host.name for host in hosts if is_here(host.name)),
     )
-    return make_plan(
+    return partial(
+        make_plan,
         job,
-        hosts=[Host("this host", len(cores))],
-        found_mpi=_needed_mpi(job),
+        hosts=hosts,
+        found_mpi=_needed_mpi(job, hosts),
         machine=machine,
         token=secrets.token_hex(8),
         arguments=arguments,
@@ -251,10 +288,17 @@ def _plan(job: Job, arguments: Sequence[str], kernel: str | None) -> LaunchPlan:
     )
 
 
-def _needed_mpi(job: Job) -> FoundMPI | None:
+def _needed_mpi(job: Job, hosts: Sequence[Host]) -> FoundMPI | None:
     wanted = job.launch.launcher
-    if wanted == "local" or (wanted == "auto" and job.launch.ranks == 1):
+    single = count_ranks(job.launch, hosts) == 1 and not hosts
+    if wanted == "local" or (wanted == "auto" and single):
         return None
+    if wanted == "slurm":
+        raise LaunchError(
+            "expected a launcher that `fastserve run` knows",
+            "slurm, which isn't available yet",
+            "take --launcher auto, openmpi or mpich",
+        )
     return find_mpi(wanted)
 
 

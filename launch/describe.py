@@ -6,22 +6,26 @@ import shlex
 
 from .plan import LaunchPlan
 
+_SHOWN = 8  # hosts that one line names
+
 
 def summary(plan: LaunchPlan) -> str:
     """Return the one line that is shown when a job starts."""
     ranks = f"{plan.ranks} rank{'s' if plan.ranks > 1 else ''}"
-    pinned = ", pinned to cores" if plan.rank_cores else ""
-    return (
-        f"{ranks} ({plan.title}), {_threads(plan.threads)} each{pinned}; {plan.split}"
-    )
+    pinned = ", pinned to cores" if all(p.pinned for p in plan.places) else ""
+    where = f"{_hosts(plan)}, {plan.title}, " if plan.remote else f" ({plan.title}), "
+    split = f"; {plan.split}" if plan.split else ""
+    return f"{ranks}{where}{_each(plan)}{pinned}{split}"
 
 
 def overview(plan: LaunchPlan) -> str:
     """Return the plan without its command: ranks, split, threads, folder, notes."""
+    threads = f"{plan.threads} per rank" if plan.threads else _each(plan)
     rows = [
         ("ranks", f"{plan.ranks} ({plan.title})"),
-        ("split", str(plan.split)),
-        ("threads", f"{plan.threads} per rank"),
+        *([("hosts", _hosts(plan).removeprefix(" on "))] if plan.remote else []),
+        *([("split", str(plan.split))] if plan.split else []),
+        ("threads", threads),
         ("run folder", str(plan.run_dir)),
         *(("note", note) for note in (*plan.notes, *plan.details)),
     ]
@@ -42,14 +46,37 @@ def full(plan: LaunchPlan) -> str:
     return "\n".join(lines)
 
 
+def _hosts(plan: LaunchPlan) -> str:
+    """Return `` on 2 hosts (node1:2 node2:2)``; of many hosts only the first."""
+    count = len(plan.places)
+    listed = [f"{part.host.name}:{part.ranks}" for part in plan.places[:_SHOWN]]
+    listed += [f"and {count - _SHOWN} more"] if count > _SHOWN else []
+    return f" on {count} host{'s' if count > 1 else ''} ({' '.join(listed)})"
+
+
 def _rank(plan: LaunchPlan, rank: int) -> str:
-    rows = plan.split.rows[rank]
-    text = f"{rows} row{'s' if rows != 1 else ''} a step, {_threads(plan.threads)}"
-    if plan.rank_cores:
-        cores = plan.rank_cores[rank]
-        text += f", core{'s' if len(cores) > 1 else ''} {' '.join(map(str, cores))}"
-    return text
+    place = plan.place_of(rank)
+    parts = [place.host.name] if plan.remote else []
+    if plan.split:
+        rows = plan.split.rows[rank]
+        parts.append(f"{rows} row{'s' if rows != 1 else ''} a step")
+    parts.append(_threads(place.threads))
+    if cores := plan.cores_of(rank):
+        parts.append(f"core{'s' if len(cores) > 1 else ''} {' '.join(map(str, cores))}")
+    elif place.pinned:
+        parts.append("pinned to cores")
+    return ", ".join(parts)
 
 
-def _threads(count: int) -> str:
+def _each(plan: LaunchPlan) -> str:
+    counts = {part.threads for part in plan.places}
+    if len(counts) == 1:
+        return f"{_threads(plan.threads)} each"
+    least, most = min(c or 1 for c in counts), max(c or 1 for c in counts)
+    return f"{least} to {most} threads each"
+
+
+def _threads(count: int | None) -> str:
+    if count is None:
+        return "its host's cores divided"
     return f"{count} thread{'s' if count > 1 else ''}"

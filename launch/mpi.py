@@ -30,6 +30,25 @@ class FoundMPI:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Network:
+    """What an MPI is told to start ranks on several hosts.
+
+    ``hosts`` are names with the number of ranks on each, in the order of the ranks;
+    ``ssh`` are arguments of ssh; ``interface`` is the name of a network interface, or
+    a subnet.
+    """
+
+    hosts: tuple[tuple[str, int], ...]
+    ssh: tuple[str, ...] = ()
+    interface: str | None = None
+
+    @property
+    def listed(self) -> str:
+        """The hosts as both MPIs take them: ``node1:2,node2:1``."""
+        return ",".join(f"{name}:{ranks}" for name, ranks in self.hosts)
+
+
 def find_mpi(
     wanted: str = "auto",
     home: Path | None = None,

@@ -19,6 +19,7 @@ _OPENERS = (
     b"mpirun noticed that",
     b"mpirun detected that",
     b"Primary job  terminated",
+    b"An MPI communication peer process has unexpectedly disconnected",
     b"=   BAD TERMINATION",
 )
 _LONGEST = 40
@@ -30,6 +31,11 @@ _LINES = (
     b"Please see the FAQ page for debugging suggestions",
 )
 _ABORT = re.compile(rb"Abort\(-?\d+\) on node \d+ .*MPI_Abort")
+# Lines of Open MPI's ranks, and of MPICH's launcher, that only follow from an end.
+_FOLLOWS = re.compile(
+    rb"\[[\w.-]+:\d+\] (\*\*\* |plm:ssh: Warning: setpgid)"
+    rb"|\[(proxy:\d+(:\d+)?|mpiexec)@[\w.-]+\] \w+ \("
+)
 _STARTS = (*_LINES, b"-" * 50, b"=" * 60)
 
 
@@ -42,6 +48,7 @@ class NoiseFilter:
 
     def __init__(self) -> None:
         self.held = b""
+        self.follows = b""  # of the noise, what ranks say that miss another one
         self._block: list[bytes] = []  # a rule, and the message that follows it
         self._tail = b""
         self._within_line = False  # the start of this line has been passed on
@@ -80,6 +87,9 @@ class NoiseFilter:
             return b""
         if line.startswith(_LINES[1:]) or _ABORT.match(line):
             self.held += line
+            return b""
+        if _FOLLOWS.match(line):
+            self.follows += line
             return b""
         return line
 

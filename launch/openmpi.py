@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+
+from .mpi import FoundMPI, Network
+
+# Seconds; a lost connection ends the job after 5 + 5 x 1 of them, not after 480.
+_KEEPALIVE = {"time": 5, "intvl": 1, "probes": 5}
 
 
 def command(
-    mpirun: Path, ranks: int, program: Sequence[str], forward: Iterable[str]
+    mpi: FoundMPI,
+    ranks: int,
+    program: Sequence[str],
+    forward: Iterable[str],
+    net: Network | None = None,
 ) -> list[str]:
     """Return the command that starts ``ranks`` copies of ``program``.
 
-    ``forward`` names the variables that ranks on other hosts get too.
+    ``forward`` names the variables that ranks on other hosts get too; ``net`` is None
+    if there are no other hosts.
 
     mpirun counts slots in its own way (no hardware threads, one per core), so it may
     oversubscribe: how many ranks a host gets has been decided before. It binds nothing,
@@ -19,7 +28,8 @@ def command(
     """
     placing = ["-n", str(ranks), "--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"]
     exported = [word for name in forward for word in ("-x", name)]
-    return [str(mpirun), *placing, *exported, *program]
+    hosts = _several_hosts(mpi, net) if net else []
+    return [str(mpi.command), *hosts, *placing, *exported, *program]
 
 
 def environment(root: bool) -> dict[str, str]:
@@ -27,3 +37,27 @@ def environment(root: bool) -> dict[str, str]:
     if not root:
         return {}
     return {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+
+def _several_hosts(mpi: FoundMPI, net: Network) -> list[str]:
+    old = mpi.version.startswith("Open MPI 4.")
+    ssh = "plm_rsh" if old else "plm_ssh"
+    runtime = {
+        f"{ssh}_args": " ".join(net.ssh),
+        # Hosts needn't be able to log in to each other, only from here.
+        f"{ssh}_no_tree_spawn": "1",
+        **{f"oob_tcp_keepalive_{k}": str(v) for k, v in _KEEPALIVE.items()},
+    }
+    messages = {}
+    if net.interface:
+        runtime["oob_tcp_if_include" if old else "prte_if_include"] = net.interface
+        messages["btl_tcp_if_include"] = net.interface
+    if len(net.hosts) > 1:
+        # With the defaults, one link of two hosts is used to little more than half.
+        messages.update(btl_tcp_links="2", btl_tcp_max_send_size="1048576")
+    words = ["--host", net.listed]
+    for name, value in runtime.items():
+        words += ["--mca" if old else "--prtemca", name, value]
+    for name, value in messages.items():
+        words += ["--mca", name, value]
+    return words

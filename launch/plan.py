@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,32 +13,31 @@ from fastserve import environment
 from fastserve.errors import LaunchError
 
 from . import local, mpich, openmpi
-from .mpi import FoundMPI
+from .hosts import Host, place, shown
+from .mpi import FoundMPI, Network
 
 if TYPE_CHECKING:
     from fastserve.config import Job
+    from fastserve.config.schema import Launch
 
 PROGRAM = (sys.executable, "-m", "fastserve")
+THIS_HOST = "this host"
 _FORWARDED = ("PYTHONPATH", "OPENBLAS_CORETYPE")
 
 
 @dataclass(frozen=True)
-class Host:
-    """A host of the job and how many ranks fit on it."""
-
-    name: str
-    slots: int
-
-
-@dataclass(frozen=True)
 class Machine:
-    """What the plan depends on besides the job: facts of this process and host."""
+    """What the plan depends on besides the job: facts of this process and host.
+
+    ``names`` are those that this machine has among the hosts of the job.
+    """
 
     cores: tuple[int, ...]
     environ: Mapping[str, str]
     cwd: Path
     root: bool = False
     columns: int | None = None  # of the terminal that shows the output, if it is one
+    names: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,27 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A host's part of a job: ``ranks`` ranks from number ``first`` on.
+
+    Of ``threads``, None leaves the number to each rank, which counts its host's cores.
+    """
+
+    host: Host
+    ranks: int
+    first: int
+    here: bool
+    threads: int | None
+    pinned: bool
+
+
+@dataclass(frozen=True)
 class LaunchPlan:
     """Everything that is needed to start a job and to judge how it ended.
 
     ``environment`` holds what is set beyond the launcher's own environment.
-    ``rank_cores`` holds each rank's cores; empty if ranks aren't pinned.
+    ``places`` are the hosts that get ranks. ``cores`` are this host's. ``split`` is
+    None for a program that trains nothing.
     """
 
     launcher: str
@@ -83,11 +98,37 @@ class LaunchPlan:
     run_dir: Path
     token: str
     ranks: int
-    threads: int
-    split: Split
-    rank_cores: tuple[tuple[int, ...], ...] = ()
+    places: tuple[Place, ...]
+    cores: tuple[int, ...]
+    split: Split | None = None
+    ssh: tuple[str, ...] = ()
+    python: str = sys.executable
+    interface: str | None = None
+    start_timeout: float = 30.0
     notes: tuple[str, ...] = ()
     details: tuple[str, ...] = ()
+
+    @property
+    def remote(self) -> bool:
+        """Whether ranks run on other hosts than this one."""
+        return any(not place.here for place in self.places)
+
+    @property
+    def threads(self) -> int | None:
+        """The threads of each rank; None if that isn't the same on all hosts."""
+        return _common(self.places)
+
+    def place_of(self, rank: int) -> Place:
+        """Return the place of a rank."""
+        return next(p for p in reversed(self.places) if p.first <= rank)
+
+    def cores_of(self, rank: int) -> tuple[int, ...]:
+        """Return the cores of a rank; none if it isn't pinned, or on another host."""
+        place = self.place_of(rank)
+        if not place.pinned or not place.here or place.threads is None:
+            return ()
+        local = rank - place.first
+        return tuple(environment.core_slice(list(self.cores), local, place.threads))
 
 
 def make_plan(
@@ -99,35 +140,75 @@ def make_plan(
     arguments: Sequence[str] = (),
     program: Sequence[str] = PROGRAM,
     kernel: str | None = None,
+    cores: Mapping[str, int] | None = None,
+    interface: str | None = None,
 ) -> LaunchPlan:
-    """Return the plan of a job on this host; nothing is read, started or written.
+    """Return the plan of a training job; see :func:`plan_program`.
 
-    ``found_mpi`` is None for a job of a single process. ``arguments`` follow the
-    program on every rank, ``kernel`` is the BLAS kernel family to use ('' or None:
-    OpenBLAS' own choice).
-
-    Raises LaunchError if the job can't be started so.
+    ``arguments`` follow the program on every rank.
     """
-    assert len(hosts) == 1, "jobs of one host only"
-    ranks = job.launch.ranks
-    if found_mpi is None and ranks > 1:
+    train = job.train
+    ranks = count_ranks(job.launch, hosts)
+    plan = plan_program(
+        job.launch,
+        [*program, *arguments],
+        hosts,
+        found_mpi,
+        machine,
+        token,
+        run_folder(job, machine.cwd),
+        kernel,
+        cores,
+        interface,
+    )
+    return replace(
+        plan, split=split_batch(train.global_batch, train.micro_batch, ranks)
+    )
+
+
+def plan_program(
+    launch: Launch,
+    program: Sequence[str],
+    hosts: Sequence[Host],
+    found_mpi: FoundMPI | None,
+    machine: Machine,
+    token: str,
+    run_dir: Path,
+    kernel: str | None = None,
+    cores: Mapping[str, int] | None = None,
+    interface: str | None = None,
+) -> LaunchPlan:
+    """Return how a program is started on all ranks; nothing is read or started.
+
+    ``hosts`` is empty for this host alone, ``found_mpi`` is None for a single process
+    without MPI. ``cores`` tells how many cores other hosts have, as far as it is known.
+    ``kernel`` is the BLAS kernel family to use ('' or None: OpenBLAS' own choice).
+    ``interface`` replaces that of the launch section, for an MPI that takes no subnet.
+
+    Raises LaunchError if the program can't be started so.
+    """
+    ranks = count_ranks(launch, hosts)
+    if found_mpi is None and (ranks > 1 or hosts):
         raise LaunchError(
             "expected one rank for the launcher 'local', which is a single process",
-            f"{ranks} ranks",
+            f"{ranks} rank{'s' if ranks > 1 else ''}"
+            + (" on a list of hosts" if hosts else ""),
             "take -n 1, or --launcher auto, openmpi or mpich",
         )
-    given = {**machine.environ, **_job_variables(job)}
-    threads, note = _threads(job, machine, given)
-    rank_cores = _pinning(job, machine, ranks, threads) if found_mpi else ()
-    run_dir = run_folder(job, machine.cwd)
+    given = {**machine.environ, **_launch_variables(launch)}
+    chosen = environment.user_threads(given)
+    places = _places(launch, hosts, ranks, machine, cores or {}, chosen, found_mpi)
+    threads = _common(places)
+    net = _network(launch, places, interface)
     variables = {
-        **_job_variables(job),
-        **_missing(environment.thread_variables(threads), given),
+        **_launch_variables(launch),
+        **_missing(environment.thread_variables(threads) if threads else {}, given),
         **_missing(environment.kernel_variable(kernel), given),
-        **_own_variables(machine, run_dir, token, ranks, bool(rank_cores)),
+        **_own_variables(machine, run_dir, token, ranks, any(p.pinned for p in places)),
     }
+    python = launch.python or program[0]
     command, needed, details = _command(
-        found_mpi, ranks, [*program, *arguments], variables, machine
+        found_mpi, net, ranks, [python, *program[1:]], variables, machine
     )
     return LaunchPlan(
         launcher=found_mpi.flavour if found_mpi else "local",
@@ -138,12 +219,20 @@ def make_plan(
         run_dir=run_dir,
         token=token,
         ranks=ranks,
-        threads=threads,
-        split=split_batch(job.train.global_batch, job.train.micro_batch, ranks),
-        rank_cores=rank_cores,
-        notes=_notes(found_mpi, ranks, hosts[0], threads, note),
+        places=places,
+        cores=machine.cores,
+        ssh=tuple(launch.ssh),
+        python=python,
+        interface=launch.interface,
+        start_timeout=launch.start_timeout,
+        notes=_notes(found_mpi, places, machine, cores or {}, chosen),
         details=details,
     )
+
+
+def count_ranks(launch: Launch, hosts: Sequence[Host]) -> int:
+    """Return the number of ranks: what was asked for, else every slot, else one."""
+    return launch.ranks or sum(host.slots for host in hosts) or 1
 
 
 def run_folder(job: Job, cwd: Path) -> Path:
@@ -158,44 +247,96 @@ def split_batch(global_batch: int, micro_batch: int | None, ranks: int) -> Split
     return Split(global_batch, min(micro_batch or rows[0], rows[0]), rows)
 
 
+def _places(
+    launch: Launch,
+    hosts: Sequence[Host],
+    ranks: int,
+    machine: Machine,
+    cores: Mapping[str, int],
+    chosen: tuple[int, str] | None,
+    mpi: FoundMPI | None,
+) -> tuple[Place, ...]:
+    """Return the hosts that get ranks, and what each rank gets there."""
+    alone = [Host(THIS_HOST, ranks)]
+    counts = place(hosts, ranks, launch.oversubscribe) if hosts else (ranks,)
+    first, found = 0, []
+    for host, count in zip(hosts or alone, counts, strict=True):
+        here = not hosts or host.name in machine.names
+        known = len(machine.cores) if here else cores.get(host.name)
+        threads = _threads(launch, chosen, known, count) if count else None
+        enough = known is None or count * (threads or 1) <= known
+        pinned = mpi is not None and launch.bind == "core" and enough
+        found.append(Place(host, count, first, here, threads, pinned))
+        first += count
+    return tuple(part for part in found if part.ranks)
+
+
 def _threads(
-    job: Job, machine: Machine, given: Mapping[str, str]
-) -> tuple[int, str | None]:
-    """Return the threads of each rank, and what to say about it."""
-    chosen = environment.user_threads(given)
+    launch: Launch, chosen: tuple[int, str] | None, cores: int | None, ranks: int
+) -> int | None:
+    """Return the threads of each of a host's ranks; None if its cores aren't known."""
     if chosen:
-        return chosen[0], f"threads: {chosen[1]} is set"
-    if job.launch.threads != "auto":
-        return job.launch.threads, None
-    cores = len(machine.cores)
-    return environment.threads_per_rank(cores, job.launch.ranks), None
+        return chosen[0]
+    if launch.threads != "auto":
+        return launch.threads
+    return environment.threads_per_rank(cores, ranks) if cores else None
 
 
-def _pinning(
-    job: Job, machine: Machine, ranks: int, threads: int
-) -> tuple[tuple[int, ...], ...]:
-    """Return each rank's cores; empty if unwanted, or if there aren't enough cores."""
-    if job.launch.bind != "core" or ranks * threads > len(machine.cores):
-        return ()
-    cores = list(machine.cores)
-    return tuple(
-        tuple(environment.core_slice(cores, rank, threads)) for rank in range(ranks)
-    )
+def _common(places: Sequence[Place]) -> int | None:
+    counts = {part.threads for part in places}
+    return counts.pop() if len(counts) == 1 else None
 
 
-def _job_variables(job: Job) -> dict[str, str]:
-    """Return the variables of the job's ``launch.env``, after a check of their names.
+def _network(
+    launch: Launch, places: Sequence[Place], interface: str | None
+) -> Network | None:
+    """Return what the MPI must know to reach other hosts; None if there are none.
+
+    Raises LaunchError for what neither MPI can be told.
+    """
+    others = [part.host for part in places if not part.here]
+    if not others:
+        return None
+    addresses = [part.host.name for part in places if ":" in part.host.name]
+    if addresses:
+        raise LaunchError(
+            "expected hosts by their names or IPv4 addresses, as the MPIs do",
+            shown(addresses),
+            "give the host a name in /etc/hosts or in ~/.ssh/config",
+        )
+    logins = {(host.user, host.port) for host in others}
+    if len(logins) > 1:
+        raise LaunchError(
+            "expected the same user and port of ssh for all other hosts",
+            shown([_login(host) for host in others]),
+            "put them into ~/.ssh/config, as User and Port of each Host",
+        )
+    user, port = logins.pop()
+    login = [*(["-l", user] if user else []), *(["-p", str(port)] if port else [])]
+    # Of an option that is given twice, ssh takes the first: the user's own.
+    ssh = [*launch.ssh, *login, "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
+    listed = tuple((part.host.name, part.ranks) for part in places)
+    return Network(listed, tuple(ssh), interface or launch.interface)
+
+
+def _login(host: Host) -> str:
+    port = f" port {host.port}" if host.port else ""
+    return f"{f'{host.user}@' if host.user else ''}{host.name}{port}"
+
+
+def _launch_variables(launch: Launch) -> dict[str, str]:
+    """Return the variables of ``launch.env``, after a check of their names.
 
     Raises LaunchError for a name that no environment can hold.
     """
-    for name in job.launch.env:
+    for name in launch.env:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise LaunchError(
                 "expected names of environment variables in launch.env",
                 repr(name),
                 "use letters, digits and _, not beginning with a digit",
             )
-    return dict(job.launch.env)
+    return dict(launch.env)
 
 
 def _missing(wanted: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
@@ -221,6 +362,7 @@ def _own_variables(
 
 def _command(
     mpi: FoundMPI | None,
+    net: Network | None,
     ranks: int,
     program: Sequence[str],
     variables: Mapping[str, str],
@@ -230,9 +372,10 @@ def _command(
     if mpi is None:
         return local.command(program), local.environment(), ()
     if mpi.flavour == "mpich":
-        return mpich.command(mpi.command, ranks, program), {}, ()
+        needed = mpich.environment(net)
+        return mpich.command(mpi.command, ranks, program, net), needed, ()
     forward = _forwarded(variables, machine.environ)
-    command = openmpi.command(mpi.command, ranks, program, forward)
+    command = openmpi.command(mpi, ranks, program, forward, net)
     needed = openmpi.environment(machine.root)
     details = (f"running as root: {' and '.join(needed)} are set",) if needed else ()
     return command, needed, details
@@ -250,19 +393,36 @@ def _forwarded(variables: Mapping[str, str], environ: Mapping[str, str]) -> list
 
 
 def _notes(
-    mpi: FoundMPI | None, ranks: int, host: Host, threads: int, note: str | None
+    mpi: FoundMPI | None,
+    places: Sequence[Place],
+    machine: Machine,
+    cores: Mapping[str, int],
+    chosen: tuple[int, str] | None,
 ) -> tuple[str, ...]:
     notes = [mpi.note] if mpi and mpi.note else []
-    if note:
-        notes.append(note)
-    if ranks > host.slots:
-        notes.append(
-            f"{ranks} ranks share {host.slots} core{'s' if host.slots > 1 else ''} of "
-            f"{host.name}: they take turns, so this is slower than {host.slots}"
+    if chosen:
+        notes.append(f"threads: {chosen[1]} is set")
+    crowded = []
+    for part in places:
+        known = len(machine.cores) if part.here else cores.get(part.host.name)
+        if known is not None and (note := _crowd(part, known)):
+            crowded.append(note)
+    if len(crowded) > 1:
+        crowded = [f"{crowded[0]} (and so on {len(crowded) - 1} more hosts)"]
+    return (*notes, *crowded)
+
+
+def _crowd(part: Place, cores: int) -> str:
+    """Return what to say of a host with more threads than cores; '' if it has none."""
+    of = f"{cores} core{'s' if cores > 1 else ''} of {part.host.name}"
+    if part.ranks > cores:
+        return (
+            f"{part.ranks} ranks share {of}: they take turns, so this is slower than "
+            f"{cores}"
         )
-    elif ranks * threads > host.slots:
-        notes.append(
-            f"{ranks} ranks with {threads} threads each share {host.slots} cores of "
-            f"{host.name}: ranks aren't pinned"
+    if part.ranks * (part.threads or 1) > cores:
+        return (
+            f"{part.ranks} ranks with {part.threads} threads each share {of}: ranks "
+            "aren't pinned"
         )
-    return tuple(notes)
+    return ""

@@ -11,18 +11,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, Protocol
 
 from fastserve import environment
 from fastserve.errors import LaunchError
 
 from .noise import NoiseFilter
-from .plan import LaunchPlan
-from .records import completed, describe_errors, error_records
+from .plan import THIS_HOST, LaunchPlan
+from .records import ErrorRecord, completed, describe_errors, error_records
+from .verdict import Sight, lost_hosts, silent_rank
+from .watch import Watch
 
 REFUSED = 2
 STOPPED_EARLY = 75
@@ -32,10 +35,53 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GRACE = 20.0
 _TERMINATE_SECONDS = 3.0
 _FAILED_SECONDS = 5.0
+_SILENT_SECONDS = 3.0  # that a job may go on without one of its ranks
+_NOTICED_SECONDS = 0.5
 _TICK = 0.1
+_LATENCY = 1.0  # by which the clock of a file server may be late
 
 
-def run_plan(plan: LaunchPlan, say: Callable[[str], None] | None = None) -> int:
+class Event(Protocol):
+    """What a host's agent saw: its own connection 'lost', or a rank 'ended'."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def rank(self) -> int | None: ...
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def text(self) -> str: ...
+
+
+class Agents(Protocol):
+    """The part of :class:`launch.remote.Agents` that a running job needs."""
+
+    def watch(self, token: str) -> None: ...
+    def events(self) -> Sequence[Event]: ...
+    def kill(self, token: str, timeout: float = 3.0) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The hosts of a running job: their agents, and what is known of each.
+
+    ``skews`` are the seconds that a host's clock, by its own name, is ahead of this
+    one's; ``blind`` are the hosts that don't see the run folder of this one.
+    """
+
+    agents: Agents
+    skews: Mapping[str, float] = field(default_factory=dict)
+    blind: tuple[str, ...] = ()
+
+
+def run_plan(
+    plan: LaunchPlan,
+    say: Callable[[str], None] | None = None,
+    cluster: Cluster | None = None,
+) -> int:
     """Run the job of a plan and return its exit status; ``say`` shows a line of ours.
 
     0 needs a record of completion by rank 0, whatever the launcher of the MPI says. A
@@ -43,6 +89,9 @@ def run_plan(plan: LaunchPlan, say: Callable[[str], None] | None = None) -> int:
     instead of the MPI's messages. SIGINT, SIGTERM and SIGHUP ask the ranks to stop:
     first with SIGUSR1, on which they finish their step and save; a second signal, or
     FASTSERVE_GRACE seconds, end them.
+
+    ``cluster`` is needed for a plan of other hosts than this one. The job ends when a
+    host is lost, or a rank ends while the others go on.
 
     Raises LaunchError if the command can't be started, or for a FASTSERVE_GRACE that is
     no number.
@@ -52,8 +101,10 @@ def run_plan(plan: LaunchPlan, say: Callable[[str], None] | None = None) -> int:
     started = time.time()
     # Signals are caught before the job starts: none may end us with ranks behind us.
     with _caught_signals() as caught:
+        if cluster:
+            cluster.agents.watch(plan.token)
         process = _start(plan)
-        run = _Run(plan, process, caught, started, grace, say)
+        run = _Run(plan, process, caught, started, grace, say, cluster)
         try:
             run.watch()
         finally:
@@ -97,11 +148,15 @@ class _Run:
         started: float,
         grace: float,
         say: Callable[[str], None],
+        cluster: Cluster | None = None,
     ) -> None:
         self.plan, self.process, self.started, self.say = plan, process, started, say
+        self.cluster, self.sight = cluster, Sight()
+        self._watch = None if cluster else Watch(plan.token)
         self.caught, self._grace = caught, grace
         self._asked = 0  # how many of the caught signals have been acted on
         self._asked_at = 0.0  # unix time of the first
+        self._killed = False  # by us, because it would not have ended
         self._escalation: Iterator[tuple[int, float]] = iter(())
         self._deadline: float | None = None
         self._next_look = 0.0
@@ -118,7 +173,10 @@ class _Run:
         """Stream the output until the job's command has ended."""
         while self.process.poll() is None:
             self._stream(_TICK)
-            if len(self.caught) > self._asked:
+            self._look_around()
+            if self.sight.lost:
+                self._kill()
+            elif len(self.caught) > self._asked:
                 self._asked += 1
                 self._stop_requested()
             elif self._deadline is None:
@@ -128,8 +186,11 @@ class _Run:
 
     def end_all(self) -> None:
         """Leave no process of the job behind, and show the rest of its output."""
+        self._look_around()  # while it is known which processes were ranks
         if self.process.poll() is None:
             kill_job(self.process, self.plan.token)
+        if self.cluster:
+            self._end_on_hosts(self.cluster.agents)
         limit = time.monotonic() + 1.0
         while job_processes(self.plan.token) and time.monotonic() < limit:
             self._stream(_TICK)
@@ -147,26 +208,92 @@ class _Run:
     def judge(self) -> int:
         """Return the job's exit status, and say why it isn't 0."""
         plan, status = self.plan, _shell_status(self.process.returncode)
-        if status == 0 and completed(plan.run_dir, plan.token, plan.ranks):
+        done = plan.split is None or completed(plan.run_dir, plan.token, plan.ranks)
+        if status == 0 and done and not (self.sight.lost and plan.split is None):
             return 0
         if status == STOPPED_EARLY:
             self.say("stopped early with a checkpoint; go on with --resume auto")
             return status
-        records = error_records(plan.run_dir, self.started)
+        records = self._records()
         # Ranks that fail once others have been stopped are not the cause of the end.
         if self.caught and not (records and records[0].time < self._asked_at):
             name = signal.Signals(self.caught[0]).name
             self.say(f"stopped by {name} before the ranks could save")
             return 128 + self.caught[0]
-        if records:
+        if lost := lost_hosts(self.sight, records):
+            self.say(str(lost))
+            return NOT_COMPLETED
+        noises = [output.noise for output in self._outputs]
+        words = b"".join(noise.held + noise.follows for noise in noises)
+        silent = silent_rank(plan, records, self.sight, words)
+        if records and not silent:
             self.say(describe_errors(records, plan.ranks, plan.run_dir))
             return records[0].status or 1
-        if status == REFUSED:
-            return status  # before there was a run folder, a rank has said why
+        if status == REFUSED and not self._began():
+            return status  # a rank has said why
         for output in self._outputs:
             output.write(output.noise.held)
-        self.say(str(_unexplained(plan, status)))
-        return status or NOT_COMPLETED
+            output.write(b"" if silent else output.noise.follows)
+        ended = None if self._killed else status
+        self.say(str(_unexplained(plan, ended, silent, self._blind())))
+        return NOT_COMPLETED if self._killed else status or NOT_COMPLETED
+
+    def _records(self) -> list[ErrorRecord]:
+        skews = self.cluster.skews if self.cluster else {}
+        return error_records(self.plan.run_dir, self.started, skews)
+
+    def _began(self) -> bool:
+        """Whether ranks came as far as to write logs."""
+        logs = (self.plan.run_dir / "logs").glob("rank-*.log")
+        return any(log.stat().st_mtime >= self.started - _LATENCY for log in logs)
+
+    def _blind(self) -> tuple[str, ...]:
+        return self.cluster.blind if self.cluster else ()
+
+    def _look_around(self, late: bool = False) -> None:
+        """Note which ranks have ended and which hosts are lost.
+
+        ``late`` is for ranks that we have ended: they tell who had which process id.
+        """
+        now = float("inf") if late else time.time()
+        if self._watch is not None:
+            for seen in self._watch.poll():
+                if seen.ended:
+                    self.sight.end(seen.rank, THIS_HOST, seen.pid, now)
+                else:
+                    self.sight.started.add(seen.rank)
+        for event in self.cluster.agents.events() if self.cluster else ():
+            if event.kind == "lost":
+                self.sight.lost.setdefault(event.host, event.text)
+            elif event.kind == "started" and event.rank is not None:
+                self.sight.started.add(event.rank)
+            elif event.kind == "ended" and event.rank is not None:
+                self.sight.end(event.rank, event.host, event.pid or 0, now)
+
+    def _kill(self) -> None:
+        """End the job at once, on this host; ``end_all`` does on the others."""
+        self._killed = True
+        kill_job(self.process, self.plan.token)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(1.0)
+
+    def _end_on_hosts(self, agents: Agents) -> None:
+        if self.process.returncode and not self._killed:
+            # What ended the job takes a moment to be noticed on its host.
+            limit = time.monotonic() + _NOTICED_SECONDS
+            while time.monotonic() < limit:
+                self._stream(_TICK)
+                self._look_around()
+        silent = set(agents.kill(self.plan.token)) | self.sight.lost.keys()
+        limit = time.monotonic() + (1.0 if self.process.returncode else 0.0)
+        while len(self.sight.ended) < self.plan.ranks and time.monotonic() < limit:
+            self._stream(_TICK)
+            self._look_around(late=True)
+        if silent:
+            self.say(
+                f"no answer from {', '.join(sorted(silent))}: the job's processes "
+                "there end by themselves within seconds, as they miss this one"
+            )
 
     def _stream(self, seconds: float) -> None:
         if not self._selector.get_map():
@@ -204,9 +331,22 @@ class _Run:
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + 1.0
-        if error_records(self.plan.run_dir, self.started):
+        if self._records():
             self._end_by((signal.SIGTERM, _TERMINATE_SECONDS))
             self._deadline = time.monotonic() + _FAILED_SECONDS
+        elif self._misses_a_rank():
+            self._kill()
+
+    def _misses_a_rank(self) -> bool:
+        """Whether the job has gone on for a while without one of its ranks."""
+        since = time.time() - _SILENT_SECONDS
+        ended = sum(e.time < since for e in self.sight.ended.values())
+        plan = self.plan
+        return (
+            0 < ended < plan.ranks
+            and len(self.sight.ended) < plan.ranks
+            and not completed(plan.run_dir, plan.token, plan.ranks)
+        )
 
 
 def job_processes(token: str, name: str = "FASTSERVE_JOB") -> list[int]:
@@ -301,19 +441,35 @@ def _shell_status(returncode: int) -> int:
     return 128 - returncode if returncode < 0 else returncode
 
 
-def _unexplained(plan: LaunchPlan, status: int) -> LaunchError:
+def _unexplained(
+    plan: LaunchPlan, status: int | None, silent: str | None, blind: Sequence[str]
+) -> LaunchError:
+    """Return the error of a job whose ranks didn't say why it ended.
+
+    ``status`` is None if the job went on, and was killed for that.
+    """
     logs = plan.run_dir / "logs"
-    if status == 0:
+    unseen = ""
+    if blind:
+        unseen = (
+            f"; {plan.run_dir} isn't shared with {', '.join(blind)}: look there too"
+        )
+    if status == 0 and not silent:
         return LaunchError(
             "expected rank 0 to record the job's completion",
             "exit status 0 without that record: a rank or a host left early",
-            f"look at the output above and at {logs}; go on with --resume auto",
+            f"look at the output above and at {logs}{unseen}; go on with --resume auto",
         )
+    parts = [silent] if silent else []
+    if status is None:
+        parts.append("the others waited for it")
+    else:
+        parts.append(f"exit status {status}{_signal_meaning(plan, status)}")
     return LaunchError(
         "expected all ranks to end by themselves",
-        f"exit status {status}{_signal_meaning(plan, status)}; no rank said why",
-        f"look at the output above and at {logs}; a rank that is killed without a "
-        "word often ran out of memory (dmesg tells)",
+        f"{'; '.join(parts)}; no rank said why",
+        f"look at the output above and at {logs}{unseen}; a rank that is killed "
+        "without a word often ran out of memory (dmesg tells); --resume auto goes on",
     )
 
 

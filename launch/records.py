@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,21 @@ class ErrorRecord:
     status: int
 
 
-def error_records(run_dir: Path, since: float) -> list[ErrorRecord]:
+def error_records(
+    run_dir: Path, since: float, skews: Mapping[str, float] | None = None
+) -> list[ErrorRecord]:
     """Return the records that ranks wrote at ``since`` (unix time) or later, in order.
 
-    A record that was cut short by the end of its rank can't be read and is left out.
+    ``skews`` are the seconds that the clocks of other hosts are ahead of this one's, by
+    which the records' times are corrected. A record that was cut short by
+    the end of its rank can't be read and is left out.
     """
-    records = (_error_record(path) for path in run_dir.glob("errors/rank-*.json"))
-    found = [record for record in records if record and record.time >= since]
+    skews = skews or {}
+    read = (_error_record(path) for path in run_dir.glob("errors/rank-*.json"))
+    records = [replace(r, time=r.time - skews.get(r.host, 0.0)) for r in read if r]
+    # Clocks are compared over a network, which takes its time.
+    slack = 1.0 if skews else 0.0
+    found = [record for record in records if record.time >= since - slack]
     return sorted(found, key=lambda record: (record.time, record.rank))
 
 

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from fastserve import environment
+from fastserve.config.schema import Launch
 from launch.mpi import find_mpi
-from launch.plan import Host, Machine, make_plan
+from launch.plan import Machine, make_plan
 from launch.process import run_plan
 
 launcher, ranks, run_dir, mode = sys.argv[1:]
@@ -22,14 +23,12 @@ job: Any = SimpleNamespace(
     name="test",
     run_dir=run_dir,
     train=SimpleNamespace(global_batch=8, micro_batch=None),
-    launch=SimpleNamespace(
-        launcher=launcher, ranks=int(ranks), threads="auto", bind="core", env={}
-    ),
+    launch=Launch(ranks=int(ranks)),
 )
 cores = environment.affinity_cores()
 plan = make_plan(
     job,
-    [Host("this host", len(cores))],
+    [],
     None if launcher == "local" else find_mpi(launcher),
     Machine(tuple(cores), dict(os.environ), Path.cwd(), root=os.geteuid() == 0),
     token=secrets.token_hex(8),

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from fastserve.config.schema import Launch
 from fastserve.errors import LaunchError
 from launch import describe
+from launch.hosts import Host, parse_hosts
 from launch.mpi import FoundMPI, find_mpi, parse_version
 from launch.noise import NoiseFilter
-from launch.plan import Host, LaunchPlan, Machine, make_plan, split_batch
+from launch.plan import LaunchPlan, Machine, make_plan, plan_program, split_batch
 
 OPENMPI = FoundMPI("openmpi", Path("/env/bin/mpirun"), "Open MPI 5.0.11")
 MPICH = FoundMPI("mpich", Path("/env/bin/mpiexec"), "MPICH 5.0.2")
@@ -29,13 +31,12 @@ THREADS = {
 }
 
 
-def job(ranks: int = 2, micro: int | None = None, **launch: Any) -> Any:
-    settings = {"threads": "auto", "bind": "core", "env": {}, **launch}
+def job(ranks: int | None = 2, micro: int | None = None, **launch: Any) -> Any:
     return SimpleNamespace(
         name="quick",
         run_dir=None,
         train=SimpleNamespace(global_batch=32, micro_batch=micro),
-        launch=SimpleNamespace(ranks=ranks, **settings),
+        launch=Launch(ranks=ranks, **launch),
     )
 
 
@@ -45,22 +46,35 @@ def plan(
     cores: int | tuple[int, ...] = 4,
     root: bool = False,
     environ: dict[str, str] | None = None,
+    hosts: str = "",
+    names: str = "",
+    others: dict[str, int] | None = None,
     **more: Any,
 ) -> LaunchPlan:
     listed = tuple(range(cores)) if isinstance(cores, int) else cores
     machine = Machine(
-        listed, environ or {}, Path("/work"), root, more.pop("cols", None)
+        listed,
+        environ or {},
+        Path("/work"),
+        root,
+        more.pop("cols", None),
+        frozenset(names.split()),
     )
     return make_plan(
         job,
-        [Host("this host", len(listed))],
+        parse_hosts(hosts) if hosts else [],
         mpi,
         machine,
         token="abc",
         arguments=["/work/job.yaml", "--set", "seed=2"],
         program=PROGRAM,
+        cores=others,
         **more,
     )
+
+
+def pinned_cores(made: LaunchPlan) -> tuple[tuple[int, ...], ...]:
+    return tuple(made.cores_of(rank) for rank in range(made.ranks))
 
 
 def test_open_mpi_golden() -> None:
@@ -148,7 +162,7 @@ def test_threads_and_cores(
     made = plan(job(ranks, **settings), mpi, cores)
     assert made.threads == threads
     assert {made.environment[name] for name in THREADS} == {str(threads)}
-    assert made.rank_cores == slices
+    assert pinned_cores(made) == (slices or ((),) * ranks)
     assert made.environment["FASTSERVE_BIND"] == ("core" if slices else "none")
     none_bound = ("--bind-to none", "-bind-to none")
     assert any(option in " ".join(made.command) for option in none_bound)
@@ -270,6 +284,167 @@ def test_the_dry_run_shows_command_environment_and_ranks() -> None:
     )
 
 
+# --- several hosts
+
+
+def several(mpi: FoundMPI = OPENMPI, **more: Any) -> LaunchPlan:
+    """Return a plan of three ranks on node1, which is this host, and node2."""
+    settings = {"hosts": "node1:2,node2:1", "names": "node1", "others": {"node2": 8}}
+    launch = more.pop("launch", {})
+    return plan(job(None, **launch), mpi, **{**settings, **more})
+
+
+def test_open_mpi_on_hosts_golden() -> None:
+    made = several(launch={"ssh": ["-i", "key"], "interface": "eth0", "threads": 2})
+    assert " ".join(made.command) == (
+        "/env/bin/mpirun --host node1:2,node2:1 "
+        "--prtemca plm_ssh_args -i key -o BatchMode=yes -o ConnectTimeout=10 "
+        "--prtemca plm_ssh_no_tree_spawn 1 --prtemca oob_tcp_keepalive_time 5 "
+        "--prtemca oob_tcp_keepalive_intvl 1 --prtemca oob_tcp_keepalive_probes 5 "
+        "--prtemca prte_if_include eth0 --mca btl_tcp_if_include eth0 "
+        "--mca btl_tcp_links 2 --mca btl_tcp_max_send_size 1048576 "
+        "-n 3 --map-by slot:OVERSUBSCRIBE --bind-to none "
+        "-x BLIS_NUM_THREADS -x FASTSERVE_BIND -x FASTSERVE_JOB -x FASTSERVE_RANKS "
+        "-x FASTSERVE_RUN_DIR -x MKL_NUM_THREADS -x NUMEXPR_NUM_THREADS "
+        "-x OMP_NUM_THREADS -x OPENBLAS_NUM_THREADS -x PYTHONUNBUFFERED "
+        "/env/bin/python -m fastserve /work/job.yaml --set seed=2"
+    )
+    # one argument, although it has blanks
+    assert "-i key -o BatchMode=yes -o ConnectTimeout=10" in made.command
+    assert made.remote
+
+
+def test_open_mpi_4_on_hosts_has_other_names() -> None:
+    mpi = FoundMPI("openmpi", Path("/env/bin/mpirun"), "Open MPI 4.1.4")
+    words = " ".join(several(mpi, launch={"interface": "10.0.0.0/8"}).command)
+    assert "--prtemca" not in words
+    assert "--mca plm_rsh_args -o BatchMode=yes" in words
+    assert "--mca oob_tcp_if_include 10.0.0.0/8" in words
+
+
+def test_mpich_on_hosts_golden() -> None:
+    made = several(MPICH, launch={"interface": "eth0", "threads": 2})
+    assert " ".join(made.command) == (
+        "/env/bin/mpiexec -hosts node1:2,node2:1 -iface eth0 -bind-to none -n 3 "
+        "/env/bin/python -m fastserve /work/job.yaml --set seed=2"
+    )
+    assert made.environment == {
+        **dict.fromkeys(THREADS, "2"),
+        "FASTSERVE_BIND": "core",
+        "FASTSERVE_JOB": "abc",
+        "FASTSERVE_RANKS": "3",
+        "FASTSERVE_RUN_DIR": "/work/runs/quick",
+        "FI_TCP_IFACE": "eth0",
+        "HYDRA_LAUNCHER_EXTRA_ARGS": "-o BatchMode=yes -o ConnectTimeout=10",
+        "PYTHONUNBUFFERED": "",
+        "UCX_NET_DEVICES": "eth0",
+    }
+
+
+def test_an_interface_that_was_found_for_a_subnet() -> None:
+    made = several(MPICH, launch={"interface": "10.0.0.0/8"}, interface="eth7")
+    assert "-iface eth7" in " ".join(made.command)
+    assert made.interface == "10.0.0.0/8"
+
+
+@BOTH
+def test_the_login_of_other_hosts(mpi: FoundMPI) -> None:
+    def login(hosts: str) -> str:
+        made = several(mpi, hosts=hosts)
+        return " ".join([*made.command, *map("=".join, made.environment.items())])
+
+    assert "-l me -o BatchMode" in login("node1:2,me@node2")  # node1 is this host
+    with pytest.raises(LaunchError, match=r"me@node2, node3.*\n.*~/\.ssh/config"):
+        login("me@node2,node3")
+    with pytest.raises(LaunchError, match=r"fe80::1"):
+        login("node1,[fe80::1]")
+
+
+@BOTH
+def test_hosts_without_ranks_are_left_out(mpi: FoundMPI) -> None:
+    made = plan(job(2), mpi, hosts="node2:2,node3:2")
+    assert "node2:2" in made.command
+    assert "node3" not in " ".join(made.command)
+    assert [part.host.name for part in made.places] == ["node2"]
+    assert "btl_tcp_links" not in made.command
+
+
+@BOTH
+def test_a_list_of_this_host_alone_needs_no_ssh(mpi: FoundMPI) -> None:
+    made = plan(job(None), mpi, hosts="node1:3", names="node1")
+    assert made.ranks == 3
+    assert not made.remote
+    assert "node1" not in " ".join(made.command)
+
+
+@BOTH
+def test_threads_are_counted_on_each_host(mpi: FoundMPI) -> None:
+    same = several(mpi, others={"node2": 2})  # 2 ranks on 4 cores, 1 on 2
+    assert {same.environment[name] for name in THREADS} == {"2"}
+    other = several(mpi, others={"node2": 8})
+    assert [part.threads for part in other.places] == [2, 8]
+    assert other.threads is None
+    assert not THREADS & other.environment.keys()  # each rank counts for itself
+    assert other.environment["FASTSERVE_BIND"] == "core"
+    assert "2 to 8 threads each" in describe.summary(other)
+    unknown = several(mpi, others={})
+    assert unknown.places[1].threads is None
+    assert not THREADS & unknown.environment.keys()
+    given = several(mpi, environ={"OMP_NUM_THREADS": "3"})
+    assert given.threads == 3
+    fixed = several(mpi, launch={"threads": 5})
+    assert [part.pinned for part in fixed.places] == [False, True]
+
+
+@BOTH
+def test_slots_are_kept_unless_told_otherwise(mpi: FoundMPI) -> None:
+    with pytest.raises(LaunchError, match=r"(?s)at most 3 ranks.*--oversubscribe"):
+        plan(job(4), mpi, hosts="node1:2,node2:1", names="node1")
+    made = plan(
+        job(5, oversubscribe=True),
+        mpi,
+        hosts="node1:2,node2:1",
+        names="node1",
+        others={"node2": 1},
+        cores=2,
+    )
+    assert "node1:4,node2:1" in made.command
+    assert made.notes[0].startswith("4 ranks share 2 cores of node1")
+
+
+def test_hosts_need_an_mpi() -> None:
+    with pytest.raises(LaunchError, match=r"1 rank on a list of hosts"):
+        plan(job(1), None, hosts="node2")
+
+
+def test_what_is_said_of_hosts() -> None:
+    made = several(others={"node2": 2})
+    assert describe.summary(made) == (
+        "3 ranks on 2 hosts (node1:2 node2:1), Open MPI 5.0.11, 2 threads each, "
+        "pinned to cores; global 32 = 3 ranks x 10 to 11 rows in 1 micro-batch of up "
+        "to 11"
+    )
+    text = describe.full(made)
+    assert "hosts       2 hosts (node1:2 node2:1)\n" in text
+    assert "rank 1      node1, 11 rows a step, 2 threads, cores 2 3\n" in text
+    assert "rank 2      node2, 10 rows a step, 2 threads, pinned to cores\n" in text
+    many = plan(job(None), hosts="node[1-20]")
+    assert "on 20 hosts (node1:1 node2:1" in describe.summary(many)
+    assert "node8:1 and 12 more)" in describe.summary(many)
+
+
+def test_a_program_without_a_job() -> None:
+    machine = Machine((0, 1), {}, Path("/work"))
+    words = ["/env/bin/python", "-m", "fastserve.bench"]
+    hosts = [Host("node1"), Host("node2")]
+    folder = Path("/work/x")
+    launch = Launch(python="/other/python")
+    made = plan_program(launch, words, hosts, OPENMPI, machine, "abc", folder)
+    assert made.command[-3:] == ("/other/python", "-m", "fastserve.bench")
+    assert (made.ranks, made.split, made.run_dir) == (2, None, folder)
+    assert "global" not in describe.full(made)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -377,6 +552,18 @@ def test_the_mpis_noise_is_held_back(text: str, held: str, size: int) -> None:
     for piece in (ABORTED, BAD, ABORT) if held else ():
         expected = expected.replace(piece, "")
     assert shown.decode() == expected
+
+
+def test_what_follows_from_a_death_is_kept_apart() -> None:
+    follows = (
+        b"[node1:00000] *** An error occurred in Socket closed\n"
+        b"[node1:00109] plm:ssh: Warning: setpgid(113,113) failed in parent\n"
+        b"[proxy:0@node1] main (/src/pmip.c:123): demux engine error\n"
+        b"[mpiexec@node1] HYDU_sock_write (/src/sock.c:250): write error\n"
+    )
+    noise = NoiseFilter()
+    assert noise.feed(b"[rank 1 node1] loss\n" + follows) == b"[rank 1 node1] loss\n"
+    assert (noise.follows, noise.held) == (follows, b"")
 
 
 def test_a_progress_bar_is_shown_before_its_line_ends() -> None:

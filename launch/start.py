@@ -1,0 +1,117 @@
+"""From a plan to a running job: on this host, or on several once they fit together."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from fastserve.errors import LaunchError
+
+from . import cluster, describe
+from .hosts import Host, parse_hosts, read_hostfile, select
+from .plan import LaunchPlan
+from .process import Cluster, run_plan
+
+if TYPE_CHECKING:
+    from fastserve.config.schema import Launch
+
+_HERE = "localhost"
+
+
+def hosts_of(launch: Launch) -> list[Host]:
+    """Return the hosts of a launch section; none if it lists none.
+
+    Raises LaunchError for faults in the list or in the host file.
+    """
+    if launch.hosts is not None:
+        hosts = parse_hosts(",".join(launch.hosts))
+    elif launch.hostfile is not None:
+        hosts = read_hostfile(launch.hostfile)
+    else:
+        return []
+    return select(hosts, launch.include, launch.exclude)
+
+
+def run(
+    plan: LaunchPlan, make: Callable[..., LaunchPlan], say: Callable[[str], None]
+) -> int:
+    """Run a plan and return the job's exit status; ``say`` shows a line of ours.
+
+    For other hosts the plan is a draft: ``make`` makes it again with what the hosts
+    tell of themselves.
+
+    Raises LaunchError if the hosts can't run the job together.
+    """
+    if not plan.remote:
+        _announce(plan, say)
+        return run_plan(plan, say)
+    from .remote import Agents
+
+    # mpirun runs here, so this host has to fit even if it gets no ranks.
+    extra = [] if any(part.here for part in plan.places) else [Host(_HERE)]
+    hosts = [*(part.host for part in plan.places), *extra]
+    agents = Agents(
+        hosts,
+        ssh=plan.ssh,
+        python=plan.python,
+        cwd=plan.cwd,
+        env=_agent_variables(plan),
+    )
+    with agents:
+        asked = time.time()
+        facts = agents.ask("facts")
+        skews = cluster.clock_skews(facts, asked)
+        cluster.check_hosts(agents, facts, hosts, plan.interface, plan.cwd)
+        blind = _blind_hosts(agents, plan)
+        name = None
+        if plan.launcher == "mpich":
+            name = cluster.interface_name(facts, plan.interface)
+        plan = make(cores=_cores(facts), interface=name)
+        _announce(plan, say)
+        return run_plan(plan, say, Cluster(agents, skews, blind))
+
+
+def _announce(plan: LaunchPlan, say: Callable[[str], None]) -> None:
+    for line in (*plan.notes, describe.summary(plan)):
+        say(line)
+
+
+def _cores(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    return {name: int(known["cores"]) for name, known in facts.items()}
+
+
+def _agent_variables(plan: LaunchPlan) -> dict[str, str]:
+    """Return what an agent needs to find the same modules as the ranks."""
+    path = plan.environment.get("PYTHONPATH") or os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": path} if path else {}
+
+
+def _blind_hosts(agents: cluster.Asks, plan: LaunchPlan) -> tuple[str, ...]:
+    """Return the hosts that don't see the run folder of this one.
+
+    Raises LaunchError if rank 0 is on one: its record of completion would not be seen.
+    """
+    probe = plan.run_dir / f".shared-{plan.token}"
+    try:
+        plan.run_dir.mkdir(parents=True, exist_ok=True)
+        probe.write_text(plan.token, "utf-8")
+    except OSError as error:
+        raise LaunchError(
+            "expected a run folder that can be written to",
+            f"{plan.run_dir}: {error.strerror}",
+            "choose another folder with --set run_dir=FOLDER",
+        ) from error
+    try:
+        answers = agents.ask("hash", files=[str(probe)])
+    finally:
+        probe.unlink(missing_ok=True)
+    blind = tuple(n for n, found in answers.items() if not found.get(str(probe)))
+    if plan.places[0].host.name in blind:
+        raise LaunchError(
+            "expected a run folder that all hosts share, to see there how the job ends",
+            f"{plan.run_dir} isn't shared with {', '.join(blind)}",
+            "choose a shared folder with --set run_dir=FOLDER",
+        )
+    return blind
