@@ -10,7 +10,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 EDITABLE := --config-settings editable_mode=compat -e
 SOURCES := fastserve launch tests benchmarks
 
-.PHONY: help train test check format bench test-mpi clean
+.PHONY: help train test test-mpi test-hosts check format bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -19,7 +19,11 @@ train: $(VENV)/.installed  ## set up, then train a small GPT on two ranks
 	$(BIN)/fastserve run configs/quickstart.yaml --overwrite
 
 test: $(VENV)/.tests $(MPICH)/.installed  ## set up, then run all tests
+	@if [ "$$CI" = true ]; then tests/cluster/install.sh; fi
 	$(BIN)/python -m pytest
+
+test-hosts: $(VENV)/.tests $(MPICH)/.installed  ## only those over several hosts (as root)
+	$(BIN)/python -m pytest tests/cluster
 
 test-mpi: $(VENV)/.tests $(MPICH)/.installed  ## only the tests that start MPI
 	$(BIN)/python -m pytest -m mpi
