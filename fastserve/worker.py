@@ -28,6 +28,7 @@ from fastserve.errors import CheckpointError, DataError, FastserveError
 from fastserve.models import GPT, Model
 from fastserve.summary import conclusion, introduction
 from fastserve.training import checkpoint, files
+from fastserve.training.balance import Balance
 from fastserve.training.loop import Schedule, run
 from fastserve.training.progress import Progress
 from fastserve.training.records import (
@@ -142,6 +143,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
         job.train.global_batch,
         [
             progress,
+            Balance(),
             MetricsFile(run_dir / "metrics.jsonl", job.train.log_every),
             Checkpoints(
                 run_dir / "checkpoints",

@@ -481,3 +481,46 @@ def test_silent_worlds_of_one_are_refused(flavour: str, folder: Path) -> None:
     done = run(command, 60, cwd=folder, env=variables())
     assert done.returncode != 0
     assert not (folder / "runs").exists()
+
+
+SLOW = """
+import os, time
+import numpy as np
+import fastserve as fs
+class Wait(fs.layers.Layer):
+    def forward(self, x, training=False):
+        time.sleep(float(os.environ[f"WAIT_{fs.comm.world().rank}"]))
+        return x
+    def backward(self, dy, done=None):
+        return dy
+def make_data():
+    x = np.random.default_rng(0).standard_normal((400, 3))
+    return (x, x.sum(axis=1, keepdims=True)), None
+def make_model():
+    model = fs.models.Sequential([fs.layers.Dense(1), Wait()])
+    model.compile(loss="mse")
+    return model
+"""
+
+
+@pytest.mark.mpi
+@both
+def test_the_slowest_rank_is_named(flavour: str, folder: Path) -> None:
+    (folder / "job.yaml").write_text(FAILING_JOB)
+    (folder / "bad.py").write_text(SLOW)
+    keys = ["--set", "train={global_batch: 12, steps: 25}", "--set"]
+    uneven = "launch.env={WAIT_0: '0.02', WAIT_1: '0.02', WAIT_2: '0.03'}"
+    done = launch(folder, flavour, 3, *keys, uneven)
+    assert done.returncode == 0, done.stderr
+    warned = [line for line in done.stderr.splitlines() if "slowest" in line]
+    assert len(warned) == 1
+    assert warned[0].startswith("[rank 0 ")
+    assert "rank 2 on" in warned[0]
+    costs = int(warned[0].partition("costs ")[2].partition("%")[0])
+    assert 15 <= costs <= 40
+    log = folder / "runs/own/logs/rank-00000.log"
+    assert "rank 2 on" in log.read_text()
+    equal = "launch.env={WAIT_0: '0.03', WAIT_1: '0.03', WAIT_2: '0.03'}"
+    done = launch(folder, flavour, 3, *keys, equal, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert "slowest" not in done.stderr

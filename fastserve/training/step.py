@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,10 @@ class Trainer:
             the loss can be fused with.
         clip_norm: the gradient is scaled down to this norm; None: never.
         seed: of dropout.
+
+    Attributes:
+        busy: seconds of the last step that this rank didn't wait for others.
+        rows: samples that it had in that step.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class Trainer:
         o = self.options
         self.sync = GradientSync(store, comm, o.algorithm, o.overlap, o.wire)
         self.stop_requested = False
+        self.busy, self.rows = 0.0, 0
         self._sum: Array | None = None  # gradients of earlier micro-batches
         self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
         self.totals = np.zeros_like(self._status)  # since reset_totals, all ranks
@@ -112,13 +118,17 @@ class Trainer:
     def train(self, source: Source, sampler: Sampler, step: int) -> StepResult:
         """Make step number ``step``; raises NonFiniteError before it would spoil
         the weights."""
+        start = perf_counter()
         rows, epochs = sampler.step(step)
         mine = share(len(rows), self.comm.rank, self.comm.size)
         batch = None
         if mine.stop > mine.start:
             batch = source.batch(rows[mine], epochs[mine])
+        loading = perf_counter() - start
         time = source.input_shape[0] if source.input_shape else 1
-        return self.train_batch(batch, mine, len(rows), step, time)
+        result = self.train_batch(batch, mine, len(rows), step, time)
+        self.busy += loading
+        return result
 
     def train_batch(
         self, batch: Batch | None, mine: slice, total: int, step: int, time: int = 1
@@ -128,6 +138,7 @@ class Trainer:
         ``batch`` holds just these rows; it is None if there are none. ``time`` is the
         length of the samples, for outputs that have an axis of unknown length.
         """
+        start = perf_counter()
         self.optimizer.check_store(self.store)
         count = self._losses_per_row(time) * total
         self._status.fill(0)
@@ -140,7 +151,9 @@ class Trainer:
             self._accumulate(batch, mine, 1.0 / count)
         self._status[2] = self.stop_requested
         self.sync.finish()
+        computed = perf_counter()
         self.comm.allreduce(self._status)
+        waited = self.sync.waited + perf_counter() - computed
         norm = global_norm(self.store.grads)
         loss = float(self._status[0]) / count
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -149,6 +162,7 @@ class Trainer:
         clip = self.clip_norm
         self.optimizer.update(1.0 if not clip or norm <= clip else clip / norm)
         self.totals += self._status
+        self.busy, self.rows = perf_counter() - start - waited, mine.stop - mine.start
         every = self.options.check_every
         if every and self.comm.size > 1 and (step + 1) % every == 0:
             check_replicas(self.store, self.comm, step)
