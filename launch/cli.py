@@ -21,10 +21,11 @@ from fastserve.errors import FastserveError, LaunchError
 from . import blas, describe, report, start
 from .hosts import Host, is_here, split
 from .mpi import FoundMPI, find_mpi
-from .plan import PROGRAM, LaunchPlan, Machine, count_ranks, make_plan
+from .plan import PROGRAM, LaunchPlan, Machine, count_ranks, make_plan, plan_program
 
 if TYPE_CHECKING:
     from fastserve.config import Job
+    from fastserve.config.schema import Launch
 
 USAGE = 2
 _overrides = click.option(
@@ -219,22 +220,61 @@ def bench() -> None:
 def step(as_json: bool, repeats: int, batch: int, threads: int) -> int:
     """Time a training step of a GPT, beside PyTorch's where it is installed."""
     _prepare(threads)
-    from fastserve import bench
+    from fastserve.bench.step import step as measure
 
-    bench.step(json=as_json, repeats=repeats, batch=batch)
+    measure(json=as_json, repeats=repeats, batch=batch)
     return 0
+
+
+@bench.command()
+@_where
+@click.option("--interface", help="Network interface, or subnet, to use.")
+@click.option(
+    "--sizes", metavar="LIST", help="Sizes, as 4,64k,16M; default: 4 to 256M."
+)
+@click.option(
+    "--algorithms", default="ring,mpi,gloo", show_default=True, metavar="LIST"
+)
+@click.option("--seconds", default=1.0, show_default=True, help="For each measurement.")
+@click.option("--chunk", type=click.IntRange(8), help="Bytes of a message of the ring.")
+@click.option("--crossover", type=click.IntRange(0), help="Bytes left to the MPI.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+def allreduce(
+    interface: str | None, as_json: bool, ranks: int | None, **given: Any
+) -> int:
+    """Time the sum over all ranks: ours, the MPI library's, and gloo's."""
+    from fastserve.config.schema import Launch
+
+    _refuse_as_a_rank()
+    measured = ("sizes", "algorithms", "seconds", "chunk", "crossover")
+    words = ["--json"] if as_json else []
+    for name in measured:
+        value = given.pop(name)
+        words += [f"--{name}", str(value)] if value is not None else []
+    said = {**_said(**given), "threads": 1, "interface": interface}
+    if ranks is not None or not (said["hosts"] or said["hostfile"]):
+        said["ranks"] = 2 if ranks is None else ranks
+    launch = Launch(**{k: v for k, v in said.items() if v is not None})
+    hosts = start.hosts_of(launch)
+    make = partial(
+        plan_program,
+        launch,
+        [sys.executable, "-m", "fastserve.bench", *words],
+        hosts=hosts,
+        found_mpi=_needed_mpi(launch, hosts),
+        machine=_machine(hosts),
+        token=secrets.token_hex(8),
+        run_dir=Path.cwd(),
+    )
+    return start.run(make(), make, _say)
 
 
 def _load(
     config: str,
     overrides: Sequence[str],
-    ranks: int | None = None,
-    launcher: str | None = None,
     host: str | None = None,
     hostfile: str | None = None,
-    include: str | None = None,
-    exclude: str | None = None,
-    oversubscribe: bool = False,
+    **where: Any,
 ) -> Job:
     """Return the checked job, with what the command line says of the launch."""
     from fastserve.config import load_job
@@ -246,7 +286,24 @@ def _load(
             f"{config!r}, {what}",
             "give a file such as configs/quickstart.yaml",
         )
-    said: dict[str, object] = {
+    said = _said(host=host, hostfile=hostfile, **where)
+    launch = [f"launch.{k}={json.dumps(v)}" for k, v in said.items() if v is not None]
+    if bool(host) != bool(hostfile):  # one of them replaces whatever the job says
+        launch.append("launch.hostfile=null" if host else "launch.hosts=null")
+    return load_job(config, [*overrides, *launch])
+
+
+def _said(
+    ranks: int | None = None,
+    launcher: str | None = None,
+    host: str | None = None,
+    hostfile: str | None = None,
+    include: str | None = None,
+    exclude: str | None = None,
+    oversubscribe: bool = False,
+) -> dict[str, Any]:
+    """Return what the command line says of the launch section; None: nothing."""
+    return {
         "ranks": ranks,
         "launcher": launcher,
         "hosts": split(host) if host else None,
@@ -255,32 +312,18 @@ def _load(
         "exclude": split(exclude) if exclude else None,
         "oversubscribe": oversubscribe or None,
     }
-    launch = [f"launch.{k}={json.dumps(v)}" for k, v in said.items() if v is not None]
-    if bool(host) != bool(hostfile):  # one of them replaces whatever the job says
-        launch.append("launch.hostfile=null" if host else "launch.hosts=null")
-    return load_job(config, [*overrides, *launch])
 
 
 def _planner(
     job: Job, hosts: Sequence[Host], arguments: Sequence[str], kernel: str | None
 ) -> Callable[..., LaunchPlan]:
     """Return what makes the job's plan, once or again with more known of the hosts."""
-    cores = environment.affinity_cores()
-    terminal = sys.stdout.isatty()
-    machine = Machine(
-        cores=tuple(cores),
-        environ=dict(os.environ),
-        cwd=Path.cwd(),
-        root=os.geteuid() == 0,
-        columns=shutil.get_terminal_size().columns if terminal else None,
-        names=frozenset(host.name for host in hosts if is_here(host.name)),
-    )
     return partial(
         make_plan,
         job,
         hosts=hosts,
-        found_mpi=_needed_mpi(job, hosts),
-        machine=machine,
+        found_mpi=_needed_mpi(job.launch, hosts),
+        machine=_machine(hosts),
         token=secrets.token_hex(8),
         arguments=arguments,
         program=PROGRAM,
@@ -288,9 +331,21 @@ def _planner(
     )
 
 
-def _needed_mpi(job: Job, hosts: Sequence[Host]) -> FoundMPI | None:
-    wanted = job.launch.launcher
-    single = count_ranks(job.launch, hosts) == 1 and not hosts
+def _machine(hosts: Sequence[Host]) -> Machine:
+    terminal = sys.stdout.isatty()
+    return Machine(
+        cores=tuple(environment.affinity_cores()),
+        environ=dict(os.environ),
+        cwd=Path.cwd(),
+        root=os.geteuid() == 0,
+        columns=shutil.get_terminal_size().columns if terminal else None,
+        names=frozenset(host.name for host in hosts if is_here(host.name)),
+    )
+
+
+def _needed_mpi(launch: Launch, hosts: Sequence[Host]) -> FoundMPI | None:
+    wanted = launch.launcher
+    single = count_ranks(launch, hosts) == 1 and not hosts
     if wanted == "local" or (wanted == "auto" and single):
         return None
     if wanted == "slurm":

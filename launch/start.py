@@ -64,7 +64,7 @@ def run(
         facts = agents.ask("facts")
         skews = cluster.clock_skews(facts, asked)
         cluster.check_hosts(agents, facts, hosts, plan.interface, plan.cwd)
-        blind = _blind_hosts(agents, plan)
+        blind = _blind_hosts(agents, plan) if plan.split else ()
         name = None
         if plan.launcher == "mpich":
             name = cluster.interface_name(facts, plan.interface)

@@ -1,0 +1,1 @@
+"""What ``fastserve bench`` measures."""

@@ -1,0 +1,80 @@
+"""What ``fastserve bench`` measures, on small sizes: the right thing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from mpi_environments import FLAVOURS, require, run, variables
+
+from fastserve.bench import allreduce
+from fastserve.bench.allreduce import measure, parse_size, table
+from fastserve.comm import Communicator, run_threads
+from fastserve.errors import ArgumentError
+
+
+def test_sizes() -> None:
+    assert [parse_size(s) for s in ("4", "64k", "16M", "1g")] == [
+        4,
+        65536,
+        1 << 24,
+        1 << 30,
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "3", "0", "k", "4x", "-4", "4.5k", "6"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ArgumentError, match="multiples of 4"):
+        parse_size(text)
+
+
+def test_both_sides_of_the_crossover_are_measured() -> None:
+    def program(comm: Communicator) -> dict[str, Any]:
+        return measure(comm, [4, 1 << 18], ("ring", "mpi"), seconds=0.01)
+
+    for result in run_threads(2, program):
+        assert result["algorithms"] == ["ring", "mpi"]
+        assert [row["bytes"] for row in result["sizes"]] == [4, 1 << 18]
+        for row in result["sizes"]:
+            assert row["ms"]["ring"] > 0
+            assert row["share"].keys() == {"mpi"}
+        words = table(result)
+        assert words.splitlines()[0] == "sum of float32 over 2 ranks on 1 host"
+        assert words.splitlines()[1].split()[-2:] == ["mpi/ring", "GB/s"]
+
+
+@pytest.mark.parametrize("size", [4, 1 << 18])
+def test_what_is_timed_is_the_sum(size: int) -> None:
+    def program(comm: Communicator) -> bool:
+        array, sum_up = allreduce._ring(comm, size, 1 << 17, 1 << 16)
+        array.fill(comm.rank + 1)
+        sum_up(array)
+        return bool((array == np.float32(6)).all())
+
+    assert run_threads(3, program) == [True, True, True]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_command(flavour: str) -> None:
+    python = str(require(flavour) / "bin" / "python")
+    command = [python, "-m", "launch.cli", "bench", "allreduce", "--seconds", "0.01"]
+    done = run([*command, "--sizes", "4,256k", "--json"], 60, env=variables())
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["ranks"], result["hosts"]) == (2, 1)
+    assert {"ring", "mpi"} <= set(result["algorithms"])
+    bad = run([*command, "-n", "3", "--sizes", "4,7"], 60, env=variables())
+    assert bad.returncode != 0
+    assert "multiples of 4" in bad.stderr
+    assert "Traceback" not in bad.stderr
+
+
+def test_more_ranks_than_a_single_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-m", "launch.cli", "bench", "allreduce"]
+    done = run([*command, "--launcher", "local"], 30, env=variables())
+    assert done.returncode == 2
+    assert "expected one rank for the launcher 'local'" in done.stderr
