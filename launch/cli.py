@@ -229,6 +229,7 @@ def step(as_json: bool, repeats: int, batch: int, threads: int) -> int:
 @bench.command()
 @_where
 @click.option("--interface", help="Network interface, or subnet, to use.")
+@click.option("--bind", type=click.Choice(["core", "none"]), help="Pin ranks to cores.")
 @click.option(
     "--sizes", metavar="LIST", help="Sizes, as 4,64k,16M; default: 4 to 256M."
 )
@@ -240,7 +241,11 @@ def step(as_json: bool, repeats: int, batch: int, threads: int) -> int:
 @click.option("--crossover", type=click.IntRange(0), help="Bytes left to the MPI.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 def allreduce(
-    interface: str | None, as_json: bool, ranks: int | None, **given: Any
+    interface: str | None,
+    bind: str | None,
+    as_json: bool,
+    ranks: int | None,
+    **given: Any,
 ) -> int:
     """Time the sum over all ranks: ours, the MPI library's, and gloo's."""
     from fastserve.config.schema import Launch
@@ -251,7 +256,7 @@ def allreduce(
     for name in measured:
         value = given.pop(name)
         words += [f"--{name}", str(value)] if value is not None else []
-    said = {**_said(**given), "threads": 1, "interface": interface}
+    said = {**_said(**given), "threads": 1, "interface": interface, "bind": bind}
     if ranks is not None or not (said["hosts"] or said["hostfile"]):
         said["ranks"] = 2 if ranks is None else ranks
     launch = Launch(**{k: v for k, v in said.items() if v is not None})

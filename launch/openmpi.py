@@ -8,6 +8,10 @@ from .mpi import FoundMPI, Network
 
 # Seconds; a lost connection ends the job after 5 + 5 x 1 of them, not after 480.
 _KEEPALIVE = {"time": 5, "intvl": 1, "probes": 5}
+# A rank that waits lets others have its core between two looks, which costs 0.3 us of a
+# small message: on shared cores they get on with what it waits for. 4 ranks on 2 cores
+# wait for turns of 4 ms without it.
+_YIELD = ("mpi_yield_when_idle", "1")
 
 
 def command(
@@ -27,6 +31,7 @@ def command(
     as each rank pins itself.
     """
     placing = ["-n", str(ranks), "--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"]
+    placing += ["--mca", *_YIELD]
     exported = [word for name in forward for word in ("-x", name)]
     hosts = _several_hosts(mpi, net) if net else []
     return [str(mpi.command), *hosts, *placing, *exported, *program]

@@ -165,11 +165,12 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     modules = {
         "worker": SimpleNamespace(generate=generate, evaluate=evaluate),
-        "bench": SimpleNamespace(step=lambda **options: calls.append(options)),
+        "bench.step": SimpleNamespace(step=lambda **options: calls.append(options)),
     }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, f"fastserve.{name}", module)
-        monkeypatch.setattr(fastserve, name, module, raising=False)
+        if "." not in name:
+            monkeypatch.setattr(fastserve, name, module, raising=False)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(blas, "choose_kernel", lambda say: "Zen")
     monkeypatch.setattr(

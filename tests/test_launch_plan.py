@@ -81,6 +81,7 @@ def test_open_mpi_golden() -> None:
     made = plan(job(), kernel="SkylakeX", cols=80)
     assert " ".join(made.command) == (
         "/env/bin/mpirun -n 2 --map-by slot:OVERSUBSCRIBE --bind-to none "
+        "--mca mpi_yield_when_idle 1 "
         "-x BLIS_NUM_THREADS -x FASTSERVE_BIND -x FASTSERVE_JOB -x FASTSERVE_RANKS "
         "-x FASTSERVE_RUN_DIR -x FASTSERVE_TERMINAL -x MKL_NUM_THREADS "
         "-x NUMEXPR_NUM_THREADS -x OMP_NUM_THREADS -x OPENBLAS_CORETYPE "
@@ -304,6 +305,7 @@ def test_open_mpi_on_hosts_golden() -> None:
         "--prtemca prte_if_include eth0 --mca btl_tcp_if_include eth0 "
         "--mca btl_tcp_links 2 --mca btl_tcp_max_send_size 1048576 "
         "-n 3 --map-by slot:OVERSUBSCRIBE --bind-to none "
+        "--mca mpi_yield_when_idle 1 "
         "-x BLIS_NUM_THREADS -x FASTSERVE_BIND -x FASTSERVE_JOB -x FASTSERVE_RANKS "
         "-x FASTSERVE_RUN_DIR -x MKL_NUM_THREADS -x NUMEXPR_NUM_THREADS "
         "-x OMP_NUM_THREADS -x OPENBLAS_NUM_THREADS -x PYTHONUNBUFFERED "
