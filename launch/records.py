@@ -56,6 +56,11 @@ def describe_errors(records: list[ErrorRecord], ranks: int, run_dir: Path) -> st
     if ranks > 1:
         others = "1 other rank" if ranks == 2 else f"{ranks - 1} other ranks"
         lines.append(f"{others} stopped because of it; records: {run_dir / 'errors'}")
+    if "to do:" not in first.traceback + first.message:
+        cure = "look at the error above and mend what it tells"
+        if any(run_dir.glob("checkpoints/step-*")):
+            cure += "; then --resume auto goes on from the newest checkpoint"
+        lines.append(f"  to do: {cure}")
     return "\n".join(lines)
 
 

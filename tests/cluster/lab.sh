@@ -216,7 +216,12 @@ case ${1:-} in
     cut) cable "$2" down ;;
     heal) cable "$2" up; sleep 1.2 ;; # the kernel looks at links once a second
     crash) cable "$2" down; power_off "$2" ;;
-    boot) node "${2#node}"; answers "$2" ;;
+    boot)
+        # the kernel takes the old cable away some time after the node's end
+        in_network switch ip link del "port${2#node}" 2>/dev/null || :
+        node "${2#node}"
+        answers "$2"
+        ;;
     ssh-off) in_node "$2" sh -c "kill $(<"$state/$2.sshd")" ;;
     ssh-on) in_node "$2" bash "$self" _login_server "$2" "$state" ;;
     _login_server) state=$3; login_server "$2" ;;

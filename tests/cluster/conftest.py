@@ -1,0 +1,59 @@
+"""The hosts, once for all tests; each test gets them healed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hosts_lab import ALL_NODES, JOB, OWN, Lab
+from mpi_environments import ROOT
+
+
+@pytest.fixture(scope="session")
+def hosts() -> Iterator[Lab]:
+    base = ROOT / "build"  # not in /tmp, of which each host has its own
+    base.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=base, prefix="hosts-") as folder:
+        lab = Lab(Path(folder))
+        up = lab.do("up", len(ALL_NODES))
+        if up.returncode == 69 and os.environ.get("CI") != "true":
+            pytest.skip(up.stderr)
+        assert up.returncode == 0, up.stderr
+        try:
+            yield lab
+        finally:
+            lab.do("down")
+
+
+@pytest.fixture
+def lab(hosts: Lab) -> Iterator[Lab]:
+    """The hosts, healed, with the job in a folder of its own."""
+    work = hosts.folder / "work"
+    subprocess.run(["rm", "-rf", str(work)], check=True)
+    work.mkdir()
+    (work / "own.py").write_text(OWN)
+    (work / "job.yaml").write_text(JOB)
+    (work / "hosts.txt").write_text("node1 slots=2\nnode2:1\nnode3 # one\n")
+    yield hosts
+    for node in hosts.without_power:
+        assert hosts.do("boot", node).returncode == 0
+    for node in hosts.cut:
+        hosts.do("heal", node)
+    for node in hosts.without_ssh:
+        hosts.do("ssh-on", node)
+    for node in ALL_NODES:
+        hosts.do("open", node)
+    for pid in hosts.processes():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    hosts.forget()
