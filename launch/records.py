@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+_CRASH = re.compile(rb"^Fatal Python error: (.*)$", re.MULTILINE)
+_TAIL = 1 << 16  # bytes at the end of a log
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,24 @@ def completed(run_dir: Path, token: str, ranks: int) -> bool:
     """Return whether the job of this token has recorded its completion."""
     record = _read(run_dir / "done.json")
     return record.get("job") == token and record.get("ranks") == ranks
+
+
+def crashes(run_dir: Path, since: float) -> dict[int, str]:
+    """Return how ranks crashed that left a stack in their log, by rank."""
+    found = {}
+    for path in run_dir.glob("logs/rank-*.log"):
+        try:
+            if path.stat().st_mtime < since:
+                continue
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - _TAIL))
+                told = _CRASH.findall(file.read())
+        except OSError:
+            continue
+        if told:
+            how = told[-1].decode(errors="replace")
+            found[int(path.stem.removeprefix("rank-"))] = f"{how}, see {path}"
+    return found
 
 
 def describe_errors(records: list[ErrorRecord], ranks: int, run_dir: Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fastserve.errors import LaunchError
@@ -95,11 +95,12 @@ def silent_rank(
     records: Sequence[ErrorRecord],
     sight: Sight,
     words: bytes,
+    crashed: Mapping[int, str] | None = None,
 ) -> str | None:
     """Return ``rank 1 on node2 (pid 95) ...`` for the rank that ended the job.
 
     None if the records tell the cause, or if there is nothing to tell which it was.
-    ``words`` are the MPI's messages.
+    ``words`` are the MPI's messages, ``crashed`` what ranks left in their logs.
     """
     if records and records[0].type != _FOLLOWS:
         return None
@@ -111,8 +112,10 @@ def silent_rank(
         if rank in told or (records and (seen is None or seen.time > limit)):
             continue
         others = _about_then(sight, told, seen) if death.how in _CRASHES else []
-        also = f"; about then also {_list(others)}" if others else ""
-        return _named(plan, rank, death, seen) + also
+        also = f"; about then also {_list(others, crashed)}" if others else ""
+        stack = crashed.get(rank) if crashed and rank is not None else None
+        named = _named(plan, rank, death, seen)
+        return named + (f", {stack}" if stack else "") + also
     # Without the MPI's word, ranks that ended after the first record were ended by it.
     limit = records[0].time if records else _EVER
     silent = [e for e in sight.ended.values() if e.rank not in told and e.time <= limit]
@@ -123,7 +126,7 @@ def silent_rank(
     together = [e for e in silent if e.time <= first + _LATENCY]
     if len(together) == plan.ranks:  # none of them before the others
         return None
-    return f"{_list(together)} ended without a word"
+    return f"{_list(together, crashed)} ended without a word"
 
 
 def lost_hosts(sight: Sight, records: Sequence[ErrorRecord]) -> LaunchError | None:
@@ -157,8 +160,11 @@ def _about_then(
     ]
 
 
-def _list(ended: Sequence[Ended]) -> str:
-    named = (f"rank {e.rank} on {e.host} (pid {e.pid})" for e in ended[:_SHOWN])
+def _list(ended: Sequence[Ended], crashed: Mapping[int, str] | None) -> str:
+    named = [f"rank {e.rank} on {e.host} (pid {e.pid})" for e in ended[:_SHOWN]]
+    for i, e in enumerate(ended[:_SHOWN]):
+        if crashed and e.rank in crashed:
+            named[i] += f": {crashed[e.rank]}"
     more = len(ended) - _SHOWN
     return " and ".join(named) + (f" and {more} more" if more > 0 else "")
 

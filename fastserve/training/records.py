@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import math
@@ -141,7 +142,8 @@ def start_logs(folder: Path, comm: Communicator) -> None:
     """Send the library's messages to the rank's own file and to standard error.
 
     Rank 0 shows everything, the others warnings alone, unless FASTSERVE_LOG_RANKS is
-    ``all``; each line names its rank.
+    ``all``; each line names its rank. A crash of the interpreter, such as SIGSEGV,
+    leaves Python's stack in the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log.setLevel(logging.INFO)
@@ -158,6 +160,8 @@ def start_logs(folder: Path, comm: Communicator) -> None:
         handler.close()
     log.addHandler(file)
     log.addHandler(screen)
+    if file.stream is not None:
+        faulthandler.enable(file.stream)
 
 
 def write_error(run_dir: Path, comm: Communicator, error: BaseException) -> int:

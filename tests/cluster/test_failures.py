@@ -64,7 +64,9 @@ def test_a_rank_that_ends_without_a_word(
     received = done.err.split("received: ")[1]
     if how == "crash":  # others that end about then are named after it
         assert received.startswith(f"rank {rank} on {OF_RANK[rank]}")
-        assert "SIGSEGV" in received
+        assert "Segmentation fault, see " in received
+        log = lab.folder / "work" / "runs" / "tiny" / "logs" / f"rank-{rank:05d}.log"
+        assert "own.py" in log.read_text()
     elif "SIGSEGV" not in done.err:
         # MPICH itself crashes now and then in other ranks when one is gone
         assert "rank 3" not in received

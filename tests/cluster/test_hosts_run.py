@@ -48,7 +48,7 @@ def test_the_dry_run_shows_the_place_of_each_rank(mpi: str, lab: Lab) -> None:
 
 
 @both
-@pytest.mark.parametrize("interface", ["eth0", "10.77.0.0/16"])
+@pytest.mark.parametrize("interface", ["eth0", "10.77.0.0/16", "null"])
 def test_an_interface_beside_one_that_leads_nowhere(
     mpi: str, interface: str, lab: Lab
 ) -> None:
