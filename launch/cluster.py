@@ -119,6 +119,21 @@ def interface_name(facts: Facts, interface: str | None) -> str | None:
     return names.pop() if names else interface
 
 
+def dead_ends(facts: Facts) -> tuple[str, ...]:
+    """Return the subnets in which several hosts have one address, such as docker0's.
+
+    Messages to such an address don't leave the host that sends them.
+    """
+    shared = _shared({name: _addresses(known, None) for name, known in facts.items()})
+    found = {
+        ipaddress.ip_network(f"{part['address']}/{part['prefix']}", strict=False)
+        for known in facts.values()
+        for part in known["interfaces"]
+        if part["address"] in shared
+    }
+    return tuple(sorted(str(network) for network in found if network.version == 4))
+
+
 def unreachable(agents: Asks, facts: Facts, interface: str | None) -> list[Fault]:
     """Return which hosts can't connect to which others, over TCP."""
     ports = {name: answer["port"] for name, answer in agents.ask("listen").items()}

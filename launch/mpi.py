@@ -36,12 +36,13 @@ class Network:
 
     ``hosts`` are names with the number of ranks on each, in the order of the ranks;
     ``ssh`` are arguments of ssh; ``interface`` is the name of a network interface, or
-    a subnet.
+    a subnet; without one, ``avoid`` are subnets that lead nowhere.
     """
 
     hosts: tuple[tuple[str, int], ...]
     ssh: tuple[str, ...] = ()
     interface: str | None = None
+    avoid: tuple[str, ...] = ()
 
     @property
     def listed(self) -> str:

@@ -57,6 +57,9 @@ def _several_hosts(mpi: FoundMPI, net: Network) -> list[str]:
     if net.interface:
         runtime["oob_tcp_if_include" if old else "prte_if_include"] = net.interface
         messages["btl_tcp_if_include"] = net.interface
+    elif net.avoid:
+        # mpirun's own daemons try every address, and find one that answers
+        messages["btl_tcp_if_exclude"] = ",".join(("127.0.0.0/8", *net.avoid))
     if len(net.hosts) > 1:
         # With the defaults, one link of two hosts is used to little more than half.
         messages.update(btl_tcp_links="2", btl_tcp_max_send_size="1048576")

@@ -286,3 +286,20 @@ def test_a_program_without_records_succeeds_by_its_status(tmp_path: Path) -> Non
     status, said, agents, _ = run(tmp_path, ["sh", "-c", "exit 5"], None)
     assert (status, agents.killed) == (5, 1)
     assert "exit status 5; no rank said why" in said[-1]
+
+
+def test_subnets_that_lead_nowhere() -> None:
+    docker = {"name": "docker0", "address": "172.17.0.1", "prefix": 16}
+    facts = {
+        f"node{i}": {
+            "interfaces": [
+                {"name": "lo", "address": "127.0.0.1", "prefix": 8},
+                {"name": "eth0", "address": f"10.1.0.{i}", "prefix": 24},
+                docker,
+            ]
+        }
+        for i in (1, 2)
+    }
+    assert cluster.dead_ends(facts) == ("172.17.0.0/16",)
+    facts["node2"]["interfaces"].remove(docker)
+    assert cluster.dead_ends(facts) == ()
