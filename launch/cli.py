@@ -18,10 +18,11 @@ import fastserve
 from fastserve import environment
 from fastserve.errors import FastserveError, LaunchError
 
-from . import blas, describe, report, start
+from . import blas, describe, predict, report, slurm, start
 from .hosts import Host, is_here, split
 from .mpi import FoundMPI, find_mpi
 from .plan import PROGRAM, LaunchPlan, Machine, count_ranks, make_plan, plan_program
+from .slurm import Allocation
 
 if TYPE_CHECKING:
     from fastserve.config import Job
@@ -111,11 +112,12 @@ def run(
         arguments += ["--set", override]
     arguments += ["--resume", resume] if resume else []
     arguments += ["--overwrite"] if overwrite else []
-    hosts = start.hosts_of(job.launch)
-    make = _planner(job, hosts, arguments, kernel=blas.choose_kernel(_say))
+    hosts, allocation = start.where(job.launch)
+    kernel = blas.choose_kernel(_say)
+    make = _planner(job, hosts, arguments, kernel, allocation)
     plan = make()
     if dry_run:
-        click.echo(describe.full(plan))
+        click.echo(describe.full(plan, _prediction(job, plan, arguments)))
         return 0
     if not resume and not overwrite:
         _refuse_to_replace(plan.run_dir)
@@ -129,11 +131,39 @@ def run(
 def check(config: str, overrides: tuple[str, ...], **where: Any) -> int:
     """Check a job's YAML file and print what it would start."""
     job = _load(config, overrides, **where)
-    hosts = start.hosts_of(job.launch)
-    plan = _planner(job, hosts, [str(Path(config).absolute())], kernel=None)()
+    hosts, allocation = start.where(job.launch)
+    program = [str(Path(config).absolute())]
+    plan = _planner(job, hosts, program, None, allocation)()
     click.echo(f"{config}: no faults")
     click.echo(describe.overview(plan))
     return 0
+
+
+@cli.command()
+@click.argument("config")
+@_where
+@_overrides
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+def preflight(
+    config: str, overrides: tuple[str, ...], as_json: bool, **where: Any
+) -> int:
+    """Look at all hosts of a job: what would fail there, and how fast it will be."""
+    from . import preflight as checks
+
+    job = _load(config, overrides, **where)
+    hosts, allocation = start.where(job.launch)
+    arguments = [str(Path(config).absolute())]
+    for override in overrides:
+        arguments += ["--set", override]
+    plan = _planner(job, hosts, arguments, blas.choose_kernel(_say), allocation)()
+    report = checks.look(
+        job,
+        plan,
+        lambda: predict.measure(plan, PROGRAM, arguments),
+        start.agent_variables(plan),
+    )
+    click.echo(json.dumps(report.to_json()) if as_json else checks.table(report))
+    return 0 if report.passed else 1
 
 
 @cli.command()
@@ -257,19 +287,22 @@ def allreduce(
         value = given.pop(name)
         words += [f"--{name}", str(value)] if value is not None else []
     said = {**_said(**given), "threads": 1, "interface": interface, "bind": bind}
-    if ranks is not None or not (said["hosts"] or said["hostfile"]):
+    listed = said["hosts"] or said["hostfile"] or slurm.find(os.environ)
+    if ranks is not None or not listed:
         said["ranks"] = 2 if ranks is None else ranks
     launch = Launch(**{k: v for k, v in said.items() if v is not None})
-    hosts = start.hosts_of(launch)
+    hosts, allocation = start.where(launch)
+    mpi = _needed_mpi(launch, hosts)
     make = partial(
         plan_program,
         launch,
         [sys.executable, "-m", "fastserve.bench", *words],
         hosts=hosts,
-        found_mpi=_needed_mpi(launch, hosts),
+        found_mpi=mpi,
         machine=_machine(hosts),
         token=secrets.token_hex(8),
         run_dir=Path.cwd(),
+        allocation=slurm.prepare(allocation, launch, mpi),
     )
     return start.run(make(), make, _say)
 
@@ -320,20 +353,40 @@ def _said(
 
 
 def _planner(
-    job: Job, hosts: Sequence[Host], arguments: Sequence[str], kernel: str | None
+    job: Job,
+    hosts: Sequence[Host],
+    arguments: Sequence[str],
+    kernel: str | None,
+    allocation: Allocation | None,
 ) -> Callable[..., LaunchPlan]:
     """Return what makes the job's plan, once or again with more known of the hosts."""
+    mpi = _needed_mpi(job.launch, hosts)
     return partial(
         make_plan,
         job,
         hosts=hosts,
-        found_mpi=_needed_mpi(job.launch, hosts),
+        found_mpi=mpi,
         machine=_machine(hosts),
         token=secrets.token_hex(8),
         arguments=arguments,
         program=PROGRAM,
         kernel=kernel,
+        allocation=slurm.prepare(allocation, job.launch, mpi),
     )
+
+
+def _prediction(job: Job, plan: LaunchPlan, arguments: Sequence[str]) -> str:
+    """Return how long a step will take; the computing of a micro-batch is measured."""
+    known = [word for word in arguments if word != "--overwrite"]
+    if "--resume" in known:
+        place = known.index("--resume")
+        known = known[:place] + known[place + 2 :]
+    found = predict.measure(plan, PROGRAM, known)
+    if isinstance(found, str):
+        return f"prediction: none, as a step of the job fails here:\n  {found}"
+    link = predict.remembered([place.host.name for place in plan.places])
+    lines = predict.predict(plan, found, link, job.comm, job.train.steps)
+    return "\n  ".join(["prediction:", *lines])
 
 
 def _machine(hosts: Sequence[Host]) -> Machine:
@@ -353,13 +406,7 @@ def _needed_mpi(launch: Launch, hosts: Sequence[Host]) -> FoundMPI | None:
     single = count_ranks(launch, hosts) == 1 and not hosts
     if wanted == "local" or (wanted == "auto" and single):
         return None
-    if wanted == "slurm":
-        raise LaunchError(
-            "expected a launcher that `fastserve run` knows",
-            "slurm, which isn't available yet",
-            "take --launcher auto, openmpi or mpich",
-        )
-    return find_mpi(wanted)
+    return find_mpi("auto" if wanted == "slurm" else wanted)
 
 
 def _refuse_as_a_rank() -> None:

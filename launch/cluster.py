@@ -157,6 +157,22 @@ def unreachable(agents: Asks, facts: Facts, interface: str | None) -> list[Fault
     ]
 
 
+def addresses(facts: Facts, interface: str | None) -> dict[str, list[str]]:
+    """Return the addresses at which others may reach each host."""
+    own = {name: _addresses(known, interface) for name, known in facts.items()}
+    shared = _shared(own)
+    return {name: [a for a in found if a not in shared] for name, found in own.items()}
+
+
+def reachable_address(
+    agents: Asks, source: str, choices: Sequence[str], port: int
+) -> str:
+    """Return the first of a host's addresses that another host reaches."""
+    wanted = [[address, port] for address in choices]
+    answer = agents.ask("reach", hosts=[source], addresses=wanted)[source]
+    return next(a for a, took in zip(choices, answer, strict=True) if took is not None)
+
+
 def clock_skews(facts: Facts, asked: float) -> dict[str, float]:
     """Return by how many seconds the clocks are ahead, by the hosts' own names.
 

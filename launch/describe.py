@@ -32,10 +32,11 @@ def overview(plan: LaunchPlan) -> str:
     return "\n".join(f"{name:<12}{value}" for name, value in rows)
 
 
-def full(plan: LaunchPlan) -> str:
+def full(plan: LaunchPlan, prediction: str = "") -> str:
     """Return the plan with each rank's part, the environment and the exact command."""
     lines = [overview(plan)]
     lines += [f"{f'rank {rank}':<12}{_rank(plan, rank)}" for rank in range(plan.ranks)]
+    lines += [prediction] if prediction else []
     lines.append("environment, beyond what is set already:")
     lines += [
         f"  {name}={shlex.quote(value)}"

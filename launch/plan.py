@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from fastserve import environment
 from fastserve.errors import LaunchError
 
-from . import local, mpich, openmpi
+from . import local, mpich, openmpi, slurm
 from .hosts import Host, place, shown
 from .mpi import FoundMPI, Network
+from .slurm import Allocation
 
 if TYPE_CHECKING:
     from fastserve.config import Job
@@ -87,7 +88,8 @@ class LaunchPlan:
 
     ``environment`` holds what is set beyond the launcher's own environment.
     ``places`` are the hosts that get ranks. ``cores`` are this host's. ``split`` is
-    None for a program that trains nothing.
+    None for a program that trains nothing. ``allocation`` is the number of the Slurm
+    job that the ranks are a step of; None outside of Slurm.
     """
 
     launcher: str
@@ -105,6 +107,7 @@ class LaunchPlan:
     python: str = sys.executable
     interface: str | None = None
     start_timeout: float = 30.0
+    allocation: str | None = None
     notes: tuple[str, ...] = ()
     details: tuple[str, ...] = ()
 
@@ -142,6 +145,8 @@ def make_plan(
     kernel: str | None = None,
     cores: Mapping[str, int] | None = None,
     interface: str | None = None,
+    allocation: Allocation | None = None,
+    avoid: Sequence[str] = (),
 ) -> LaunchPlan:
     """Return the plan of a training job; see :func:`plan_program`.
 
@@ -160,6 +165,8 @@ def make_plan(
         kernel,
         cores,
         interface,
+        allocation,
+        avoid,
     )
     return replace(
         plan, split=split_batch(train.global_batch, train.micro_batch, ranks)
@@ -177,13 +184,17 @@ def plan_program(
     kernel: str | None = None,
     cores: Mapping[str, int] | None = None,
     interface: str | None = None,
+    allocation: Allocation | None = None,
+    avoid: Sequence[str] = (),
 ) -> LaunchPlan:
     """Return how a program is started on all ranks; nothing is read or started.
 
     ``hosts`` is empty for this host alone, ``found_mpi`` is None for a single process
     without MPI. ``cores`` tells how many cores other hosts have, as far as it is known.
     ``kernel`` is the BLAS kernel family to use ('' or None: OpenBLAS' own choice).
-    ``interface`` replaces that of the launch section, for an MPI that takes no subnet.
+    ``interface`` replaces that of the launch section, for an MPI that takes no subnet;
+    ``avoid`` are subnets that don't lead to other hosts.
+    ``allocation`` is that of Slurm, which then starts the ranks on these hosts.
 
     Raises LaunchError if the program can't be started so.
     """
@@ -195,11 +206,19 @@ def plan_program(
             + (" on a list of hosts" if hosts else ""),
             "take -n 1, or --launcher auto, openmpi or mpich",
         )
+    inside = allocation if allocation and not allocation.over_ssh else None
+    if inside:  # Slurm starts the ranks on this host as on the others
+        machine, cores = replace(machine, names=frozenset()), inside.cores
     given = {**machine.environ, **_launch_variables(launch)}
     chosen = environment.user_threads(given)
     places = _places(launch, hosts, ranks, machine, cores or {}, chosen, found_mpi)
     threads = _common(places)
-    net = _network(launch, places, interface)
+    net: Network | None
+    if inside:
+        listed = [(part.host.name, part.ranks) for part in places]
+        net = slurm.network(inside, listed, launch.interface, slurm.step_name(token))
+    else:
+        net = _network(launch, places, interface, avoid)
     variables = {
         **_launch_variables(launch),
         **_missing(environment.thread_variables(threads) if threads else {}, given),
@@ -208,11 +227,11 @@ def plan_program(
     }
     python = launch.python or program[0]
     command, needed, details = _command(
-        found_mpi, net, ranks, [python, *program[1:]], variables, machine
+        found_mpi, net, ranks, [python, *program[1:]], variables, machine, allocation
     )
     return LaunchPlan(
-        launcher=found_mpi.flavour if found_mpi else "local",
-        title=found_mpi.version if found_mpi else "one process without MPI",
+        launcher=_launcher(found_mpi, inside),
+        title=_title(found_mpi, inside),
         command=tuple(command),
         environment={**variables, **needed},
         cwd=machine.cwd,
@@ -225,7 +244,11 @@ def plan_program(
         python=python,
         interface=launch.interface,
         start_timeout=launch.start_timeout,
-        notes=_notes(found_mpi, places, machine, cores or {}, chosen),
+        allocation=inside.job if inside else None,
+        notes=(
+            *([allocation.note] if allocation and allocation.note else []),
+            *_notes(found_mpi, places, machine, cores or {}, chosen),
+        ),
         details=details,
     )
 
@@ -245,6 +268,22 @@ def split_batch(global_batch: int, micro_batch: int | None, ranks: int) -> Split
     each, rest = divmod(global_batch, ranks)
     rows = tuple(each + (rank < rest) for rank in range(ranks))
     return Split(global_batch, min(micro_batch or rows[0], rows[0]), rows)
+
+
+def _launcher(mpi: FoundMPI | None, inside: Allocation | None) -> str:
+    """Return who tells how a job ended: the MPI's flavour, 'slurm' or 'local'."""
+    if mpi is None:
+        return "local"
+    return "slurm" if inside and inside.starter != "mpirun" else mpi.flavour
+
+
+def _title(mpi: FoundMPI | None, inside: Allocation | None) -> str:
+    if mpi is None:
+        return "one process without MPI"
+    if inside is None:
+        return mpi.version
+    how = mpi.command.name if inside.starter == "mpirun" else "srun"
+    return f"{mpi.version} by {how} in Slurm's job {inside.job}"
 
 
 def _places(
@@ -288,7 +327,10 @@ def _common(places: Sequence[Place]) -> int | None:
 
 
 def _network(
-    launch: Launch, places: Sequence[Place], interface: str | None
+    launch: Launch,
+    places: Sequence[Place],
+    interface: str | None,
+    avoid: Sequence[str],
 ) -> Network | None:
     """Return what the MPI must know to reach other hosts; None if there are none.
 
@@ -316,7 +358,7 @@ def _network(
     # Of an option that is given twice, ssh takes the first: the user's own.
     ssh = [*launch.ssh, *login, "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
     listed = tuple((part.host.name, part.ranks) for part in places)
-    return Network(listed, tuple(ssh), interface or launch.interface)
+    return Network(listed, tuple(ssh), interface or launch.interface, tuple(avoid))
 
 
 def _login(host: Host) -> str:
@@ -367,18 +409,27 @@ def _command(
     program: Sequence[str],
     variables: Mapping[str, str],
     machine: Machine,
+    allocation: Allocation | None = None,
 ) -> tuple[list[str], dict[str, str], tuple[str, ...]]:
     """Return the command, the variables that its launcher needs, and remarks."""
     if mpi is None:
         return local.command(program), local.environment(), ()
-    if mpi.flavour == "mpich":
-        needed = mpich.environment(net)
-        return mpich.command(mpi.command, ranks, program, net), needed, ()
     forward = _forwarded(variables, machine.environ)
-    command = openmpi.command(mpi, ranks, program, forward, net)
-    needed = openmpi.environment(machine.root)
-    details = (f"running as root: {' and '.join(needed)} are set",) if needed else ()
-    return command, needed, details
+    rooted = openmpi.environment(machine.root) if mpi.flavour == "openmpi" else {}
+    details = (f"running as root: {' and '.join(rooted)} are set",) if rooted else ()
+    if allocation and not allocation.over_ssh and net:
+        command = slurm.command(allocation, mpi, net, ranks, program, forward)
+        needed = slurm.environment(allocation, mpi, net, machine.environ)
+    elif mpi.flavour == "mpich":
+        command = mpich.command(mpi.command, ranks, program, net)
+        needed = mpich.environment(net)
+    else:
+        command = openmpi.command(mpi, ranks, program, forward, net)
+        needed = {}
+    if allocation and allocation.over_ssh:
+        command, away = slurm.leave(mpi, command)
+        needed = {**needed, **away}
+    return command, {**needed, **rooted}, details
 
 
 def _forwarded(variables: Mapping[str, str], environ: Mapping[str, str]) -> list[str]:

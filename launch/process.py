@@ -21,16 +21,18 @@ from typing import IO, BinaryIO, Protocol
 from fastserve import environment
 from fastserve.errors import LaunchError
 
+from . import slurm
 from .noise import NoiseFilter
 from .plan import THIS_HOST, LaunchPlan
-from .records import ErrorRecord, completed, describe_errors, error_records
+from .records import ErrorRecord, completed, crashes, describe_errors, error_records
 from .verdict import Sight, lost_hosts, silent_rank
 from .watch import Watch
 
 REFUSED = 2
 STOPPED_EARLY = 75
 NOT_COMPLETED = 70
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# SIGUSR1 is what Slurm is told to send before a job's time is over.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 # Slurm kills a cancelled job after 30 s: be done before.
 _GRACE = 20.0
 _TERMINATE_SECONDS = 3.0
@@ -86,9 +88,9 @@ def run_plan(
 
     0 needs a record of completion by rank 0, whatever the launcher of the MPI says. A
     rank that wrote down why it failed gives its own status, and its error is shown
-    instead of the MPI's messages. SIGINT, SIGTERM and SIGHUP ask the ranks to stop:
-    first with SIGUSR1, on which they finish their step and save; a second signal, or
-    FASTSERVE_GRACE seconds, end them.
+    instead of the MPI's messages. SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask the ranks to
+    stop: first with SIGUSR1, on which they finish their step and save; a second signal,
+    or FASTSERVE_GRACE seconds, end them.
 
     ``cluster`` is needed for a plan of other hosts than this one. The job ends when a
     host is lost, or a rank ends while the others go on.
@@ -187,6 +189,8 @@ class _Run:
     def end_all(self) -> None:
         """Leave no process of the job behind, and show the rest of its output."""
         self._look_around()  # while it is known which processes were ranks
+        if self.plan.allocation and self.process.poll() != 0:
+            self._end_step(self.plan.allocation)
         if self.process.poll() is None:
             kill_job(self.process, self.plan.token)
         if self.cluster:
@@ -225,7 +229,8 @@ class _Run:
             return NOT_COMPLETED
         noises = [output.noise for output in self._outputs]
         words = b"".join(noise.held + noise.follows for noise in noises)
-        silent = silent_rank(plan, records, self.sight, words)
+        crashed = crashes(plan.run_dir, self.started - _LATENCY)
+        silent = silent_rank(plan, records, self.sight, words, crashed)
         if records and not silent:
             self.say(describe_errors(records, plan.ranks, plan.run_dir))
             return records[0].status or 1
@@ -259,7 +264,7 @@ class _Run:
         if self._watch is not None:
             for seen in self._watch.poll():
                 if seen.ended:
-                    self.sight.end(seen.rank, THIS_HOST, seen.pid, now)
+                    self.sight.end(seen.rank, self._here(seen.rank), seen.pid, now)
                 else:
                     self.sight.started.add(seen.rank)
         for event in self.cluster.agents.events() if self.cluster else ():
@@ -269,6 +274,18 @@ class _Run:
                 self.sight.started.add(event.rank)
             elif event.kind == "ended" and event.rank is not None:
                 self.sight.end(event.rank, event.host, event.pid or 0, now)
+
+    def _here(self, rank: int) -> str:
+        """Return what this host is called among those of the job."""
+        return self.plan.place_of(rank).host.name if self.plan.allocation else THIS_HOST
+
+    def _end_step(self, job: str) -> None:
+        """End the job's processes on Slurm's hosts, also those of a killed srun."""
+        if not slurm.end_step(job, slurm.step_name(self.plan.token)):
+            self.say(
+                f"Slurm doesn't answer: see with squeue --steps --jobs={job} whether "
+                "processes of the job are left"
+            )
 
     def _kill(self) -> None:
         """End the job at once, on this host; ``end_all`` does on the others."""

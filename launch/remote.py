@@ -85,6 +85,10 @@ class Agents:
         cwd: the job's folder, if a host has it.
         env: variables of the agents.
         timeout: seconds until all of them have to answer.
+        strict: False goes on without the hosts that have no agent.
+
+    Attributes:
+        failed: what ssh said and the cure, for each host without an agent.
 
     Raises LaunchError that names every host without an agent, and what ssh says.
     """
@@ -97,7 +101,9 @@ class Agents:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float = 8.0,
+        strict: bool = True,
     ) -> None:
+        self.failed: dict[str, tuple[str, str]] = {}
         self._changed = threading.Condition()
         self._events: deque[Event] = deque()
         self._selector = selectors.DefaultSelector()
@@ -112,7 +118,7 @@ class Agents:
         self._thread = threading.Thread(target=self._serve, name="agents", daemon=True)
         self._thread.start()
         try:
-            self._wait_until_ready(timeout)
+            self._wait_until_ready(timeout, strict)
         except BaseException:
             self.close()
             raise
@@ -139,7 +145,8 @@ class Agents:
 
         Raises LaunchError that names the hosts that fail, or don't answer in time.
         """
-        each = dict.fromkeys(self._agents if hosts is None else hosts, arguments)
+        reached = [name for name in self._agents if name not in self.failed]
+        each = dict.fromkeys(reached if hosts is None else hosts, arguments)
         return self.ask_each(what, each, timeout)
 
     def ask_each(
@@ -224,7 +231,7 @@ class Agents:
         os.set_blocking(process.stdin.fileno(), False)
         return agent
 
-    def _wait_until_ready(self, timeout: float) -> None:
+    def _wait_until_ready(self, timeout: float, strict: bool) -> None:
         limit = time.monotonic() + timeout
         with self._changed:
             while any(not a.ready and not a.lost for a in self._agents.values()):
@@ -234,6 +241,9 @@ class Agents:
             if not without:
                 return
             said = {a.host.name: a.lost or f"silent for {timeout:g} s" for a in without}
+        self.failed = {name: (text, _cure(text)) for name, text in said.items()}
+        if not strict:
+            return
         cures = dict.fromkeys(_cure(text) for text in said.values())
         raise LaunchError(
             "expected every host to be reached with ssh, and to have fastserve",

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastserve.errors import LaunchError
 
-from . import cluster, describe
+from . import cluster, describe, slurm
 from .hosts import Host, parse_hosts, read_hostfile, select
 from .plan import LaunchPlan
 from .process import Cluster, run_plan
+from .slurm import Allocation
 
 if TYPE_CHECKING:
     from fastserve.config.schema import Launch
@@ -34,6 +35,14 @@ def hosts_of(launch: Launch) -> list[Host]:
     return select(hosts, launch.include, launch.exclude)
 
 
+def where(launch: Launch) -> tuple[list[Host], Allocation | None]:
+    """Return the hosts that the job may use, and the Slurm allocation it is in, if any.
+
+    Raises LaunchError for faults in what lists the hosts.
+    """
+    return slurm.join(launch, hosts_of(launch), os.environ)
+
+
 def run(
     plan: LaunchPlan, make: Callable[..., LaunchPlan], say: Callable[[str], None]
 ) -> int:
@@ -44,7 +53,7 @@ def run(
 
     Raises LaunchError if the hosts can't run the job together.
     """
-    if not plan.remote:
+    if plan.allocation or not plan.remote:  # Slurm looks after the hosts of its jobs
         _announce(plan, say)
         return run_plan(plan, say)
     from .remote import Agents
@@ -57,7 +66,7 @@ def run(
         ssh=plan.ssh,
         python=plan.python,
         cwd=plan.cwd,
-        env=_agent_variables(plan),
+        env=agent_variables(plan),
     )
     with agents:
         asked = time.time()
@@ -68,7 +77,8 @@ def run(
         name = None
         if plan.launcher == "mpich":
             name = cluster.interface_name(facts, plan.interface)
-        plan = make(cores=_cores(facts), interface=name)
+        avoid = cluster.dead_ends(facts)
+        plan = make(cores=_cores(facts), interface=name, avoid=avoid)
         _announce(plan, say)
         return run_plan(plan, say, Cluster(agents, skews, blind))
 
@@ -82,10 +92,11 @@ def _cores(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     return {name: int(known["cores"]) for name, known in facts.items()}
 
 
-def _agent_variables(plan: LaunchPlan) -> dict[str, str]:
-    """Return what an agent needs to find the same modules as the ranks."""
-    path = plan.environment.get("PYTHONPATH") or os.environ.get("PYTHONPATH")
-    return {"PYTHONPATH": path} if path else {}
+def agent_variables(plan: LaunchPlan) -> dict[str, str]:
+    """Return what an agent needs to find the same modules and kernels as the ranks."""
+    given = {**os.environ, **plan.environment}
+    names = ("PYTHONPATH", "OPENBLAS_CORETYPE")
+    return {name: given[name] for name in names if given.get(name)}
 
 
 def _blind_hosts(agents: cluster.Asks, plan: LaunchPlan) -> tuple[str, ...]:

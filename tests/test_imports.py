@@ -23,7 +23,7 @@ ORDER = [
     {"models"},
     {"assemble", "bench"},
     {"summary"},
-    {"worker"},
+    {"worker", "estimate"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
