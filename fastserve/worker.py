@@ -43,6 +43,7 @@ from fastserve.training.records import (
 
 USAGE = 2
 STOPPED_EARLY = 75
+_MEETING_SECONDS = 60.0
 log = logging.getLogger("fastserve")
 
 
@@ -65,12 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     comm.on_departure = departed
     try:
+        _meet(comm)
         return _train(options, comm, started)
     except BaseException as error:  # noqa: BLE001  all of them must end the job
         status = _report(error, comm, started)
         if comm.size > 1:
             comm.abort(status)
         return status
+
+
+def _meet(comm: Communicator) -> None:
+    """See that messages reach all ranks, before anything that may take long."""
+    comm.timeout = _MEETING_SECONDS
+    comm.barrier()
+    comm.timeout = None
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -22,6 +22,7 @@ from fastserve import environment
 from fastserve.errors import LaunchError
 
 from . import slurm
+from .hosts import shown
 from .noise import NoiseFilter
 from .plan import THIS_HOST, LaunchPlan
 from .records import ErrorRecord, completed, crashes, describe_errors, error_records
@@ -158,6 +159,7 @@ class _Run:
         self.caught, self._grace = caught, grace
         self._asked = 0  # how many of the caught signals have been acted on
         self._asked_at = 0.0  # unix time of the first
+        self._late: list[int] = []  # ranks that haven't started in time
         self._killed = False  # by us, because it would not have ended
         self._escalation: Iterator[tuple[int, float]] = iter(())
         self._deadline: float | None = None
@@ -224,6 +226,9 @@ class _Run:
             name = signal.Signals(self.caught[0]).name
             self.say(f"stopped by {name} before the ranks could save")
             return 128 + self.caught[0]
+        if self._late:
+            self.say(str(_not_in_time(plan, self._late)))
+            return NOT_COMPLETED
         if lost := lost_hosts(self.sight, records):
             self.say(str(lost))
             return NOT_COMPLETED
@@ -353,6 +358,16 @@ class _Run:
             self._deadline = time.monotonic() + _FAILED_SECONDS
         elif self._misses_a_rank():
             self._kill()
+        elif time.time() > self.started + self.plan.start_timeout:
+            self._late = self._not_started()
+            if self._late:
+                self._kill()
+
+    def _not_started(self) -> list[int]:
+        """Return the ranks without a process; none if they can't be seen from here."""
+        if self.plan.launcher == "local" or self.plan.allocation or self._began():
+            return []
+        return [r for r in range(self.plan.ranks) if r not in self.sight.started]
 
     def _misses_a_rank(self) -> bool:
         """Whether the job has gone on for a while without one of its ranks."""
@@ -456,6 +471,18 @@ def _caught_signals() -> Iterator[list[int]]:
 def _shell_status(returncode: int) -> int:
     """Return what a shell would call a status: 128 + n after signal n."""
     return 128 - returncode if returncode < 0 else returncode
+
+
+def _not_in_time(plan: LaunchPlan, late: Sequence[int]) -> LaunchError:
+    where = dict.fromkeys(plan.place_of(rank).host.name for rank in late)
+    ranks = shown([str(rank) for rank in late])
+    return LaunchError(
+        f"expected all ranks to start within {plan.start_timeout:g} s",
+        f"no process of rank{'s' if len(late) > 1 else ''} {ranks} on "
+        f"{shown(list(where))}",
+        "see whether these hosts are busy, and what the MPI says above; for slow file "
+        "systems raise launch.start_timeout",
+    )
 
 
 def _unexplained(

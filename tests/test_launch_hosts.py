@@ -254,12 +254,13 @@ class Watching:
 
 
 def run(
-    tmp_path: Path, command: Sequence[str], event: Event | None
+    tmp_path: Path, command: Sequence[str], event: Event | None, **more: float
 ) -> tuple[int, list[str], Watching, float]:
     said: list[str] = []
     agents = Watching(event)
     made = plan(tmp_path)
-    changed = LaunchPlan(**{**vars(made), "command": tuple(command), "token": "t" * 9})
+    changes = {"command": tuple(command), "token": "t" * 9, **more}
+    changed = LaunchPlan(**{**vars(made), **changes})
     began = time.monotonic()
     status = run_plan(changed, said.append, Cluster(agents))
     return status, said, agents, time.monotonic() - began
@@ -271,6 +272,19 @@ def test_a_lost_host_ends_the_job_at_once(tmp_path: Path) -> None:
     assert "host node2 not reachable any more" in said[-1]
     assert agents.killed == 1
     assert seconds < 4
+
+
+def test_ranks_that_do_not_start_in_time(tmp_path: Path) -> None:
+    here = Event("started", 1)
+    status, said, agents, seconds = run(
+        tmp_path, ["sleep", "30"], here, start_timeout=1.5
+    )
+    assert status == 70
+    assert "expected all ranks to start within 1.5 s" in said[-1]
+    assert "no process of ranks 0, 2, 3 on node1, node2, node3" in said[-1]
+    assert "launch.start_timeout" in said[-1]
+    assert agents.killed == 1
+    assert 1.5 <= seconds < 6
 
 
 def test_a_job_without_one_of_its_ranks_is_ended(tmp_path: Path) -> None:
