@@ -21,7 +21,15 @@ from fastserve.errors import FastserveError, LaunchError
 from . import blas, describe, predict, report, slurm, start
 from .hosts import Host, is_here, split
 from .mpi import FoundMPI, find_mpi
-from .plan import PROGRAM, LaunchPlan, Machine, count_ranks, make_plan, plan_program
+from .plan import (
+    PROGRAM,
+    LaunchPlan,
+    Machine,
+    count_ranks,
+    make_plan,
+    plan_program,
+    run_folder,
+)
 from .slurm import Allocation
 
 if TYPE_CHECKING:
@@ -136,6 +144,45 @@ def check(config: str, overrides: tuple[str, ...], **where: Any) -> int:
     plan = _planner(job, hosts, program, None, allocation)()
     click.echo(f"{config}: no faults")
     click.echo(describe.overview(plan))
+    return 0
+
+
+@cli.command()
+@click.argument("config")
+@click.option("-n", "ranks", type=int, help="Number of ranks (tasks).")
+@_overrides
+@click.option("--resume", type=click.Choice(["auto"]), help="Go on with a run.")
+@click.option("--print", "only_print", is_flag=True, help="Print the script only.")
+def submit(
+    config: str,
+    ranks: int | None,
+    overrides: tuple[str, ...],
+    resume: str | None,
+    only_print: bool,
+) -> int:
+    """Submit a job to Slurm, with a warning before its time is over, and requeue."""
+    from . import submit as batch
+
+    job = _load(config, overrides, ranks=ranks)
+    if job.launch.hosts is not None or job.launch.hostfile is not None:
+        raise LaunchError(
+            "expected a job without a list of hosts, as Slurm chooses them",
+            "launch.hosts or launch.hostfile",
+            "remove it, or override it: --set launch.hosts=null",
+        )
+    run_dir = run_folder(job, Path.cwd())
+    arguments = [str(Path(config).absolute())]
+    for override in overrides:
+        arguments += ["--set", override]
+    arguments += ["-n", str(ranks)] if ranks else []
+    text = batch.script(job, run_dir, Path.cwd(), [*arguments, "--resume", "auto"])
+    if only_print:
+        click.echo(text, nl=False)
+        return 0
+    if not resume:
+        _refuse_to_replace(run_dir)
+    click.echo(batch.submit(text, run_dir))
+    click.echo(f"its output: {run_dir}/slurm-JOBID.out")
     return 0
 
 

@@ -25,7 +25,7 @@ _SECONDS = 10.0  # for an answer of Slurm's controller
 _COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 _STEP_OF_ITS_OWN = 1 << 31  # Slurm's numbers for batch scripts and salloc's shells
 _MOST_TASKS = 1_000_000
-# A rank's place is looked up in these: what a batch script has must not be taken for it.
+# A rank's place is looked up in these: those of a batch script aren't a rank's.
 _OF_A_RANK = ("SLURM_PROCID", "PMI_RANK", "PMIX_RANK")
 
 
@@ -33,9 +33,9 @@ _OF_A_RANK = ("SLURM_PROCID", "PMI_RANK", "PMIX_RANK")
 class Allocation:
     """What Slurm gave this job: ``hosts`` with a slot for each task.
 
-    ``cpus`` are those of each host, ``cpus_per_task`` is None if nobody said. ``starter``
-    is what starts the ranks: 'mpirun', or the name that srun --mpi takes. With
-    ``over_ssh`` the job runs on other hosts than these.
+    ``cpus`` are those of each host, ``cpus_per_task`` is None if nobody said.
+    ``starter`` is what starts the ranks: 'mpirun', or the name that srun --mpi takes.
+    With ``over_ssh`` the job runs on other hosts than these.
     """
 
     job: str
@@ -291,7 +291,7 @@ def _srun(allocation: Allocation, net: Network, ranks: int) -> list[str]:
 
 
 def _step_words(allocation: Allocation, step: str) -> list[str]:
-    """Return arguments of any srun of ours: ranks pin themselves, so it binds nothing."""
+    """Return arguments of any srun of ours; ranks pin themselves."""
     words = [f"--job-name={step}", "--cpu-bind=none"]
     if allocation.within_step:  # it holds all of the nodes, and this one would wait
         words.append("--overlap")

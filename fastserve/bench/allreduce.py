@@ -66,7 +66,8 @@ def measure(
         chunk: bytes of our messages between hosts.
         crossover: up to so many bytes the ring leaves the sum to the MPI library.
 
-    ``ms`` are the medians of the samples, from all ranks ready to all ranks done;
+    ``calls`` are the sums that our ring has made; ``ms`` are the medians of the
+    samples, from all ranks ready to all ranks done;
     ``share`` is the median of a peer's time over ours, sample by sample.
     """
     gloo = _gloo(comm) if "gloo" in algorithms else None
@@ -127,7 +128,7 @@ def table(result: dict[str, Any]) -> str:
 
 def _compare(
     comm: Communicator, sides: dict[str, tuple[Array, Run]], seconds: float
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Any]:
     """Time the sides in turn, sample by sample."""
     for _ in range(2):  # the first call also allocates
         once = {name: _sample(comm, *side, 1) for name, side in sides.items()}
@@ -146,6 +147,7 @@ def _compare(
             taken[name].append(_sample(comm, *sides[name], calls[name]))
     ours = taken.get("ring")
     return {
+        "calls": 2 + samples * calls.get("ring", 0),
         "ms": {name: statistics.median(t) * 1e3 for name, t in taken.items()},
         "share": {
             name: statistics.median(a / b for a, b in zip(t, ours, strict=True))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 
 import pytest
-from hosts_lab import NODES, Lab, seen, where
+from hosts_lab import ALL_NODES, NODES, Lab, seen, where
 from mpi_environments import FLAVOURS, require
 
 pytestmark = [pytest.mark.mpi, pytest.mark.slow]
@@ -143,3 +144,48 @@ def test_a_firewall_that_lets_only_ssh_through(mpi: str, lab: Lab) -> None:
     assert "firewall" in done.err
     assert done.seconds < 15
     assert not seen(lab)
+
+
+@both
+def test_the_ring_uses_what_the_link_allows(mpi: str, lab: Lab) -> None:
+    """On slow links, where the machine's two cores don't count: 97 % from 4 MB on."""
+    for node in ALL_NODES:
+        lab.do("rate", node, "200mbit")
+    words = ("bench", "allreduce", "-H", ",".join(ALL_NODES), "--bind", "none")
+    try:
+        job = lab.start(
+            mpi, *words, "--algorithms", "ring", "--sizes", "4M,8M", "--json"
+        )
+        done = lab.finish(job)
+    finally:
+        for node in ALL_NODES:
+            lab.do("rate", node, "off")
+    assert done.status == 0, done.err
+    result = json.loads(done.out)
+    assert (result["ranks"], result["hosts"]) == (4, 4)
+    # 1448 bytes of an Ethernet frame of 1514 are the message's
+    wire = 200e6 / 8 * 1448 / 1514
+    for row in result["sizes"]:
+        needed = 2 * 3 / 4 * row["bytes"] / wire
+        assert needed / (row["ms"]["ring"] * 1e-3) >= 0.97, row
+
+
+@both
+def test_ranks_of_a_host_send_once(mpi: str, lab: Lab) -> None:
+    """Two ranks on each of two hosts: the traffic is that of a ring of two."""
+
+    def sent() -> int:
+        return int(lab.on("node1", "cat", "/sys/class/net/eth0/statistics/tx_bytes"))
+
+    size, words = 8 << 20, ("bench", "allreduce", "--algorithms", "ring", "--json")
+    traffic = []
+    for seconds in ("0.01", "2"):  # 5 samples, and some more: the rest is subtracted
+        before = sent()
+        options = ("-H", "node1:2,node2:2", "--bind", "none", "--seconds", seconds)
+        done = lab.finish(lab.start(mpi, *words, *options, "--sizes", str(size)))
+        assert done.status == 0, done.err
+        traffic.append((sent() - before, json.loads(done.out)["sizes"][0]["calls"]))
+    (few, less), (many, more) = traffic
+    assert more >= less + 5
+    each = (many - few) / (more - less)
+    assert each == pytest.approx(2 * (2 - 1) / 2 * size, rel=0.1)
