@@ -25,6 +25,7 @@ set -euo pipefail
 state=${NETLAB:-/run/fastserve-lab}
 subnet=10.77.0
 self=$(readlink -f "$0")
+checkout=${self%/tests/cluster/*}
 
 fail() { echo "lab.sh: $2" >&2; exit "$1"; }
 
@@ -76,14 +77,14 @@ furnish() {
     own_tmp "$state/$1.tmp"
     mkdir -p /run/sshd
     until ip -o addr show dev eth0 2>/dev/null | grep -q "$subnet"; do sleep 0.03; done
-    login_server "$1"
+    login_server "$1" env
 }
 
 own_tmp() { # FOLDER: /tmp of this node, which still shows what has to be seen
     mkdir -p "$1"
     mount -t tmpfs -o mode=1777 tmpfs "$1"
     local kept
-    tr ':' '\n' <<<"${NETLAB_KEEP:-}:$state" | while read -r kept; do
+    tr ':' '\n' <<<"${NETLAB_KEEP:-}:$state:$checkout" | while read -r kept; do
         case $kept in /tmp/*)
             mkdir -p "$1/${kept#/tmp/}"
             mount --bind "$kept" "$1/${kept#/tmp/}" ;;
@@ -92,8 +93,9 @@ own_tmp() { # FOLDER: /tmp of this node, which still shows what has to be seen
     mount --rbind "$1" /tmp
 }
 
-login_server() {
-    /usr/sbin/sshd -f "$state/sshd_config" -o "PidFile=$state/$1.sshd" -E "$state/$1.sshd.log"
+login_server() { # NODE, COMMAND that runs the rest in it ...
+    local node=$1; shift
+    "$@" /usr/sbin/sshd -f "$state/sshd_config" -o "PidFile=$state/$node.sshd" -E "$state/$node.sshd.log"
 }
 
 node() { # NUMBER: start it and plug its cable in
@@ -223,8 +225,7 @@ case ${1:-} in
         answers "$2"
         ;;
     ssh-off) in_node "$2" sh -c "kill $(<"$state/$2.sshd")" ;;
-    ssh-on) in_node "$2" bash "$self" _login_server "$2" "$state" ;;
-    _login_server) state=$3; login_server "$2" ;;
+    ssh-on) login_server "$2" in_node "$2" ;;
     _live) state=$2; live "$3" "$4" ;;
     *) sed -n '2,/^set/s/^# \{0,1\}//p' "$self"; exit 64 ;;
 esac
