@@ -37,7 +37,7 @@ from fastserve.training.records import (
     describe_error,
     exit_status,
     start_logs,
-    write_done,
+    write_end,
     write_error,
 )
 
@@ -167,15 +167,17 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     comm.timeout = None  # what follows is rank 0's alone, and may take its time
     made = trainer.optimizer.step
     if made < steps:
+        launched = environment.setting("JOB") is not None
         if comm.rank == 0:
-            launched = environment.setting("JOB") is not None
             cure = "" if launched else "; --resume auto goes on"
             print(f"stopped after step {made} of {steps}, saved{cure}")
-        comm.barrier()
-        return STOPPED_EARLY
+        write_end(run_dir / "stopped.json", comm, {"steps": made})
+        # An MPI may kill the ranks that are still ending once one has ended with
+        # another status than 0, so the launcher gives it to the user.
+        return 0 if launched else STOPPED_EARLY
     if comm.rank == 0:
         print(conclusion(job, data, model, history.history, run_dir, progress))
-    write_done(run_dir, comm, {"steps": made})
+    write_end(run_dir / "done.json", comm, {"steps": made})
     return 0
 
 
@@ -306,7 +308,8 @@ def _start_folder(
             for name in ("checkpoints", "errors", "logs", "plots"):
                 shutil.rmtree(run_dir / name, ignore_errors=True)
             (run_dir / "metrics.jsonl").unlink(missing_ok=True)
-        (run_dir / "done.json").unlink(missing_ok=True)
+        for name in ("done.json", "stopped.json"):
+            (run_dir / name).unlink(missing_ok=True)
         files.write_atomically(run_dir / "config.yaml", config.dump_job(job))
         if data.tokenizer is not None:
             text = json.dumps(data.tokenizer.to_json())

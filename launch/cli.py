@@ -325,9 +325,12 @@ def allreduce(
     **given: Any,
 ) -> int:
     """Time the sum over all ranks: ours, the MPI library's, and gloo's."""
+    from fastserve.bench.allreduce import parse_algorithms, parse_sizes
     from fastserve.config.schema import Launch
 
     _refuse_as_a_rank()
+    parse_sizes(given["sizes"] or "")  # the ranks would only say it later
+    parse_algorithms(given["algorithms"])
     measured = ("sizes", "algorithms", "seconds", "chunk", "crossover")
     words = ["--json"] if as_json else []
     for name in measured:

@@ -25,7 +25,14 @@ from . import slurm
 from .hosts import shown
 from .noise import NoiseFilter
 from .plan import THIS_HOST, LaunchPlan
-from .records import ErrorRecord, completed, crashes, describe_errors, error_records
+from .records import (
+    ErrorRecord,
+    completed,
+    crashes,
+    describe_errors,
+    error_records,
+    stopped,
+)
 from .verdict import Sight, lost_hosts, silent_rank
 from .watch import Watch
 
@@ -217,9 +224,9 @@ class _Run:
         done = plan.split is None or completed(plan.run_dir, plan.token, plan.ranks)
         if status == 0 and done and not (self.sight.lost and plan.split is None):
             return 0
-        if status == STOPPED_EARLY:
+        if plan.split is not None and stopped(plan.run_dir, plan.token, plan.ranks):
             self.say("stopped early with a checkpoint; go on with --resume auto")
-            return status
+            return STOPPED_EARLY
         records = self._records()
         # Ranks that fail once others have been stopped are not the cause of the end.
         if self.caught and not (records and records[0].time < self._asked_at):
@@ -378,6 +385,7 @@ class _Run:
             0 < ended < plan.ranks
             and len(self.sight.ended) < plan.ranks
             and not completed(plan.run_dir, plan.token, plan.ranks)
+            and not stopped(plan.run_dir, plan.token, plan.ranks)
         )
 
 
@@ -492,17 +500,18 @@ def _unexplained(
 
     ``status`` is None if the job went on, and was killed for that.
     """
-    logs = plan.run_dir / "logs"
-    unseen = ""
+    if plan.split is None:  # a program that isn't a training leaves no logs
+        look, on = "look at the output above", ""
+    else:
+        look = f"look at the output above and at {plan.run_dir / 'logs'}"
+        on = "; go on with --resume auto"
     if blind:
-        unseen = (
-            f"; {plan.run_dir} isn't shared with {', '.join(blind)}: look there too"
-        )
+        look += f"; {plan.run_dir} isn't shared with {', '.join(blind)}: look there too"
     if status == 0 and not silent:
         return LaunchError(
             "expected rank 0 to record the job's completion",
             "exit status 0 without that record: a rank or a host left early",
-            f"look at the output above and at {logs}{unseen}; go on with --resume auto",
+            look + on,
         )
     parts = [silent] if silent else []
     if status is None:
@@ -512,8 +521,8 @@ def _unexplained(
     return LaunchError(
         "expected all ranks to end by themselves",
         f"{'; '.join(parts)}; no rank said why",
-        f"look at the output above and at {logs}{unseen}; a rank that is killed "
-        "without a word often ran out of memory (dmesg tells); --resume auto goes on",
+        f"{look}; a rank that is killed without a word often ran out of memory "
+        f"(dmesg tells){on}",
     )
 
 

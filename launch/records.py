@@ -46,7 +46,16 @@ def error_records(
 
 def completed(run_dir: Path, token: str, ranks: int) -> bool:
     """Return whether the job of this token has recorded its completion."""
-    record = _read(run_dir / "done.json")
+    return _recorded(run_dir / "done.json", token, ranks)
+
+
+def stopped(run_dir: Path, token: str, ranks: int) -> bool:
+    """Return whether the job of this token has recorded that it stopped and saved."""
+    return _recorded(run_dir / "stopped.json", token, ranks)
+
+
+def _recorded(path: Path, token: str, ranks: int) -> bool:
+    record = _read(path)
     return record.get("job") == token and record.get("ranks") == ranks
 
 

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from fastserve import environment
 
 environment.prepare_process()
+JOB = os.environ["FASTSERVE_JOB"]
 RUN = Path(os.environ["FASTSERVE_RUN_DIR"])
 PLACE = environment.expected_ranks()
 LAST = PLACE.rank == PLACE.size - 1  # the rank that the modes below happen to
@@ -75,8 +76,11 @@ def main(mode: str) -> None:
     if mode == "saves":
         while not stop:
             time.sleep(0.05)
+        if PLACE.rank == 0:
+            write("stopped.json", {"job": JOB, "ranks": PLACE.size, "steps": 1})
         barrier()
-        sys.exit(75)
+        # the last one ends as if the MPI had killed it on its way out
+        sys.exit(1 if LAST and PLACE.size > 1 else 0)
     if mode in ("hangs", "stubborn"):
         wait_forever()
     print("at work")
@@ -100,8 +104,7 @@ def main(mode: str) -> None:
     print(f"warning of rank {PLACE.rank}", file=sys.stderr)
     barrier()
     if mode == "succeeds" and PLACE.rank == 0:
-        job, ranks = os.environ["FASTSERVE_JOB"], PLACE.size
-        write("done.json", {"job": job, "ranks": ranks, "steps": 1})
+        write("done.json", {"job": JOB, "ranks": PLACE.size, "steps": 1})
 
 
 main(sys.argv[1])

@@ -67,10 +67,24 @@ def test_the_command(flavour: str) -> None:
     result = json.loads(done.stdout)
     assert (result["ranks"], result["hosts"]) == (2, 1)
     assert {"ring", "mpi"} <= set(result["algorithms"])
-    bad = run([*command, "-n", "3", "--sizes", "4,7"], 60, env=variables())
-    assert bad.returncode != 0
-    assert "multiples of 4" in bad.stderr
-    assert "Traceback" not in bad.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "part"),
+    [
+        ("--sizes", "4,7", "multiples of 4"),
+        ("--sizes", "4 TB", "multiples of 4"),
+        ("--algorithms", "ring,nccl", "expected some of ring, mpi, gloo"),
+        ("--algorithms", ",", "expected some of ring, mpi, gloo"),
+    ],
+)
+def test_bad_options_start_nothing(option: str, value: str, part: str) -> None:
+    command = [sys.executable, "-m", "launch.cli", "bench", "allreduce"]
+    done = run([*command, option, value], 30, env=variables())
+    assert done.returncode == 2
+    assert part in done.stderr
+    assert "ranks" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_more_ranks_than_a_single_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,22 @@ def parse_size(text: str) -> int:
     return size
 
 
+def parse_sizes(text: str) -> list[int]:
+    """Return the sizes of a list such as ``4,64k,16M``; all of SIZES for none."""
+    return [parse_size(part.strip()) for part in text.split(",") if part] or SIZES
+
+
+def parse_algorithms(text: str) -> list[str]:
+    """Return the names of a list such as ``ring,mpi``; raises ArgumentError."""
+    names = [part.strip() for part in text.split(",") if part]
+    unknown = [name for name in names if name not in ALGORITHMS]
+    if unknown or not names:
+        raise ArgumentError(
+            f"--algorithms: expected some of {', '.join(ALGORITHMS)}", repr(text)
+        )
+    return names
+
+
 def measure(
     comm: Communicator,
     sizes: Sequence[int] = SIZES,
@@ -234,8 +250,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = measure(
             comm,
-            [parse_size(s) for s in options.sizes.split(",") if s] or SIZES,
-            options.algorithms.split(","),
+            parse_sizes(options.sizes),
+            parse_algorithms(options.algorithms),
             options.seconds,
             options.chunk,
             options.crossover,

@@ -197,10 +197,10 @@ def exit_status(error: BaseException) -> int:
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
-def write_done(run_dir: Path, comm: Communicator, values: dict[str, Any]) -> None:
-    """Record that the job is complete: the launcher asks for proof of it."""
+def write_end(path: Path, comm: Communicator, values: dict[str, Any]) -> None:
+    """Record how all ranks have ended: the launcher asks for proof of it."""
     comm.barrier()
     if comm.rank == 0:
         record = {"job": environment.setting("JOB"), "ranks": comm.size, **values}
         text = json.dumps({**record, "time": time.time(), "pid": os.getpid()}, indent=1)
-        files.write_atomically(run_dir / "done.json", text)
+        files.write_atomically(path, text)
