@@ -305,12 +305,24 @@ def _converse(connection: socket.socket) -> None:
         if byte != b"S":
             return
         buffer = bytearray(_BLOCK)
-        first = connection.recv_into(buffer)  # the clock starts once it flows
-        start, count = time.perf_counter(), 0
-        while first and (got := connection.recv_into(buffer)):
+        count, seen = 0, []
+        while got := connection.recv_into(buffer):
             count += got
-        seconds = max(time.perf_counter() - start, 1e-9)
-        connection.sendall(f"{count / seconds}\n".encode())
+            seen.append((time.perf_counter(), count))
+        connection.sendall(f"{_rate(seen)}\n".encode())
+
+
+def _rate(seen: Sequence[tuple[float, int]]) -> float:
+    """Return bytes a second, out of (time, bytes until then).
+
+    The first third of the time is left out: TCP begins slowly, and with an empty queue.
+    """
+    if len(seen) < 2:
+        return 0.0
+    (begin, _), (end, last) = seen[0], seen[-1]
+    late = (s for s in seen[:-1] if s[0] >= begin + (end - begin) / 3)
+    start, before = next(late, seen[0])
+    return (last - before) / max(end - start, 1e-9)
 
 
 def _connect(address: str, port: int) -> socket.socket:

@@ -16,7 +16,7 @@ import pytest
 from mpi_environments import variables
 
 from fastserve.errors import LaunchError
-from launch.agent import MARK, PATIENCE
+from launch.agent import MARK, PATIENCE, _rate
 from launch.hosts import Host
 from launch.process import job_processes
 from launch.remote import Agents
@@ -122,6 +122,19 @@ def test_links_between_agents() -> None:
         link = agents.ask("link", **asked)["localhost"]
         assert 0 < link["latency"] < 0.1
         assert link["bandwidth"] > 1e6
+
+
+@pytest.mark.parametrize(
+    ("seen", "rate"),
+    [
+        ([(0.0, 10), (1.0, 20), (2.0, 120), (3.0, 220)], 100.0),  # slow at first
+        ([(0.0, 10), (0.1, 20), (3.0, 310)], 100.0),  # nothing between
+        ([(5.0, 10)], 0.0),
+        ([], 0.0),
+    ],
+)
+def test_the_rate_of_a_link(seen: list[tuple[float, int]], rate: float) -> None:
+    assert _rate(seen) == pytest.approx(rate)
 
 
 def test_ranks_are_seen_to_start_and_to_end(token: str) -> None:
