@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 
 from .mpi import FoundMPI, Network
 
@@ -42,6 +44,18 @@ def environment(root: bool) -> dict[str, str]:
     if not root:
         return {}
     return {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+
+def forget_session(pid: int, variables: Mapping[str, str]) -> None:
+    """Remove the files of an mpirun that was killed, so that its id can be used again.
+
+    A new mpirun that gets the same process id finds them in its place and gives up:
+    "The PMIx server's listener thread failed to start". ``variables`` are those that
+    it runs with.
+    """
+    places = (variables.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
+    place = next(filter(None, places), "/tmp")
+    shutil.rmtree(os.path.join(place, f"ompi.{pid}"), ignore_errors=True)
 
 
 def _several_hosts(mpi: FoundMPI, net: Network) -> list[str]:

@@ -21,7 +21,7 @@ from typing import IO, BinaryIO, Protocol
 from fastserve import environment
 from fastserve.errors import LaunchError
 
-from . import slurm
+from . import openmpi, slurm
 from .hosts import shown
 from .noise import NoiseFilter
 from .plan import THIS_HOST, LaunchPlan
@@ -209,6 +209,7 @@ class _Run:
             self._stream(_TICK)
         kill_job(self.process, self.plan.token)
         self.process.wait()
+        openmpi.forget_session(self.process.pid, _variables(self.plan))
         # Nobody holds the other ends any more, so the streams end.
         limit = time.monotonic() + 1.0
         while self._selector.get_map() and time.monotonic() < limit:
@@ -433,16 +434,23 @@ def _grace() -> float:
 
 
 def _start(plan: LaunchPlan) -> subprocess.Popen[bytes]:
+    variables = _variables(plan)
+
+    def prepare() -> None:  # in the new process
+        openmpi.forget_session(os.getpid(), variables)
+        # End when the launcher is killed, and take the ranks along.
+        environment.die_with_parent(signal.SIGTERM)
+
     try:
         return subprocess.Popen(
             plan.command,
             cwd=plan.cwd,
-            env={**os.environ, **plan.environment},
+            env=variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            preexec_fn=_end_with_launcher,
+            preexec_fn=prepare,
         )
     except OSError as error:
         raise LaunchError(
@@ -452,9 +460,8 @@ def _start(plan: LaunchPlan) -> subprocess.Popen[bytes]:
         ) from error
 
 
-def _end_with_launcher() -> None:
-    """In the new process: end when the launcher is killed, and take the ranks along."""
-    environment.die_with_parent(signal.SIGTERM)
+def _variables(plan: LaunchPlan) -> dict[str, str]:
+    return {**os.environ, **plan.environment}
 
 
 @contextmanager

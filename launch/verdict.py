@@ -126,6 +126,8 @@ def silent_rank(
     together = [e for e in silent if e.time <= first + _LATENCY]
     if len(together) == plan.ranks:  # none of them before the others
         return None
+    # Those that crashed come first: a rank that misses one can be seen to end before.
+    together.sort(key=lambda ended: ended.rank not in (crashed or {}))
     return f"{_list(together, crashed)} ended without a word"
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from launch.mpi import identify
+from launch.openmpi import forget_session
 from launch.process import job_processes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,11 +98,20 @@ class Started:
 
     def __init__(self, command: Sequence[str], **kw: Any) -> None:
         self._mark = secrets.token_hex(8)
-        env = {**(kw.pop("env", None) or variables()), _TEST: self._mark}
+        self._env = {**(kw.pop("env", None) or variables()), _TEST: self._mark}
         kw = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **kw}
         self.process = subprocess.Popen(
-            [str(word) for word in command], env=env, start_new_session=True, **kw
+            [str(word) for word in command],
+            env=self._env,
+            start_new_session=True,
+            preexec_fn=self._prepare,
+            **kw,
         )
+
+    def _prepare(self) -> None:
+        """In the new process: as from a shell, and nothing in an mpirun's way."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in background jobs
+        forget_session(os.getpid(), self._env)
 
     def __enter__(self) -> Started:
         return self
@@ -133,6 +143,7 @@ class Started:
     def __exit__(self, *exc: object) -> None:
         self.kill()
         self.process.wait(timeout=10)
+        forget_session(self.process.pid, self._env)
         for pipe in (self.process.stdout, self.process.stderr, self.process.stdin):
             if pipe is not None:
                 pipe.close()

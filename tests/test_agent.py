@@ -215,9 +215,10 @@ def test_the_arguments_of_ssh(ssh: Callable[[str], None], tmp_path: Path) -> Non
 
 def test_every_host_that_fails_is_named(ssh: Callable[[str], None]) -> None:
     ssh(
-        'case "$*" in *one*) echo "Permission denied (publickey)." >&2; exit 255;;'
-        ' *two*) echo "ssh: Could not resolve hostname two" >&2; exit 255;; esac; '
-        + RUNS
+        'case "$*" in '
+        '*one.invalid*) echo "Permission denied (publickey)." >&2; exit 255;; '
+        '*two.invalid*) echo "ssh: Could not resolve hostname two" >&2; exit 255;; '
+        "esac; " + RUNS
     )
     hosts = [Host(f"{name}.invalid") for name in ("one", "two", "three")]
     with pytest.raises(LaunchError) as caught:

@@ -188,6 +188,11 @@ def test_the_first_that_ended_is_named_and_those_with_it(tmp_path: Path) -> None
         "rank 1 on node1 (pid 101) and rank 0 on node1 (pid 100) ended without a word"
     )
     assert silent_rank(made, [], Sight(), b"") is None
+    crashed = {0: "Segmentation fault, see log"}
+    assert silent_rank(made, [], seen, b"", crashed) == (
+        "rank 0 on node1 (pid 100): Segmentation fault, see log and "
+        "rank 1 on node1 (pid 101) ended without a word"
+    )
 
 
 def test_a_crash_may_follow_from_another_rank_s_end(tmp_path: Path) -> None:

@@ -75,6 +75,20 @@ def test_more_ranks_than_cores(launcher: str, tmp_path: Path) -> None:
     assert done.stdout.count(f"of {ranks}") == ranks
 
 
+def test_files_of_a_killed_mpirun_are_not_in_the_way(tmp_path: Path) -> None:
+    ids = int(Path("/proc/sys/kernel/pid_max").read_text())
+    with subprocess.Popen(["true"]) as newest:
+        following = [(newest.pid + i) % ids for i in range(2000)]
+    folders = [tmp_path / f"ompi.{number}" for number in following]
+    for folder in folders:
+        folder.mkdir()
+        (folder / f"pmix.{os.uname().nodename}.tool").write_text("of a killed mpirun")
+    with start("openmpi", "succeeds", tmp_path, TMPDIR=str(tmp_path)) as job:
+        done = job.finish(LIMIT)
+    assert done.returncode == 0, done.stderr
+    assert sum(folder.exists() for folder in folders) < len(folders)
+
+
 @every
 def test_success_without_a_record_of_completion_is_a_failure(
     launcher: str, tmp_path: Path

@@ -48,6 +48,14 @@ def failing(how: str) -> tuple[str, ...]:
     return (*HOSTS, *FOREVER, "--set", f"launch.env.FAIL={how}")
 
 
+def tells_the_first(mpi: str, err: str) -> bool:
+    """Whether the MPI has told which rank ended; else all that ended then are named.
+
+    Open MPI leaves its message out once in some fifty times.
+    """
+    return mpi == "mpich" or "Exit code: " in err or "exited on" in err
+
+
 @both
 @pytest.mark.parametrize("rank", [1, 2], ids=["here", "elsewhere"])
 @pytest.mark.parametrize("how", ["exit", "kill", "crash"])
@@ -67,9 +75,9 @@ def test_a_rank_that_ends_without_a_word(
         assert "Segmentation fault, see " in received
         log = lab.folder / "work" / "runs" / "tiny" / "logs" / f"rank-{rank:05d}.log"
         assert "own.py" in log.read_text()
-    elif "SIGSEGV" not in done.err:
+    elif "SIGSEGV" not in done.err and tells_the_first(mpi, done.err):
         # MPICH itself crashes now and then in other ranks when one is gone
-        assert "rank 3" not in received
+        assert "rank 3" not in received, done.err
 
 
 @both

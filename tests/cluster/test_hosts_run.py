@@ -148,26 +148,33 @@ def test_a_firewall_that_lets_only_ssh_through(mpi: str, lab: Lab) -> None:
 
 @both
 def test_the_ring_uses_what_the_link_allows(mpi: str, lab: Lab) -> None:
-    """On slow links, where the machine's two cores don't count: 97 % from 4 MB on."""
+    """On slow links, where the machine's two cores don't count: 97 % from 4 MB on.
+
+    What else the machine does can only make a sum slower, by up to 5 % with both cores
+    taken: the best of several measurements counts.
+    """
     for node in ALL_NODES:
         lab.do("rate", node, "200mbit")
     words = ("bench", "allreduce", "-H", ",".join(ALL_NODES), "--bind", "none")
+    words += ("--algorithms", "ring", "--sizes", "4M,8M", "--json")
+    # 1448 bytes of an Ethernet frame of 1514 are the message's
+    wire = 200e6 / 8 * 1448 / 1514
+    shares: dict[int, list[float]] = {4 << 20: [], 8 << 20: []}
     try:
-        job = lab.start(
-            mpi, *words, "--algorithms", "ring", "--sizes", "4M,8M", "--json"
-        )
-        done = lab.finish(job)
+        for _ in range(5):
+            done = lab.finish(lab.start(mpi, *words))
+            assert done.status == 0, done.err
+            result = json.loads(done.out)
+            assert (result["ranks"], result["hosts"]) == (4, 4)
+            for row in result["sizes"]:
+                needed = 2 * 3 / 4 * row["bytes"] / wire
+                shares[row["bytes"]].append(needed / (row["ms"]["ring"] * 1e-3))
+            if all(max(found) >= 0.97 for found in shares.values()):
+                break
     finally:
         for node in ALL_NODES:
             lab.do("rate", node, "off")
-    assert done.status == 0, done.err
-    result = json.loads(done.out)
-    assert (result["ranks"], result["hosts"]) == (4, 4)
-    # 1448 bytes of an Ethernet frame of 1514 are the message's
-    wire = 200e6 / 8 * 1448 / 1514
-    for row in result["sizes"]:
-        needed = 2 * 3 / 4 * row["bytes"] / wire
-        assert needed / (row["ms"]["ring"] * 1e-3) >= 0.97, row
+    assert all(max(found) >= 0.97 for found in shares.values()), shares
 
 
 @both
