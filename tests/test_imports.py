@@ -135,4 +135,5 @@ def test_import_takes_less_than_a_quarter_of_a_second_beyond_numpy() -> None:
         "import numpy, time; start = time.perf_counter(); "
         f"{USED}; print(time.perf_counter() - start)"
     )
-    assert min(float(run(code)) for _ in range(3)) < 0.25
+    # what else the machine does can only make it longer
+    assert any(float(run(code)) < 0.25 for _ in range(6))

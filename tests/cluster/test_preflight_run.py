@@ -138,12 +138,19 @@ def slow_link(lab: Lab) -> Iterator[Lab]:
 
 
 def test_a_slow_link(slow_link: Lab) -> None:
-    rows, report, _ = look(slow_link)
-    assert not failed(rows)
-    rates = {(k["from"], k["to"]): k["bandwidth"] * 8e-6 for k in report["links"]}
-    assert 80 < rates["node1", "node2"] < 100  # Mbit/s, without headers
-    assert 80 < rates["node2", "node3"] < 100
-    assert rates["node3", "node4"] > 200
+    """What else the machine does can only slow a link down: the best of several looks."""
+    best: dict[tuple[str, str], float] = {}
+    for _ in range(4):
+        rows, report, _ = look(slow_link)
+        assert not failed(rows)
+        for k in report["links"]:
+            pair, rate = (k["from"], k["to"]), k["bandwidth"] * 8e-6  # Mbit/s
+            best[pair] = max(rate, best.get(pair, 0.0))
+        slow = [best["node1", "node2"], best["node2", "node3"]]
+        if min(slow) > 80 and best["node3", "node4"] > 200:
+            break
+    assert all(80 < rate < 100 for rate in slow), best  # without headers
+    assert best["node3", "node4"] > 200
 
 
 def test_a_model_that_cannot_be_built(lab: Lab) -> None:
