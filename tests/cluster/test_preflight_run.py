@@ -138,7 +138,7 @@ def slow_link(lab: Lab) -> Iterator[Lab]:
 
 
 def test_a_slow_link(slow_link: Lab) -> None:
-    """What else the machine does can only slow a link down: the best of several looks."""
+    """What else the machine does can only slow a link: the best of some looks."""
     best: dict[tuple[str, str], float] = {}
     for _ in range(4):
         rows, report, _ = look(slow_link)
