@@ -290,16 +290,25 @@ def bench() -> None:
 
 
 @bench.command()
+@click.option(
+    "--shape",
+    default="medium",
+    type=click.Choice(["small", "medium", "gpt2"]),
+    show_default=True,
+    help="Of 0.8, 10.8 or 124 M weights.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 @click.option("--repeats", default=5, type=click.IntRange(1), show_default=True)
-@click.option("--batch", default=16, type=click.IntRange(1), show_default=True)
+@click.option("--batch", type=click.IntRange(1), help="Default: 12, 16 or 2 by shape.")
 @click.option("--threads", default=1, type=click.IntRange(1), show_default=True)
-def step(as_json: bool, repeats: int, batch: int, threads: int) -> int:
+def step(
+    shape: str, as_json: bool, repeats: int, batch: int | None, threads: int
+) -> int:
     """Time a training step of a GPT, beside PyTorch's where it is installed."""
     _prepare(threads)
     from fastserve.bench.step import step as measure
 
-    measure(json=as_json, repeats=repeats, batch=batch)
+    measure(shape, json=as_json, repeats=repeats, batch=batch)
     return 0
 
 

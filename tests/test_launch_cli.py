@@ -165,7 +165,9 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     modules = {
         "worker": SimpleNamespace(generate=generate, evaluate=evaluate),
-        "bench.step": SimpleNamespace(step=lambda **options: calls.append(options)),
+        "bench.step": SimpleNamespace(
+            step=lambda shape, **options: calls.append((shape, options))
+        ),
     }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, f"fastserve.{name}", module)
@@ -196,6 +198,6 @@ def test_evaluate_prints_each_value(called: list[Any]) -> None:
 
 def test_bench_step_passes_its_options_on(called: list[Any]) -> None:
     words = ["bench", "step", "--json", "--repeats", "2", "--batch", "4"]
-    result = CliRunner().invoke(cli.cli, words)
+    result = CliRunner().invoke(cli.cli, [*words, "--shape", "small"])
     assert result.exit_code == 0
-    assert called == ["Zen", {"json": True, "repeats": 2, "batch": 4}]
+    assert called == ["Zen", ("small", {"json": True, "repeats": 2, "batch": 4})]

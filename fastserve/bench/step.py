@@ -1,8 +1,9 @@
 """``fastserve bench step``: our training step beside PyTorch's, in one run.
 
-Both train the same GPT from the same weights on the same batch, in float32, on the same
-number of threads, in turns; PyTorch runs eagerly, with its fused attention and fused
-AdamW. Where it isn't installed only our figures are shown.
+All sides train the same GPT from the same weights on the same batch, on the same number
+of threads, in turns; PyTorch runs eagerly, with its fused attention and fused AdamW, in
+float32 as we do and under bfloat16 autocast. Where it isn't installed only our figures
+are shown.
 """
 
 from __future__ import annotations
@@ -15,19 +16,37 @@ from typing import Any
 
 import numpy as np
 
+from fastserve.bench.peer import INSTALL, import_torch, torch_gpt, torch_step
 from fastserve.core import Array
 from fastserve.data.sources import Batch, Source
 from fastserve.models import GPT
 from fastserve.optimizers import AdamW
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 65,
-    "block_size": 256,
-    "n_layer": 6,
-    "n_head": 6,
-    "n_embd": 384,
+SHAPES: dict[str, dict[str, int]] = {
+    # nanoGPT's recipe for CPUs, its one for a GPU, and GPT-2's smallest
+    "small": {
+        "vocab_size": 65,
+        "block_size": 64,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_embd": 128,
+    },
+    "medium": {
+        "vocab_size": 65,
+        "block_size": 256,
+        "n_layer": 6,
+        "n_head": 6,
+        "n_embd": 384,
+    },
+    "gpt2": {
+        "vocab_size": 50257,
+        "block_size": 1024,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_embd": 768,
+    },
 }
-INSTALL = "to compare with PyTorch: pip install torch"
+BATCHES = {"small": 12, "medium": 16, "gpt2": 2}
 
 
 def sgemm_peak(size: int = 2048, repeats: int = 5) -> float:
@@ -51,18 +70,26 @@ def step_flops(batch: int, shape: dict[str, int]) -> float:
     return 3.0 * batch * time_ * (2 * weights + attention)
 
 
-def step(json: bool = False, repeats: int = 5, batch: int = 16) -> dict[str, Any]:
+def step(
+    shape: str = "medium",
+    json: bool = False,
+    repeats: int = 5,
+    batch: int | None = None,
+) -> dict[str, Any]:
     """Time training steps, print the result, and return it as a dict."""
+    options = SHAPES[shape]
+    batch = batch or BATCHES[shape]
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, SHAPE["vocab_size"], (batch, SHAPE["block_size"] + 1))
+    tokens = rng.integers(0, options["vocab_size"], (batch, options["block_size"] + 1))
     x, y = np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
-    model = GPT(seed=1, **SHAPE)
+    model = GPT(seed=1, **options)
     model.compile(AdamW(1e-4, weight_decay=0.1, beta_2=0.95))
-    sides: dict[str, Callable[[], float]] = {}
-    torch_step = _torch_step(model, x, y)  # takes the weights as they are now
-    sides["fastserve"] = _our_step(model, x, y)
-    if torch_step is not None:
-        sides["pytorch"] = torch_step
+    torch = import_torch()
+    peers: dict[str, Callable[[], float]] = {}
+    if torch is not None:  # they take the weights as they are now
+        peers["pytorch"] = torch_step(torch, torch_gpt(torch, model), x, y)
+        peers["its bfloat16"] = torch_step(torch, torch_gpt(torch, model), x, y, True)
+    sides = {"fastserve": _our_step(model, x, y), **peers}
     losses = {name: [run()] for name, run in sides.items()}  # the warm-up
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
@@ -70,7 +97,7 @@ def step(json: bool = False, repeats: int = 5, batch: int = 16) -> dict[str, Any
             start = time.perf_counter()
             losses[name].append(run())
             seconds[name].append(time.perf_counter() - start)
-    result = _result(batch, seconds, losses, model.count_params)
+    result = _result(options, batch, seconds, losses, model.count_params)
     print(json_module.dumps(result) if json else _table(result))
     return result
 
@@ -96,115 +123,16 @@ class _One(Source):
         return self._batch
 
 
-def _torch_step(model: GPT, x: Array, y: Array) -> Callable[[], float] | None:
-    try:
-        import torch
-    except ImportError:
-        return None
-    from threadpoolctl import threadpool_info
-
-    pools = [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
-    torch.set_num_threads(max(pools, default=1))
-    peer = _torch_gpt(torch, model)
-    decayed = [p for p in peer.parameters() if p.dim() >= 2]
-    others = [p for p in peer.parameters() if p.dim() < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": others}],
-        lr=1e-4,
-        betas=(0.9, 0.95),
-        weight_decay=0.0,
-        fused=True,
-    )
-    tx, ty = torch.from_numpy(x), torch.from_numpy(y).reshape(-1)
-
-    def run() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        logits = peer(tx)
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ty)
-        loss.backward()
-        torch.nn.utils.get_total_norm([p.grad for p in peer.parameters()])
-        optimizer.step()
-        return float(loss.detach())
-
-    return run
-
-
-def _torch_gpt(torch: Any, model: GPT) -> Any:
-    """Return the same GPT in PyTorch, as it is written there, with our weights."""
-    nn, functional = torch.nn, torch.nn.functional
-    heads = SHAPE["n_head"]
-
-    class Block(nn.Module):  # type: ignore[name-defined]
-        def __init__(self, width: int) -> None:
-            super().__init__()
-            self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.qkv = nn.Linear(width, 3 * width)
-            self.output = nn.Linear(width, width)
-            self.expand = nn.Linear(width, 4 * width)
-            self.contract = nn.Linear(4 * width, width)
-
-        def forward(self, x: Any) -> Any:
-            b, t, d = x.shape
-            parts = self.qkv(self.norm_1(x)).split(d, dim=2)
-            q, k, v = (p.view(b, t, heads, d // heads).transpose(1, 2) for p in parts)
-            a = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.output(a.transpose(1, 2).reshape(b, t, d))
-            hidden = functional.gelu(self.expand(self.norm_2(x)), approximate="tanh")
-            return x + self.contract(hidden)
-
-    class Net(nn.Module):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            width = SHAPE["n_embd"]
-            self.tokens = nn.Embedding(SHAPE["vocab_size"], width)
-            self.positions = nn.Embedding(SHAPE["block_size"], width)
-            self.blocks = nn.ModuleList(Block(width) for _ in range(SHAPE["n_layer"]))
-            self.norm = nn.LayerNorm(width)
-
-        def forward(self, tokens: Any) -> Any:
-            x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
-            for block in self.blocks:
-                x = block(x)
-            return self.norm(x) @ self.tokens.weight.T
-
-    net = Net()
-    _copy_weights(torch, net, model)
-    return net
-
-
-def _copy_weights(torch: Any, net: Any, model: GPT) -> None:
-    ours = {p.path: p.value for p in model.store.parameters}
-    names = {"tokens": "tokens", "positions": "positions", "norm": "norm"}
-    for i in range(SHAPE["n_layer"]):
-        for peer, part in (
-            ("norm_1", "attention.norm"),
-            ("qkv", "attention.heads.qkv"),
-            ("output", "attention.heads.output"),
-            ("norm_2", "mlp.norm"),
-            ("expand", "mlp.expand"),
-            ("contract", "mlp.contract"),
-        ):
-            names[f"blocks.{i}.{peer}"] = f"blocks.{i}.{part}"
-    kinds = {"kernel": "weight", "embeddings": "weight", "gamma": "weight"}
-    state = {}
-    for peer, part in names.items():
-        for path, value in ours.items():
-            if path.rpartition(".")[0] == part:
-                kind = path.rpartition(".")[2]
-                array = value.T if kind == "kernel" else value
-                other = kinds.get(kind, "bias")
-                state[f"{peer}.{other}"] = torch.from_numpy(array.copy())
-    net.load_state_dict(state)
-
-
 def _result(
+    shape: dict[str, int],
     batch: int,
     seconds: dict[str, list[float]],
     losses: dict[str, list[float]],
     weights: int,
 ) -> dict[str, Any]:
-    tokens, flops = batch * SHAPE["block_size"], step_flops(batch, SHAPE)
+    tokens, flops = batch * shape["block_size"], step_flops(batch, shape)
     peak = sgemm_peak()
+    ours = seconds["fastserve"]
     sides = {}
     for name, times in seconds.items():
         median = statistics.median(times)
@@ -214,36 +142,33 @@ def _result(
             "tokens_per_s": tokens / median,
             "gflops": flops / median / 1e9,
             "share_of_peak": flops / median / 1e9 / peak,
+            "ratio": statistics.median(t / o for t, o in zip(times, ours, strict=True)),
             "loss": losses[name][-1],
         }
-    result = {
-        "model": {**SHAPE, "weights": weights},
+    return {
+        "model": {**shape, "weights": weights},
         "batch": batch,
-        "repeats": len(seconds["fastserve"]),
+        "repeats": len(ours),
         "sgemm_gflops": peak,
         "sides": sides,
     }
-    if "pytorch" in seconds:
-        pairs = zip(seconds["pytorch"], seconds["fastserve"], strict=True)
-        result["ratio"] = statistics.median(p / o for p, o in pairs)
-    return result
 
 
 def _table(result: dict[str, Any]) -> str:
-    tokens = result["batch"] * SHAPE["block_size"]
+    tokens = result["batch"] * result["model"]["block_size"]
     lines = [
         f"GPT of {result['model']['weights'] / 1e6:.1f} M weights, {tokens} tokens a "
         f"step, float32; SGEMM peak {result['sgemm_gflops']:.0f} GFLOP/s",
-        f"{'':10}{'s/step':>9}{'tokens/s':>10}{'GFLOP/s':>9}{'of peak':>9}{'loss':>9}",
+        f"{'':12}{'s/step':>9}{'tokens/s':>10}{'GFLOP/s':>9}{'of peak':>9}"
+        f"{'time':>8}{'loss':>10}",
     ]
     for name, side in result["sides"].items():
         lines.append(
-            f"{name:10}{side['seconds']:9.3f}{side['tokens_per_s']:10.0f}"
-            f"{side['gflops']:9.1f}{side['share_of_peak']:9.0%}{side['loss']:9.4f}"
+            f"{name:12}{side['seconds']:9.4f}{side['tokens_per_s']:10.0f}"
+            f"{side['gflops']:9.1f}{side['share_of_peak']:9.0%}"
+            f"{side['ratio']:7.2f}x{side['loss']:10.4f}"
         )
-    if "ratio" in result:
-        lines.append(f"fastserve is {result['ratio']:.2f} times as fast (median pair)")
-    else:
+    if len(result["sides"]) == 1:
         lines.append(INSTALL)
     return "\n".join(lines)
 
