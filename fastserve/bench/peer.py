@@ -27,14 +27,20 @@ def import_torch() -> Any:
     return torch
 
 
-def torch_adamw(torch: Any, net: Any, rate: float, decay: float = 0.1) -> Any:
+def torch_adamw(
+    torch: Any,
+    net: Any,
+    rate: float,
+    betas: tuple[float, float] = (0.9, 0.95),
+    decay: float = 0.1,
+) -> Any:
     """Return PyTorch's fused AdamW that decays matrices alone."""
     decayed = [p for p in net.parameters() if p.dim() >= 2]
     others = [p for p in net.parameters() if p.dim() < 2]
     return torch.optim.AdamW(
         [{"params": decayed, "weight_decay": decay}, {"params": others}],
         lr=rate,
-        betas=(0.9, 0.95),
+        betas=betas,
         weight_decay=0.0,
         fused=True,
     )
@@ -66,7 +72,7 @@ def torch_step(
 def torch_gpt(torch: Any, model: GPT) -> Any:
     """Return a GPT-2 in PyTorch with the weights that ``model`` has now."""
     nn, functional = torch.nn, torch.nn.functional
-    shape = model.options_of_gpt
+    shape: dict[str, Any] = model.options_of_gpt
     heads = shape["n_head"]
 
     class Block(nn.Module):  # type: ignore[name-defined]
@@ -110,7 +116,8 @@ def torch_gpt(torch: Any, model: GPT) -> Any:
 def _copy_weights(torch: Any, net: Any, model: GPT) -> None:
     ours = {p.path: p.value for p in model.store.parameters}
     names = {"tokens": "tokens", "positions": "positions", "norm": "norm"}
-    for i in range(model.options_of_gpt["n_layer"]):
+    options: dict[str, Any] = model.options_of_gpt
+    for i in range(options["n_layer"]):
         for peer, part in (
             ("norm_1", "attention.norm"),
             ("qkv", "attention.heads.qkv"),

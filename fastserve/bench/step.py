@@ -22,7 +22,7 @@ from fastserve.data.sources import Batch, Source
 from fastserve.models import GPT
 from fastserve.optimizers import AdamW
 
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     # nanoGPT's recipe for CPUs, its one for a GPU, and GPT-2's smallest
     "small": {
         "vocab_size": 65,
@@ -124,7 +124,7 @@ class _One(Source):
 
 
 def _result(
-    shape: dict[str, int],
+    shape: dict[str, Any],
     batch: int,
     seconds: dict[str, list[float]],
     losses: dict[str, list[float]],
