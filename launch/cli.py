@@ -290,6 +290,7 @@ def bench() -> None:
 
 
 @bench.command()
+@_where
 @click.option(
     "--shape",
     default="medium",
@@ -297,19 +298,43 @@ def bench() -> None:
     show_default=True,
     help="Of 0.8, 10.8 or 124 M weights.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    help="Over all ranks; default: 12, 16 or 2 by shape.",
+)
 @click.option("--repeats", default=5, type=click.IntRange(1), show_default=True)
-@click.option("--batch", type=click.IntRange(1), help="Default: 12, 16 or 2 by shape.")
 @click.option("--threads", default=1, type=click.IntRange(1), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 def step(
-    shape: str, as_json: bool, repeats: int, batch: int | None, threads: int
+    shape: str,
+    batch: int | None,
+    repeats: int,
+    threads: int,
+    as_json: bool,
+    ranks: int | None,
+    **given: Any,
 ) -> int:
     """Time a training step of a GPT, beside PyTorch's where it is installed."""
-    _prepare(threads)
-    from fastserve.bench.step import step as measure
+    said = _said(**given)
+    if (ranks or 1) == 1 and not said["hosts"] and not said["hostfile"]:
+        _prepare(threads)
+        from fastserve.bench.step import step as measure
 
-    measure(shape, json=as_json, repeats=repeats, batch=batch)
-    return 0
+        measure(shape, json=as_json, repeats=repeats, batch=batch)
+        return 0
+    words = ["step", "--shape", shape, "--repeats", str(repeats)]
+    words += ["--batch", str(batch)] if batch else []
+    words += ["--json"] if as_json else []
+    from fastserve.bench.ranks import share_of
+    from fastserve.bench.step import BATCHES
+
+    return _bench_over_ranks(
+        words,
+        {**said, "threads": threads},
+        ranks,
+        check=lambda count: share_of(batch or BATCHES[shape], count),
+    )
 
 
 @bench.command()
@@ -335,22 +360,34 @@ def allreduce(
 ) -> int:
     """Time the sum over all ranks: ours, the MPI library's, and gloo's."""
     from fastserve.bench.allreduce import parse_algorithms, parse_sizes
-    from fastserve.config.schema import Launch
 
-    _refuse_as_a_rank()
     parse_sizes(given["sizes"] or "")  # the ranks would only say it later
     parse_algorithms(given["algorithms"])
-    measured = ("sizes", "algorithms", "seconds", "chunk", "crossover")
-    words = ["--json"] if as_json else []
-    for name in measured:
+    words = ["allreduce", *(["--json"] if as_json else [])]
+    for name in ("sizes", "algorithms", "seconds", "chunk", "crossover"):
         value = given.pop(name)
         words += [f"--{name}", str(value)] if value is not None else []
     said = {**_said(**given), "threads": 1, "interface": interface, "bind": bind}
     listed = said["hosts"] or said["hostfile"] or slurm.find(os.environ)
-    if ranks is not None or not listed:
-        said["ranks"] = 2 if ranks is None else ranks
-    launch = Launch(**{k: v for k, v in said.items() if v is not None})
+    return _bench_over_ranks(words, said, ranks or (None if listed else 2))
+
+
+def _bench_over_ranks(
+    words: Sequence[str],
+    said: dict[str, Any],
+    ranks: int | None,
+    check: Callable[[int], object] = lambda count: None,
+) -> int:
+    """Run ``python -m fastserve.bench`` with these words on all ranks.
+
+    ``check`` gets the number of ranks, to refuse it before they start.
+    """
+    from fastserve.config.schema import Launch
+
+    _refuse_as_a_rank()
+    launch = Launch(**{k: v for k, v in said.items() if v is not None}, ranks=ranks)
     hosts, allocation = start.where(launch)
+    check(count_ranks(launch, hosts))
     mpi = _needed_mpi(launch, hosts)
     make = partial(
         plan_program,

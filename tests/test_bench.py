@@ -58,6 +58,23 @@ def test_what_is_timed_is_the_sum(size: int) -> None:
 
 
 @pytest.mark.mpi
+def test_a_step_over_ranks() -> None:
+    python = str(require("openmpi") / "bin" / "python")
+    command = [python, "-m", "launch.cli", "bench", "step", "-n", "2"]
+    words = ["--shape", "small", "--batch", "4", "--repeats", "1"]
+    done = run([*command, *words, "--json"], 60, env=variables())
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["ranks"], result["hosts"], result["batch"]) == (2, 1, 4)
+    assert {"fastserve", "rank 0 alone"} <= set(result["sides"])
+    assert all(side["seconds"] > 0 for side in result["sides"].values())
+    done = run([*command, "--batch", "5"], 60, env=variables())
+    assert done.returncode == 2
+    assert "a batch that 2 ranks divide evenly" in done.stderr
+    assert "give another --batch, for example 6" in done.stderr
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_the_command(flavour: str) -> None:
     python = str(require(flavour) / "bin" / "python")

@@ -1,4 +1,4 @@
-"""``python -m fastserve.bench``: one rank of ``fastserve bench allreduce``."""
+"""``python -m fastserve.bench allreduce|step``: one rank of ``fastserve bench``."""
 
 import sys
 
@@ -7,6 +7,6 @@ from fastserve.environment import prepare_process
 if __name__ == "__main__":
     prepare_process()  # before NumPy is loaded
 
-    from fastserve.bench.allreduce import main
+    from fastserve.bench.program import main
 
     sys.exit(main())

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 import statistics
-import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
 
-from fastserve.comm import Communicator, world
+from fastserve.bench.gloo import init_gloo
+from fastserve.comm import Communicator
 from fastserve.comm.allreduce import CHUNK_BYTES, AllReduce
 from fastserve.comm.base import Array
 from fastserve.comm.sync import CROSSOVER_BYTES
-from fastserve.errors import ArgumentError, FastserveError
+from fastserve.errors import ArgumentError
 
 ALGORITHMS = ("ring", "mpi", "gloo")
 SIZES = [4, 1 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20]
@@ -206,23 +203,10 @@ def _ring(
 
 def _gloo(comm: Communicator) -> Run | None:
     """Return PyTorch's sum over the same ranks; None if a rank has no PyTorch."""
-    try:
-        import torch
-        import torch.distributed as distributed
-    except ImportError:
-        torch = None
-    found = comm.gather_obj(torch is not None)
-    if not comm.broadcast_obj(found and all(found)):
+    if not init_gloo(comm):
         return None
-    torch.set_num_threads(1)
-    address, port = comm.broadcast_obj(_meeting_place())
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"tcp://{address}:{port}",
-        rank=comm.rank,
-        world_size=comm.size,
-        timeout=timedelta(seconds=60),
-    )
+    import torch
+    import torch.distributed as distributed
 
     def run(array: Array) -> None:
         distributed.all_reduce(torch.from_numpy(array))
@@ -230,38 +214,23 @@ def _gloo(comm: Communicator) -> Run | None:
     return run
 
 
-def _meeting_place() -> tuple[str, int]:
-    """Return this host's address and a port of it that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return socket.gethostbyname(socket.gethostname()), probe.getsockname()[1]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", default="", help="such as 4,64k,16M")
     parser.add_argument("--algorithms", default=",".join(ALGORITHMS))
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--chunk", type=int, default=CHUNK_BYTES)
     parser.add_argument("--crossover", type=int, default=CROSSOVER_BYTES)
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(argv)
-    comm = world()
-    try:
-        result = measure(
-            comm,
-            parse_sizes(options.sizes),
-            parse_algorithms(options.algorithms),
-            options.seconds,
-            options.chunk,
-            options.crossover,
-        )
-    except BaseException as error:  # noqa: BLE001  the other ranks wait for this one
-        text = str(error) if isinstance(error, FastserveError) else None
-        print(text or traceback.format_exc(), file=sys.stderr, flush=True)
-        if comm.size > 1:
-            comm.abort(1)
-        return 1
-    if comm.rank == 0:
-        print(json.dumps(result) if options.json else table(result), flush=True)
-    return 0
+
+
+def report(comm: Communicator, options: argparse.Namespace) -> str:
+    """Measure, and return what is to be printed."""
+    result = measure(
+        comm,
+        parse_sizes(options.sizes),
+        parse_algorithms(options.algorithms),
+        options.seconds,
+        options.chunk,
+        options.crossover,
+    )
+    return json.dumps(result) if options.json else table(result)

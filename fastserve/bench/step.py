@@ -104,12 +104,12 @@ def step(
 
 def _our_step(model: GPT, x: Array, y: Array) -> Callable[[], float]:
     batch = Batch(x, y, None)
-    trainer = model.prepare(_One(batch))
+    trainer = model.prepare(One(batch))
     mine = slice(0, len(x))
     return lambda: trainer.train_batch(batch, mine, len(x), 0).loss
 
 
-class _One(Source):
+class One(Source):
     """A source of one batch, always the same."""
 
     def __init__(self, batch: Batch) -> None:
