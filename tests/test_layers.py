@@ -445,8 +445,9 @@ def test_nothing_large_is_allocated(
         layer.backward(dy)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    # one of the layer's arrays would be 128 kB at least; NumPy's own buffers are 32
-    assert peak < 96_000
+    # one of the layer's arrays would be 131 kB at least; NumPy's own buffers for an
+    # operation on three strided arrays are 98
+    assert peak < 120_000
 
 
 def test_poison_reaches_kept_memory() -> None:

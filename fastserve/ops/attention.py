@@ -18,8 +18,9 @@ Ainslie et al., 2023): G of these, and H / G neighbouring query heads for each.
 
 Shapes: B batch, T time, H heads, d width of a head. ``qkv`` is (B, T, H + 2 G, d):
 queries, keys, values; (B, T, 3, H, d) is the same for G = H. The functions for one
-group of heads see (H, T, d), and transposed (H, d, T); where its heads share their
-keys and values, those are (1, T, d).
+group of heads see (b, H, T, d), and transposed (b, H, d, T); where its heads share
+their keys and values, those are (b, 1, T, d). b is 1 in long contexts; of short ones as
+many samples are taken at once as fit into the cache: there, calls cost the most.
 """
 
 from __future__ import annotations
@@ -32,17 +33,29 @@ from fastserve.ops.blocks import Array, room
 from fastserve.ops.linear import ones
 
 TILE = 48  # queries (forward) or keys (backward) at a time
+SHORT = 64  # a context of up to this is one tile
 WORK = 1 << 17  # elements of a tile's scores over all of its heads: 512 kB of float32
 MASKED = -1e9  # added to a score: exp gives exactly 0, and never NaN
 LARGE = 80.0  # exp of up to this is finite, and so are sums of it
 TINY = 1e-20  # a sum of exponentials above this has lost nothing to underflow
 
 
+def tile_size(time: int) -> int:
+    return time if time <= SHORT else TILE
+
+
 def head_groups(heads: int, time: int) -> Iterator[slice]:
     """Yield slices of heads whose tiles of scores fit into the cache together."""
-    step = max(1, min(heads, WORK // (min(TILE, time) * time)))
+    step = max(1, min(heads, WORK // (tile_size(time) * time)))
     for start in range(0, heads, step):
         yield slice(start, min(heads, start + step))
+
+
+def sample_groups(batch: int, heads: int, time: int) -> Iterator[slice]:
+    """Yield slices of samples whose tiles fit into the cache together."""
+    step = max(1, WORK // (heads * tile_size(time) * time))
+    for start in range(0, batch, step):
+        yield slice(start, min(batch, start + step))
 
 
 def shared_groups(
@@ -69,28 +82,33 @@ def split_heads(qkv: Array, heads: int) -> tuple[Array, Array, Array]:
 
 
 def tiles(time: int) -> Iterator[slice]:
-    """Yield slices of TILE positions."""
-    for start in range(0, time, TILE):
-        yield slice(start, min(time, start + TILE))
+    """Yield slices of TILE positions, or of all of them."""
+    size = tile_size(time)
+    for start in range(0, time, size):
+        yield slice(start, min(time, start + size))
 
 
 def by_head(x: Array) -> Array:
-    """View (T, H, d) as (H, T, d)."""
-    return x.transpose(1, 0, 2)
+    """View (b, T, H, d) as (b, H, T, d)."""
+    return x.transpose(0, 2, 1, 3)
+
+
+def flipped(x: Array) -> Array:
+    """View the matrices (b, H, m, n) transposed, as (b, H, n, m)."""
+    return x.transpose(0, 1, 3, 2)
 
 
 def triangle(time: int) -> Array:
     """Return a tile (keys, queries) that is true where the key is after the query."""
-    size = min(TILE, time)
-    return np.tri(size, k=-1, dtype=np.bool_)
+    return np.tri(tile_size(time), k=-1, dtype=np.bool_)
 
 
 def transposed(slot: int, x: Array, scale: np.generic) -> Array:
-    """Return ``scale`` times x (H, T, d) as (H, d, T), in memory for the moment."""
-    heads, time, width = x.shape
-    y = room(slot, (heads, width, time), x.dtype)
+    """Return ``scale`` times x (b, H, T, d) as (b, H, d, T), for the moment."""
+    samples, heads, time, width = x.shape
+    y = room(slot, (samples, heads, width, time), x.dtype)
     for tile in tiles(time):
-        np.multiply(x[:, tile].transpose(0, 2, 1), scale, out=y[:, :, tile])
+        np.multiply(flipped(x[:, :, tile]), scale, out=y[..., tile])
     return y
 
 
@@ -111,8 +129,8 @@ def attention(
     batch, time, heads, _ = out.shape
     q, k, v = split_heads(qkv, heads)
     later = triangle(time) if causal else None
-    for b in range(batch):
-        bias = None if key_bias is None else key_bias[b, :, None]
+    for b in sample_groups(batch, heads, time):
+        bias = None if key_bias is None else key_bias[b, None, :, None]
         for group, kv in shared_groups(heads, k.shape[2], time):
             _attend(
                 (q[b, :, group], k[b, :, kv], v[b, :, kv]),
@@ -134,25 +152,27 @@ def _attend(
 ) -> None:
     """Attention of one group of heads, a tile of queries at a time."""
     q, k, v = map(by_head, qkv)
-    heads, time, width = q.shape
+    samples, heads, time, width = q.shape
     scale = q.dtype.type(width**-0.5)
     for tile in tiles(time):
         end = time if later is None else tile.stop
         queries = tile.stop - tile.start
-        s = room(0, (heads, end, queries), q.dtype)
-        total = _exponentials(
-            k[:, :end],
-            transposed(1, q[:, tile], scale),
+        s = room(0, (samples, heads, end, queries), q.dtype)
+        total = room(8, (samples, heads, queries), q.dtype)
+        _exponentials(
+            k[:, :, :end],
+            transposed(1, q[:, :, tile], scale),
             s,
             None if later is None else later[:queries, :queries],
-            None if bias is None else bias[:end],
-            lse[:, tile],
+            None if bias is None else bias[:, :, :end],
+            lse[..., tile],
+            total,
         )
         if keep is not None:
-            np.multiply(s, keep[:, :end, tile], out=s)
-        ot = o[:, tile]
-        np.matmul(s.transpose(0, 2, 1), v[:, :end], out=ot)
-        np.divide(ot, total[:, :, None], out=ot)
+            np.multiply(s, keep[:, :, :end, tile], out=s)
+        ot = o[:, :, tile]
+        np.matmul(flipped(s), v[:, :, :end], out=ot)
+        np.divide(ot, total[..., None], out=ot)
 
 
 def _exponentials(
@@ -162,40 +182,47 @@ def _exponentials(
     later: Array | None,
     bias: Array | None,
     lse: Array,
-) -> Array:
-    """Write exp(S - shift) to s, log Σ exp S to lse; return Σ s (H, queries).
+    total: Array,
+) -> None:
+    """Write exp(S - shift) to s, log Σ exp S to lse, Σ s to total (b, H, queries).
 
     A softmax shifts by the maximum so that nothing overflows, and its sum is never 0.
     Two checks that cost much less than a maximum for each query tell whether neither
     would happen anyway.
     """
-    one = ones(s.shape[1], s.dtype)
+    one = ones(s.shape[2], s.dtype)
     _scores(k, qt, s, later, bias)
     if s.max() < LARGE:
         np.exp(s, out=s)
-        total = np.matmul(one, s)
+        np.matmul(one, s, out=total)
         if total.min() > TINY:
             np.log(total, out=lse)
-            return total
-        _scores(k, qt, s, later, bias)
-    top = s.max(axis=1)
-    np.subtract(s, top[:, None], out=s)
+            return
+    if len(s) > 1:  # one by one: a sample shall have the same bits in any batch
+        for i in range(len(s)):
+            part = slice(i, i + 1)
+            bias_part = None if bias is None else bias[part]
+            into = (lse[part], total[part])
+            _exponentials(k[part], qt[part], s[part], later, bias_part, *into)
+        return
+    _scores(k, qt, s, later, bias)
+    top = s.max(axis=2)
+    np.subtract(s, top[:, :, None], out=s)
     np.exp(s, out=s)
-    total = np.matmul(one, s)
+    np.matmul(one, s, out=total)
     np.log(total, out=lse)
     np.add(lse, top, out=lse)
-    return total
 
 
 def _scores(
     k: Array, qt: Array, s: Array, later: Array | None, bias: Array | None
 ) -> None:
-    """s (H, keys, queries) = K Qᵀ, with what the masks add."""
+    """s (b, H, keys, queries) = K Qᵀ, with what the masks add."""
     np.matmul(k, qt, out=s)
     if bias is not None:
         np.add(s, bias, out=s)
     if later is not None:
-        diagonal = s[:, -len(later) :]
+        diagonal = s[:, :, -len(later) :]
         np.copyto(diagonal, -np.inf, where=later)
 
 
@@ -215,12 +242,13 @@ def attention_backward(
     dq, dk, dv = split_heads(dqkv, heads)
     shared = heads != k.shape[2]
     later = triangle(time) if causal else None
-    for b in range(batch):
-        bias = None if key_bias is None else key_bias[b, :, None]
+    for b in sample_groups(batch, heads, time):
+        bias = None if key_bias is None else key_bias[b, None, :, None]
+        samples = b.stop - b.start
         for group, kv in shared_groups(heads, k.shape[2], time):
             dk_group, dv_group = dk[b, :, kv], dv[b, :, kv]
             if shared:  # a gradient for each of the heads, to be summed
-                each = (time, group.stop - group.start, width)
+                each = (samples, time, group.stop - group.start, width)
                 dk_group, dv_group = room(6, each, q.dtype), room(7, each, q.dtype)
             _attend_backward(
                 by_head(dout[b, :, group]),
@@ -239,12 +267,12 @@ def attention_backward(
 
 
 def _sum_heads(each: Array, total: Array, first: bool) -> None:
-    """total (T, 1, d) += the sum of each (T, H, d) over the heads; = if ``first``."""
+    """total (b, T, 1, d) += the sum of each (b, T, H, d) over H; = if ``first``."""
     if first:
-        np.sum(each, axis=1, out=total, keepdims=True)
+        np.sum(each, axis=2, out=total, keepdims=True)
         return
-    for head in range(each.shape[1]):
-        np.add(total, each[:, head : head + 1], out=total)
+    for head in range(each.shape[2]):
+        np.add(total, each[:, :, head : head + 1], out=total)
 
 
 def _attend_backward(
@@ -260,29 +288,31 @@ def _attend_backward(
     """Gradients of one group of heads, a tile of keys at a time."""
     q, k, v = map(by_head, qkv)
     dq, dk, dv = map(by_head, dqkv)
-    heads, time, width = q.shape
+    samples, heads, time, width = q.shape
     scale = q.dtype.type(width**-0.5)
     qt = transposed(2, q, scale)
     # dP and its row sums get the scale here, so dS has it without a pass of its own
     dot = transposed(3, do, scale)
-    row_sum = room(4, (heads, time), q.dtype)  # einsum's own would be strided
-    np.multiply(np.einsum("htd,htd->ht", do, o), scale, out=row_sum)
+    row_sum = room(4, lse.shape, q.dtype)
+    np.einsum("bhtd,bhtd->bht", do, o, out=row_sum)
+    np.multiply(row_sum, scale, out=row_sum)
     for tile in tiles(time):
         rest = slice(0 if later is None else tile.start, time)
-        shape = (heads, tile.stop - tile.start, time - rest.start)
-        kept = None if keep is None else keep[:, tile, rest]
+        shape = (samples, heads, tile.stop - tile.start, time - rest.start)
+        kept = None if keep is None else keep[:, :, tile, rest]
         p, ds = room(0, shape, q.dtype), room(1, shape, q.dtype)
-        _weights(k[:, tile], qt[:, :, rest], lse[:, None, rest], p, later, bias, tile)
-        np.matmul(v[:, tile], dot[:, :, rest], out=ds)
+        kt = k[:, :, tile]
+        _weights(kt, qt[..., rest], lse[:, :, None, rest], p, later, bias, tile)
+        np.matmul(v[:, :, tile], dot[..., rest], out=ds)
         if kept is not None:
             np.multiply(ds, kept, out=ds)
-        np.subtract(ds, row_sum[:, None, rest], out=ds)
+        np.subtract(ds, row_sum[:, :, None, rest], out=ds)
         np.multiply(ds, p, out=ds)
         if kept is not None:
             np.multiply(p, kept, out=p)
-        np.matmul(p, do[:, rest], out=dv[:, tile])
-        np.matmul(ds, q[:, rest], out=dk[:, tile])
-        _add_to_queries(ds, k[:, tile], dq[:, rest], first=tile.start == 0)
+        np.matmul(p, do[:, :, rest], out=dv[:, :, tile])
+        np.matmul(ds, q[:, :, rest], out=dk[:, :, tile])
+        _add_to_queries(ds, kt, dq[:, :, rest], first=tile.start == 0)
 
 
 def _weights(
@@ -294,23 +324,23 @@ def _weights(
     bias: Array | None,
     tile: slice,
 ) -> None:
-    """p (H, keys, queries) = the weights of a tile of keys, as forward had them."""
+    """p (b, H, keys, queries) = the weights of a tile of keys, as forward had them."""
     np.matmul(k, qt, out=p)
     if bias is not None:
-        np.add(p, bias[tile], out=p)
+        np.add(p, bias[:, :, tile], out=p)
     if later is not None:
-        size = p.shape[1]
-        diagonal = p[:, :, :size]
+        size = p.shape[2]
+        diagonal = p[..., :size]
         np.copyto(diagonal, -np.inf, where=later[:size, :size])
     np.subtract(p, lse, out=p)
     np.exp(p, out=p)
 
 
 def _add_to_queries(ds: Array, k: Array, dq: Array, first: bool) -> None:
-    """dq (H, queries, d) += dSᵀ K of one tile of keys; = if it is the first."""
+    """dq (b, H, queries, d) += dSᵀ K of one tile of keys; = if it is the first."""
     if first:
-        np.matmul(ds.transpose(0, 2, 1), k, out=dq)
+        np.matmul(flipped(ds), k, out=dq)
         return
     part = room(5, dq.shape, dq.dtype)
-    np.matmul(ds.transpose(0, 2, 1), k, out=part)
+    np.matmul(flipped(ds), k, out=part)
     np.add(dq, part, out=dq)
