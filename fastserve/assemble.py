@@ -29,6 +29,7 @@ class Data:
     Attributes:
         summary: one line for the start of the run.
         tokenizer: of a text, else None. tokens: (train, validation) of a text.
+        bytes_per_token: bytes of the validation text in UTF-8 / its tokens, if known.
     """
 
     train: Source
@@ -37,6 +38,7 @@ class Data:
     vocab_size: int | None = None
     tokenizer: CharTokenizer | ByteTokenizer | None = None
     tokens: tuple[Array, Array] | None = None
+    bytes_per_token: float | None = None
 
     def baseline(self) -> float | None:
         """Return the validation loss of a 2-gram model, in nats a token."""
@@ -77,7 +79,18 @@ def _text(data: schema.TextData, block: int, seed: int) -> Data:
         tokenizer.vocab_size,
         tokenizer,
         (train, validation),
+        _bytes_per_token(tokenizer, validation),
     )
+
+
+def _bytes_per_token(
+    tokenizer: CharTokenizer | ByteTokenizer, tokens: Array
+) -> float | None:
+    """Return the mean length of ``tokens`` as text in UTF-8; None of no tokens."""
+    if isinstance(tokenizer, ByteTokenizer):
+        return 1.0
+    text = tokenizer.decode(tokens).encode("utf-8", "surrogatepass")
+    return len(text) / len(tokens) if len(tokens) else None
 
 
 def _tokens(data: schema.TokensData, block: int, seed: int) -> Data:

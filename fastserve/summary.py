@@ -83,12 +83,12 @@ def conclusion(
     """Return results, a sample of text, and what to type next."""
     lines = [f"trained  {duration(progress.seconds)}"]
     results = {k: v[-1] for k, v in history.items() if k.startswith("val_")}
+    baseline = data.baseline() if job.train.baseline and results else None
     for name, value in results.items():
         lines.append(f"{name:8} {number(value)}")
-    baseline = data.baseline() if job.train.baseline and results else None
-    if baseline is not None:
-        better = "below" if results["val_loss"] < baseline else "NOT below"
-        lines[-1] += f" nats a token, {better} a 2-gram model's {number(baseline)}"
+        if name == "val_loss" and baseline is not None:
+            better = "below" if value < baseline else "NOT below"
+            lines[-1] += f" nats a token, {better} a 2-gram model's {number(baseline)}"
     sample = _sample(job, data, model)
     if sample:
         lines += ["sample", *(f"  {line}" for line in sample.splitlines())]

@@ -29,6 +29,7 @@ from fastserve.models import GPT, Model
 from fastserve.summary import conclusion, introduction
 from fastserve.training import checkpoint, files
 from fastserve.training.balance import Balance
+from fastserve.training.language import language_measures
 from fastserve.training.loop import Schedule, run
 from fastserve.training.progress import Progress
 from fastserve.training.records import (
@@ -140,6 +141,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
         or (sampler.steps_per_epoch if job.train.epochs else steps),
         steps,
         first,
+        validation_batches=job.train.eval_batches,
     )
     comm.timeout = job.comm.timeout
     history = run(
@@ -163,6 +165,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
             ),
         ],
         level,
+        data.bytes_per_token,
     )
     comm.timeout = None  # what follows is rank 0's alone, and may take its time
     made = trainer.optimizer.step
@@ -396,4 +399,7 @@ def evaluate(run: str) -> dict[str, float]:
     load_newest_weights(run_dir, model)
     compile_model(job, model, total_steps(job, make_sampler(job, data)))
     trainer = model.prepare(data.validation)
-    return trainer.evaluate(data.validation, job.train.global_batch)
+    results = trainer.evaluate(data.validation, job.train.global_batch)
+    return results | language_measures(
+        results["loss"], trainer.loss, data.validation, data.bytes_per_token
+    )

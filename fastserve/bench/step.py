@@ -19,6 +19,7 @@ from fastserve.core import Array
 from fastserve.data.sources import Batch, Source
 from fastserve.models import GPT
 from fastserve.optimizers import AdamW
+from fastserve.training.flops import flops_per_sample
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 65,
@@ -37,18 +38,6 @@ def sgemm_peak(size: int = 2048, repeats: int = 5) -> float:
     np.matmul(a, a, out=out)
     seconds = [_time(lambda: np.matmul(a, a, out=out)) for _ in range(repeats)]
     return float(2e-9 * size**3 / min(seconds))
-
-
-def step_flops(batch: int, shape: dict[str, int]) -> float:
-    """Return the floating-point operations of a step's matrix products.
-
-    Two for each weight and token forward, twice that backward; of the attention only
-    what lies below the diagonal. Look-ups and element-wise work don't count.
-    """
-    width, time_, layers = shape["n_embd"], shape["block_size"], shape["n_layer"]
-    weights = 12 * layers * width**2 + shape["vocab_size"] * width
-    attention = 2 * layers * width * time_
-    return 3.0 * batch * time_ * (2 * weights + attention)
 
 
 def step(json: bool = False, repeats: int = 5, batch: int = 16) -> dict[str, Any]:
@@ -70,7 +59,7 @@ def step(json: bool = False, repeats: int = 5, batch: int = 16) -> dict[str, Any
             start = time.perf_counter()
             losses[name].append(run())
             seconds[name].append(time.perf_counter() - start)
-    result = _result(batch, seconds, losses, model.count_params)
+    result = _result(batch, seconds, losses, model)
     print(json_module.dumps(result) if json else _table(result))
     return result
 
@@ -201,9 +190,9 @@ def _result(
     batch: int,
     seconds: dict[str, list[float]],
     losses: dict[str, list[float]],
-    weights: int,
+    model: GPT,
 ) -> dict[str, Any]:
-    tokens, flops = batch * SHAPE["block_size"], step_flops(batch, SHAPE)
+    tokens, flops = batch * SHAPE["block_size"], batch * flops_per_sample(model.root)
     peak = sgemm_peak()
     sides = {}
     for name, times in seconds.items():
@@ -217,7 +206,7 @@ def _result(
             "loss": losses[name][-1],
         }
     result = {
-        "model": {**SHAPE, "weights": weights},
+        "model": {**SHAPE, "weights": model.count_params},
         "batch": batch,
         "repeats": len(seconds["fastserve"]),
         "sgemm_gflops": peak,

@@ -84,8 +84,12 @@ def _micro_batch(job: _Keys) -> None:
 def _validation(job: _Keys) -> None:
     keys = {"text": "data.validation_split", "tokens": "data.validation"}
     key = keys.get(job["data.type"])
-    if key and job["train.eval_every"] is not None and not job[key]:
-        job.fault(key, "validation data, as train.eval_every is set", job[key])
+    if key is None or job[key]:
+        return
+    for wish in ("train.eval_every", "train.eval_batches"):
+        if job[wish]:
+            job.fault(key, f"validation data, as {wish} is set", job[key])
+            return
 
 
 def _nesterov(job: _Keys) -> None:

@@ -238,6 +238,10 @@ class Train(Section):
     eval_every: Count | None = Field(
         default=None, description="Steps between validations; null: only at the end."
     )
+    eval_batches: Count | None = Field(
+        default=None,
+        description="Global batches of a validation, always the first ones; null: all.",
+    )
     log_every: Count = Field(default=10, description="Steps between two logged lines.")
     shuffle: bool = Field(
         default=True, description="Shuffle the samples in every epoch."

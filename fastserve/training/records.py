@@ -33,8 +33,7 @@ class MetricsFile(Callback):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self.step = self.params["first_step"]
-        self._loss = self._rows = 0.0
-        self._since = time.perf_counter()
+        self._loss = self._rows = self._seconds = 0.0
         if self.rank == 0:
             self._forget_later_lines()
 
@@ -51,17 +50,20 @@ class MetricsFile(Callback):
                 continue  # the last line of a run that was killed while writing it
         files.write_atomically(self.path, "".join(f"{line}\n" for line in kept))
 
+    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        self._start = time.perf_counter()
+
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self.step += 1
         last = self.model.last_step
         if last is None:
             return
+        self._seconds += time.perf_counter() - self._start
         self._loss += last.loss * last.rows
         self._rows += last.rows
         if self.step % self.every and self.step != self.params["total_steps"]:
             return
-        now = time.perf_counter()
-        rate = self._rows / max(now - self._since, 1e-9)
+        rate = self._rows / max(self._seconds, 1e-9)
         tokens = self.params["tokens_per_sample"]
         self._write(
             {
@@ -69,16 +71,15 @@ class MetricsFile(Callback):
                 "grad_norm": last.grad_norm,
                 "learning_rate": last.learning_rate,
                 "tokens_per_s" if tokens else "samples_per_s": rate * (tokens or 1),
+                "gflops": rate * self.params["flops_per_sample"] / 1e9,
             }
         )
-        self._loss = self._rows = 0.0
-        self._since = now
+        self._loss = self._rows = self._seconds = 0.0
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         validation = {k: v for k, v in (logs or {}).items() if k.startswith("val_")}
         if validation:
             self._write(validation)
-        self._since = time.perf_counter()
 
     def _write(self, values: dict[str, float]) -> None:
         if self.rank == 0:

@@ -211,11 +211,17 @@ class Trainer:
 
     # -- evaluation --------------------------------------------------------------
 
-    def evaluate(self, source: Source, batch_size: int) -> dict[str, float]:
-        """Return loss and metrics over all of ``source``, every sample once."""
+    def evaluate(
+        self, source: Source, batch_size: int, batches: int | None = None
+    ) -> dict[str, float]:
+        """Return loss and metrics over all of ``source``, every sample once.
+
+        With ``batches`` only so many are looked at, always the first ones.
+        """
         status = np.zeros_like(self._status)
         sampler = Sampler(source.samples, batch_size, 0, shuffle=False, wrap=False)
-        for step in range(sampler.steps_per_epoch):
+        steps = sampler.steps_per_epoch
+        for step in range(min(steps, batches or steps)):
             rows, epochs = sampler.step(step)
             mine = share(len(rows), self.comm.rank, self.comm.size)
             if mine.stop == mine.start:
