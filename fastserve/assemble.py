@@ -228,6 +228,22 @@ def make_model(
     return made
 
 
+def check_wishes(job: config.Job, data: Data, model: Model) -> None:
+    """Raise DataError if the job wants what needs other data than it has."""
+    wishes = {
+        "train.eval_batches": job.train.eval_batches,
+        "train.early_stop": job.train.early_stop,
+        "checkpoint.best": job.checkpoint.best,
+    }
+    for key, value in wishes.items():
+        if value and data.validation is None:
+            raise DataError(
+                f"expected validation data, as {key} is set",
+                "data without any",
+                f"add some, or leave {key} out",
+            )
+
+
 def make_sampler(job: config.Job, data: Data) -> Sampler:
     """Return the order of samples; with ``train.steps`` every batch is full."""
     return Sampler(

@@ -79,9 +79,12 @@ def conclusion(
     history: dict[str, list[float]],
     run_dir: Path,
     progress: Progress,
+    best_step: int | None = None,
+    ended: str | None = None,
 ) -> str:
     """Return results, a sample of text, and what to type next."""
     lines = [f"trained  {duration(progress.seconds)}"]
+    lines += [f"stopped  {ended}"] if ended else []
     results = {k: v[-1] for k, v in history.items() if k.startswith("val_")}
     baseline = data.baseline() if job.train.baseline and results else None
     for name, value in results.items():
@@ -89,6 +92,9 @@ def conclusion(
         if name == "val_loss" and baseline is not None:
             better = "below" if value < baseline else "NOT below"
             lines[-1] += f" nats a token, {better} a 2-gram model's {number(baseline)}"
+    if best_step is not None:
+        where = short(run_dir / "checkpoints" / "best")
+        lines.append(f"best     of step {best_step}, in {where}")
     sample = _sample(job, data, model)
     if sample:
         lines += ["sample", *(f"  {line}" for line in sample.splitlines())]

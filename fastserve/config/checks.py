@@ -86,10 +86,25 @@ def _validation(job: _Keys) -> None:
     key = keys.get(job["data.type"])
     if key is None or job[key]:
         return
-    for wish in ("train.eval_every", "train.eval_batches"):
+    for wish in _NEED_VALIDATION:
         if job[wish]:
             job.fault(key, f"validation data, as {wish} is set", job[key])
             return
+
+
+_NEED_VALIDATION = (
+    "train.eval_every",
+    "train.eval_batches",
+    "train.early_stop",
+    "checkpoint.best",
+)
+
+
+def _early_stop(job: _Keys) -> None:
+    wanted = job["train.early_stop"] is not None and job["train.steps"] is not None
+    if wanted and job["train.eval_every"] is None:
+        expected = "steps between validations, as train.early_stop is set"
+        job.fault("train.eval_every", expected, None)
 
 
 def _nesterov(job: _Keys) -> None:
@@ -210,6 +225,7 @@ _CHECKS = (
     _length,
     _micro_batch,
     _validation,
+    _early_stop,
     _nesterov,
     _warmup,
     _decay,

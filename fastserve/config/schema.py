@@ -242,6 +242,11 @@ class Train(Section):
         default=None,
         description="Global batches of a validation, always the first ones; null: all.",
     )
+    early_stop: Count | None = Field(
+        default=None,
+        description="Validations without a lower loss after which the job ends as "
+        "complete; null: it makes all steps.",
+    )
     log_every: Count = Field(default=10, description="Steps between two logged lines.")
     shuffle: bool = Field(
         default=True, description="Shuffle the samples in every epoch."
@@ -373,6 +378,10 @@ class Checkpoint(Section):
     keep: Count = Field(default=2, description="Newest checkpoints that are kept.")
     at_end: bool = Field(
         default=True, description="Save once more after the last step."
+    )
+    best: bool = Field(
+        default=False,
+        description="Also keep the checkpoint of the lowest validation loss, as best.",
     )
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fastserve import environment
 from fastserve.comm import Communicator
 from fastserve.errors import FastserveError
 from fastserve.training import checkpoint, files
-from fastserve.training.callbacks import Callback, Logs
+from fastserve.training.callbacks import Callback, Logs, Monitor
 
 log = logging.getLogger("fastserve")
 
@@ -95,7 +96,11 @@ class MetricsFile(Callback):
 class Checkpoints(Callback):
     """Saves every ``every`` steps, and at the end or when the training is stopped.
 
-    ``plan`` holds what the number of a step depends on; it is stored and compared.
+    Where a validation comes after a step it is part of what is saved, so that a
+    resumed run needn't make it again.
+
+    Args:
+        state: returns what to save besides weights and optimizer, as JSON types.
     """
 
     def __init__(
@@ -104,10 +109,10 @@ class Checkpoints(Callback):
         every: int | None,
         keep: int,
         at_end: bool,
-        plan: dict[str, int],
+        state: Callable[[], dict[str, Any]],
     ) -> None:
         self.folder, self.every, self.keep = folder, every, keep
-        self.at_end, self.plan = at_end, plan
+        self.at_end, self.state = at_end, state
         self.saved: int | None = None
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
@@ -115,6 +120,14 @@ class Checkpoints(Callback):
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self.step += 1
+        ends = self.step == self.params["total_steps"]
+        if not ends and self.step % self.params["steps"]:
+            self._save_if_due()
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        self._save_if_due()
+
+    def _save_if_due(self) -> None:
         if self.every and self.step % self.every == 0:
             self._save()
 
@@ -127,15 +140,56 @@ class Checkpoints(Callback):
         self.saved = self.step
         trainer = self.model.trainer
         if self.rank == 0 and trainer is not None:
-            # as text, because JSON has no NaN and no infinity
-            state = {"totals": [repr(v) for v in trainer.totals.tolist()], **self.plan}
             checkpoint.save(
                 self.folder,
                 self.step,
                 trainer.store,
                 trainer.optimizer,
-                state,
+                self.state(),
                 self.keep,
+            )
+
+
+class BestCheckpoint(Monitor):
+    """Keeps the checkpoint with the lowest validation loss, apart from the others.
+
+    The loss to beat is the one of the checkpoint that is there, so a resumed run goes
+    on with it.
+    """
+
+    def __init__(self, folder: Path, state: Callable[[], dict[str, Any]]) -> None:
+        super().__init__("val_loss")
+        self.folder, self.state = folder, state
+        self.best: float | None = None
+        self.step: int | None = None  # where it is from
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        super().on_train_begin(logs)
+        trainer = self.model.trainer
+        if trainer is None:
+            return
+        found = None
+        if self.rank == 0:
+            for name in (checkpoint.BEST, f"{checkpoint.BEST}.old"):
+                found = found or checkpoint.read_state(self.folder / name)
+        self.best, self.step = trainer.comm.broadcast_obj(
+            (found.get("val_loss"), found["step"]) if found else (None, None)
+        )
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        value, trainer = self.current(logs), self.model.trainer
+        if value is None or trainer is None or not self.improves(value, self.best):
+            return
+        total = self.params["total_steps"]
+        step = min((epoch + 1) * self.params["steps"], total)
+        self.best, self.step = value, step
+        if self.rank == 0:
+            checkpoint.save_best(
+                self.folder,
+                step,
+                trainer.store,
+                trainer.optimizer,
+                {**self.state(), "val_loss": value},
             )
 
 
