@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from fastserve.config import schema
 from fastserve.core import Array
 from fastserve.data.sampler import Sampler
 from fastserve.data.sources import ArraySource, Source, TokenSource, open_tokens
+from fastserve.data.subset import Subset, first_batches
 from fastserve.data.text import bigram_loss, load_text, split
 from fastserve.data.tokenizers import ByteTokenizer, CharTokenizer
 from fastserve.errors import DataError, ShapeError
@@ -242,16 +243,38 @@ def check_wishes(job: config.Job, data: Data, model: Model) -> None:
                 "data without any",
                 f"add some, or leave {key} out",
             )
+    if job.train.sample_every and data.tokens is None:
+        raise DataError(
+            "expected a text with its tokenizer, as train.sample_every is set",
+            data.summary,
+            "train on data.type text, or leave train.sample_every out",
+        )
 
 
 def make_sampler(job: config.Job, data: Data) -> Sampler:
     """Return the order of samples; with ``train.steps`` every batch is full."""
+    chosen = isinstance(data.train, Subset)
     return Sampler(
         data.train.samples,
         job.train.global_batch,
         job.seed,
-        job.train.shuffle,
+        job.train.shuffle and not chosen,
         wrap=job.train.steps is not None,
+    )
+
+
+def only_first_batches(job: config.Job, data: Data) -> Data:
+    """Return the data with just the first ``train.overfit_batches`` batches of the
+    training part, to train and to validate on."""
+    chosen = first_batches(
+        data.train, make_sampler(job, data), job.train.overfit_batches or 0
+    )
+    return replace(
+        data,
+        train=chosen,
+        validation=chosen,
+        summary=f"{data.summary}; {chosen.samples} samples of it to overfit",
+        bytes_per_token=None,
     )
 
 
@@ -285,6 +308,7 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
         wire=job.comm.wire,
         check_every=job.comm.check_every,
         bucket_bytes=int(job.comm.bucket_mb * 2**20),
+        spike_factor=job.train.spike_factor,
     )
 
 

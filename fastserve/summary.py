@@ -86,7 +86,8 @@ def conclusion(
     lines = [f"trained  {duration(progress.seconds)}"]
     lines += [f"stopped  {ended}"] if ended else []
     results = {k: v[-1] for k, v in history.items() if k.startswith("val_")}
-    baseline = data.baseline() if job.train.baseline and results else None
+    compared = job.train.baseline and results and not job.train.overfit_batches
+    baseline = data.baseline() if compared else None
     for name, value in results.items():
         lines.append(f"{name:8} {number(value)}")
         if name == "val_loss" and baseline is not None:
@@ -95,16 +96,16 @@ def conclusion(
     if best_step is not None:
         where = short(run_dir / "checkpoints" / "best")
         lines.append(f"best     of step {best_step}, in {where}")
-    sample = _sample(job, data, model)
-    if sample:
-        lines += ["sample", *(f"  {line}" for line in sample.splitlines())]
+    text = sample(job, data, model)
+    if text:
+        lines += ["sample", *(f"  {line}" for line in text.splitlines())]
     lines.append(f"run      {short(run_dir)}")
     if isinstance(model, GPT) and data.tokenizer is not None:
         lines.append(f"next     fastserve generate {short(run_dir)} --prompt 'The '")
     return "\n".join(lines)
 
 
-def _sample(job: config.Job, data: Data, model: Model) -> str:
+def sample(job: config.Job, data: Data, model: Model) -> str:
     """Return text that the model goes on with after a piece of the validation text."""
     tokens, tokenizer = data.tokens, data.tokenizer
     if not isinstance(model, GPT) or tokens is None or tokenizer is None:

@@ -21,13 +21,14 @@ from fastserve.assemble import (
     make_data,
     make_model,
     make_sampler,
+    only_first_batches,
     total_steps,
 )
 from fastserve.comm import Communicator, init
 from fastserve.data.tokenizers import tokenizer_from_json
 from fastserve.errors import CheckpointError, DataError, FastserveError
 from fastserve.models import GPT, Model
-from fastserve.summary import conclusion, introduction
+from fastserve.summary import conclusion, introduction, sample
 from fastserve.training import checkpoint, files
 from fastserve.training.balance import Balance
 from fastserve.training.callbacks import EarlyStopping
@@ -44,6 +45,7 @@ from fastserve.training.records import (
     write_end,
     write_error,
 )
+from fastserve.training.samples import Samples
 
 USAGE = 2
 STOPPED_EARLY = 75
@@ -131,8 +133,9 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     def state() -> dict[str, Any]:
         # as text, because JSON has no NaN and no infinity
         totals = [repr(total) for total in trainer.totals.tolist()]
-        stop = {"early_stop": early.get_state()} if early else {}
-        return {"totals": totals, **stop, **plan}
+        parts = {"early_stop": early, "spikes": trainer.guard}
+        states = {name: part.get_state() for name, part in parts.items() if part}
+        return {"totals": totals, **states, **plan}
 
     if first > steps:
         raise CheckpointError(
@@ -178,6 +181,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
                 job.checkpoint.at_end,
                 state,
             ),
+            *_samples(job, data, model, progress),
         ],
         level,
         data.bytes_per_token,
@@ -203,6 +207,15 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     why = {"stopped": ended} if ended else {}
     write_end(run_dir / "done.json", comm, {"steps": made, **why})
     return 0
+
+
+def _samples(
+    job: config.Job, data: Data, model: Model, progress: Progress
+) -> list[Samples]:
+    every = job.train.sample_every
+    if every is None:
+        return []
+    return [Samples(every, lambda: sample(job, data, model), progress.say)]
 
 
 def _early_stopping(job: config.Job) -> EarlyStopping | None:
@@ -252,6 +265,8 @@ def _prepare(job: config.Job, comm: Communicator) -> tuple[Data, Model]:
 
     def make() -> tuple[Data, Model]:
         data = make_data(job)
+        if job.train.overfit_batches:
+            data = only_first_batches(job, data)
         return data, make_model(job, data.vocab_size, data.train.input_shape)
 
     made = make() if comm.rank == 0 else None
@@ -307,6 +322,8 @@ def _load(
         trainer.totals[...] = [float(total) for total in totals]
     if early is not None:
         early.set_state(state.get("early_stop", {}))
+    if trainer.guard is not None and "spikes" in state:
+        trainer.guard.set_state(state["spikes"])
     return int(step)
 
 

@@ -26,7 +26,8 @@ log = logging.getLogger("fastserve")
 class MetricsFile(Callback):
     """Appends a JSON object a line: training every ``every`` steps, and validation.
 
-    ``loss`` is the mean since the line before; ``step`` counts the steps made.
+    ``loss`` is the mean since the line before; ``step`` counts the steps made, and
+    ``skipped_steps`` those of them that the guard against spikes has skipped.
     """
 
     def __init__(self, path: Path, every: int) -> None:
@@ -34,9 +35,12 @@ class MetricsFile(Callback):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self.step = self.params["first_step"]
-        self._loss = self._rows = self._seconds = 0.0
+        self._begin_line()
         if self.rank == 0:
             self._forget_later_lines()
+
+    def _begin_line(self) -> None:
+        self._loss = self._rows = self._learnt = self._seconds = 0.0
 
     def _forget_later_lines(self) -> None:
         """Drop the lines of steps that are about to be made again."""
@@ -60,22 +64,26 @@ class MetricsFile(Callback):
         if last is None:
             return
         self._seconds += time.perf_counter() - self._start
-        self._loss += last.loss * last.rows
         self._rows += last.rows
+        if not last.skipped:
+            self._loss += last.loss * last.rows
+            self._learnt += last.rows
         if self.step % self.every and self.step != self.params["total_steps"]:
             return
         rate = self._rows / max(self._seconds, 1e-9)
         tokens = self.params["tokens_per_sample"]
+        guard = self.model.trainer.guard if self.model.trainer else None
         self._write(
             {
-                "loss": self._loss / self._rows,
+                "loss": self._loss / self._learnt if self._learnt else math.nan,
                 "grad_norm": last.grad_norm,
                 "learning_rate": last.learning_rate,
                 "tokens_per_s" if tokens else "samples_per_s": rate * (tokens or 1),
                 "gflops": rate * self.params["flops_per_sample"] / 1e9,
+                **({"skipped_steps": guard.skipped} if guard else {}),
             }
         )
-        self._loss = self._rows = self._seconds = 0.0
+        self._begin_line()
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         validation = {k: v for k, v in (logs or {}).items() if k.startswith("val_")}
