@@ -335,7 +335,7 @@ import fastserve.worker as worker
 from fastserve.models import GPT
 generate = GPT.generate
 def slow(self, *args, **options):
-    time.sleep(3)
+    time.sleep(2)
     return generate(self, *args, **options)
 GPT.generate = slow
 raise SystemExit(worker.main(["job.yaml", "--set", "comm.timeout=1"]))

@@ -113,8 +113,9 @@ class Progress(Callback):
         rate = self._rows / max(self.seconds, 1e-9)
         tokens = self.params["tokens_per_sample"]
         unit = "tokens/s" if tokens else "samples/s"
-        gflops = rate * self.params["flops_per_sample"] / 1e9
-        return f"{count(rate * (tokens or 1))} {unit}  {gflops:.3g} GFLOP/s"
+        shown = f"{count(rate * (tokens or 1))} {unit}"
+        flops = self.params["flops_per_sample"]
+        return f"{shown}  {rate * flops / 1e9:.3g} GFLOP/s" if flops else shown
 
     def say(self, text: str) -> None:
         """Print a line; a bar that is shown moves below it."""
