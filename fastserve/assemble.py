@@ -41,11 +41,17 @@ class Data:
     tokens: tuple[Array, Array] | None = None
     bytes_per_token: float | None = None
 
-    def baseline(self) -> float | None:
-        """Return the validation loss of a 2-gram model, in nats a token."""
+    def baseline(self, samples: int | None = None) -> float | None:
+        """Return the validation loss of a 2-gram model, in nats a token.
+
+        With ``samples`` only that of the first ones.
+        """
         if self.tokens is None or self.vocab_size is None or not len(self.tokens[1]):
             return None
-        return bigram_loss(*self.tokens, self.vocab_size)
+        train, validation = self.tokens
+        if samples is not None:
+            validation = validation[: samples * self.train.tokens_per_sample + 1]
+        return bigram_loss(train, validation, self.vocab_size)
 
 
 def make_data(job: config.Job) -> Data:

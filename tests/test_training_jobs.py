@@ -95,8 +95,8 @@ def test_measures_in_lines_and_records(alone: Path) -> None:
     assert "tokens/s  " in out
     assert "GFLOP/s" in out
     assert "step 4: val_loss " in out
-    assert "val_perplexity" in out.partition("trained")[2]
-    assert "val_bits_per_byte" in out.partition("trained")[2]
+    assert " nats a token, perplexity " in out.partition("trained")[2]
+    assert " bits a byte, " in out.partition("trained")[2]
 
 
 def test_samples(alone: Path) -> None:

@@ -216,7 +216,7 @@ def find(folder: Path, which: str) -> Path:
         there += [BEST] if (folder / BEST).exists() else []
         raise CheckpointError(
             f"expected a checkpoint {which!r} in {folder}",
-            f"complete or damaged there: {', '.join(there)}" if there else "none",
+            f"not there, or damaged; there are {', '.join(there) or 'none'}",
             "give best, latest, or the number of a step; best needs a run with "
             "checkpoint.best",
         )
