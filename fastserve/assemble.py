@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from fastserve.config import schema
 from fastserve.core import Array
 from fastserve.data.sampler import Sampler
 from fastserve.data.sources import ArraySource, Source, TokenSource, open_tokens
+from fastserve.data.subset import Subset, first_batches
 from fastserve.data.text import bigram_loss, load_text, split
 from fastserve.data.tokenizers import ByteTokenizer, CharTokenizer
 from fastserve.errors import DataError, ShapeError
@@ -29,6 +30,7 @@ class Data:
     Attributes:
         summary: one line for the start of the run.
         tokenizer: of a text, else None. tokens: (train, validation) of a text.
+        bytes_per_token: bytes of the validation text in UTF-8 / its tokens, if known.
     """
 
     train: Source
@@ -37,12 +39,19 @@ class Data:
     vocab_size: int | None = None
     tokenizer: CharTokenizer | ByteTokenizer | None = None
     tokens: tuple[Array, Array] | None = None
+    bytes_per_token: float | None = None
 
-    def baseline(self) -> float | None:
-        """Return the validation loss of a 2-gram model, in nats a token."""
+    def baseline(self, samples: int | None = None) -> float | None:
+        """Return the validation loss of a 2-gram model, in nats a token.
+
+        With ``samples`` only that of the first ones.
+        """
         if self.tokens is None or self.vocab_size is None or not len(self.tokens[1]):
             return None
-        return bigram_loss(*self.tokens, self.vocab_size)
+        train, validation = self.tokens
+        if samples is not None:
+            validation = validation[: samples * self.train.tokens_per_sample + 1]
+        return bigram_loss(train, validation, self.vocab_size)
 
 
 def make_data(job: config.Job) -> Data:
@@ -77,7 +86,18 @@ def _text(data: schema.TextData, block: int, seed: int) -> Data:
         tokenizer.vocab_size,
         tokenizer,
         (train, validation),
+        _bytes_per_token(tokenizer, validation),
     )
+
+
+def _bytes_per_token(
+    tokenizer: CharTokenizer | ByteTokenizer, tokens: Array
+) -> float | None:
+    """Return the mean length of ``tokens`` as text in UTF-8; None of no tokens."""
+    if isinstance(tokenizer, ByteTokenizer):
+        return 1.0
+    text = tokenizer.decode(tokens).encode("utf-8", "surrogatepass")
+    return len(text) / len(tokens) if len(tokens) else None
 
 
 def _tokens(data: schema.TokensData, block: int, seed: int) -> Data:
@@ -207,14 +227,52 @@ def make_model(
     return made
 
 
+def check_wishes(job: config.Job, data: Data, model: Model) -> None:
+    """Raise DataError if the job wants what needs other data than it has."""
+    wishes = {
+        "train.eval_batches": job.train.eval_batches,
+        "train.early_stop": job.train.early_stop,
+        "checkpoint.best": job.checkpoint.best,
+    }
+    for key, value in wishes.items():
+        if value and data.validation is None:
+            raise DataError(
+                f"expected validation data, as {key} is set",
+                "data without any",
+                f"add some, or leave {key} out",
+            )
+    if job.train.sample_every and data.tokens is None:
+        raise DataError(
+            "expected a text with its tokenizer, as train.sample_every is set",
+            data.summary,
+            "train on data.type text, or leave train.sample_every out",
+        )
+
+
 def make_sampler(job: config.Job, data: Data) -> Sampler:
     """Return the order of samples; with ``train.steps`` every batch is full."""
+    chosen = isinstance(data.train, Subset)
     return Sampler(
         data.train.samples,
         job.train.global_batch,
         job.seed,
-        job.train.shuffle,
+        job.train.shuffle and not chosen,
         wrap=job.train.steps is not None,
+    )
+
+
+def only_first_batches(job: config.Job, data: Data) -> Data:
+    """Return the data with just the first ``train.overfit_batches`` batches of the
+    training part, to train and to validate on."""
+    chosen = first_batches(
+        data.train, make_sampler(job, data), job.train.overfit_batches or 0
+    )
+    return replace(
+        data,
+        train=chosen,
+        validation=chosen,
+        summary=f"{data.summary}; {chosen.samples} samples of it to overfit",
+        bytes_per_token=None,
     )
 
 
@@ -248,6 +306,7 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
         wire=job.comm.wire,
         check_every=job.comm.check_every,
         bucket_bytes=int(job.comm.bucket_mb * 2**20),
+        spike_factor=job.train.spike_factor,
     )
 
 

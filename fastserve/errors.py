@@ -12,6 +12,7 @@ nothing of fastserve can catch it::
     ├── DataError          (ValueError)    a data set that can't be read or used
     ├── StateError         (RuntimeError)  a model that isn't built or compiled yet
     ├── NonFiniteError     (FloatingPointError)  a loss that is NaN or infinite
+    ├── LossSpikeError     (ArithmeticError)     a loss that stays far too high
     ├── CheckpointError    (RuntimeError)  a run that can't be written or read
     ├── CommError          (RuntimeError)  ranks that can't talk or don't agree
     └── LaunchError        (RuntimeError)  a job that can't be started
@@ -54,6 +55,10 @@ class StateError(FastserveError, RuntimeError):
 
 class NonFiniteError(FastserveError, FloatingPointError):
     """A loss, gradient or layer output became NaN or infinite."""
+
+
+class LossSpikeError(FastserveError, ArithmeticError):
+    """The loss of several steps in a row is far above that of those before."""
 
 
 class CheckpointError(FastserveError, RuntimeError):

@@ -79,26 +79,49 @@ def conclusion(
     history: dict[str, list[float]],
     run_dir: Path,
     progress: Progress,
+    best_step: int | None = None,
+    ended: str | None = None,
 ) -> str:
     """Return results, a sample of text, and what to type next."""
     lines = [f"trained  {duration(progress.seconds)}"]
+    lines += [f"stopped  {ended}"] if ended else []
     results = {k: v[-1] for k, v in history.items() if k.startswith("val_")}
-    for name, value in results.items():
-        lines.append(f"{name:8} {number(value)}")
-    baseline = data.baseline() if job.train.baseline and results else None
-    if baseline is not None:
-        better = "below" if results["val_loss"] < baseline else "NOT below"
-        lines[-1] += f" nats a token, {better} a 2-gram model's {number(baseline)}"
-    sample = _sample(job, data, model)
-    if sample:
-        lines += ["sample", *(f"  {line}" for line in sample.splitlines())]
+    loss = results.pop("val_loss", None)
+    if loss is not None:
+        lines.append(f"val_loss {number(loss)}{_meaning(job, data, loss, results)}")
+    lines += [f"{name:8} {number(value)}" for name, value in results.items()]
+    if best_step is not None:
+        where = short(run_dir / "checkpoints" / "best")
+        lines.append(f"best     of step {best_step}, in {where}")
+    text = sample(job, data, model)
+    if text:
+        lines += ["sample", *(f"  {line}" for line in text.splitlines())]
     lines.append(f"run      {short(run_dir)}")
     if isinstance(model, GPT) and data.tokenizer is not None:
         lines.append(f"next     fastserve generate {short(run_dir)} --prompt 'The '")
     return "\n".join(lines)
 
 
-def _sample(job: config.Job, data: Data, model: Model) -> str:
+def _meaning(
+    job: config.Job, data: Data, loss: float, results: dict[str, float]
+) -> str:
+    """Return what a language model's loss means; takes it out of ``results``."""
+    if "val_perplexity" not in results:
+        return ""
+    parts = [" nats a token", f"perplexity {number(results.pop('val_perplexity'))}"]
+    if "val_bits_per_byte" in results:
+        parts.append(f"{number(results.pop('val_bits_per_byte'))} bits a byte")
+    t = job.train
+    samples = t.eval_batches and t.eval_batches * t.global_batch
+    compared = t.baseline and not t.overfit_batches
+    baseline = data.baseline(samples) if compared else None
+    if baseline is not None:
+        better = "below" if loss < baseline else "NOT below"
+        parts.append(f"{better} a 2-gram model's {number(baseline)}")
+    return ", ".join(parts)
+
+
+def sample(job: config.Job, data: Data, model: Model) -> str:
     """Return text that the model goes on with after a piece of the validation text."""
     tokens, tokenizer = data.tokens, data.tokenizer
     if not isinstance(model, GPT) or tokens is None or tokenizer is None:

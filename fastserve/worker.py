@@ -16,22 +16,27 @@ from typing import Any
 from fastserve import config, environment
 from fastserve.assemble import (
     Data,
+    check_wishes,
     compile_model,
     make_data,
     make_model,
     make_sampler,
+    only_first_batches,
     total_steps,
 )
 from fastserve.comm import Communicator, init
 from fastserve.data.tokenizers import tokenizer_from_json
 from fastserve.errors import CheckpointError, DataError, FastserveError
 from fastserve.models import GPT, Model
-from fastserve.summary import conclusion, introduction
+from fastserve.summary import conclusion, introduction, sample
 from fastserve.training import checkpoint, files
 from fastserve.training.balance import Balance
+from fastserve.training.callbacks import EarlyStopping
+from fastserve.training.language import language_measures
 from fastserve.training.loop import Schedule, run
 from fastserve.training.progress import Progress
 from fastserve.training.records import (
+    BestCheckpoint,
     Checkpoints,
     MetricsFile,
     describe_error,
@@ -40,6 +45,7 @@ from fastserve.training.records import (
     write_end,
     write_error,
 )
+from fastserve.training.samples import Samples
 
 USAGE = 2
 STOPPED_EARLY = 75
@@ -116,11 +122,21 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     sampler = make_sampler(job, data)
     steps = total_steps(job, sampler)
     compile_model(job, model, steps)
+    check_wishes(job, data, model)
     trainer = model.prepare(data.train)
     if data.validation is not None:
         model.check_source(data.validation)
     plan = {"global_batch": job.train.global_batch, "samples": data.train.samples}
-    first = _load(options, run_dir, model, data, comm, plan)
+    early = _early_stopping(job)
+    first = _load(options, run_dir, model, data, comm, plan, early)
+
+    def state() -> dict[str, Any]:
+        # as text, because JSON has no NaN and no infinity
+        totals = [repr(total) for total in trainer.totals.tolist()]
+        parts = {"early_stop": early, "spikes": trainer.guard}
+        states = {name: part.get_state() for name, part in parts.items() if part}
+        return {"totals": totals, **states, **plan}
+
     if first > steps:
         raise CheckpointError(
             f"--resume: expected a checkpoint of at most {steps} steps",
@@ -140,8 +156,10 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
         or (sampler.steps_per_epoch if job.train.epochs else steps),
         steps,
         first,
+        validation_batches=job.train.eval_batches,
     )
     comm.timeout = job.comm.timeout
+    best = BestCheckpoint(run_dir / "checkpoints", state)
     history = run(
         model,
         trainer,
@@ -154,19 +172,24 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
             progress,
             Balance(),
             MetricsFile(run_dir / "metrics.jsonl", job.train.log_every),
+            *([early] if early else []),  # before those that save its state
+            *([best] if job.checkpoint.best else []),
             Checkpoints(
                 run_dir / "checkpoints",
                 job.checkpoint.every,
                 job.checkpoint.keep,
                 job.checkpoint.at_end,
-                plan,
+                state,
             ),
+            *_samples(job, data, model, progress),
         ],
         level,
+        data.bytes_per_token,
     )
     comm.timeout = None  # what follows is rank 0's alone, and may take its time
     made = trainer.optimizer.step
-    if made < steps:
+    ended = _why_early(early, made, schedule) if early else None
+    if made < steps and not ended:
         launched = environment.setting("JOB") is not None
         if comm.rank == 0:
             cure = "" if launched else "; --resume auto goes on"
@@ -176,9 +199,38 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
         # another status than 0, so the launcher gives it to the user.
         return 0 if launched else STOPPED_EARLY
     if comm.rank == 0:
-        print(conclusion(job, data, model, history.history, run_dir, progress))
-    write_end(run_dir / "done.json", comm, {"steps": made})
+        print(
+            conclusion(
+                job, data, model, history.history, run_dir, progress, best.step, ended
+            )
+        )
+    why = {"stopped": ended} if ended else {}
+    write_end(run_dir / "done.json", comm, {"steps": made, **why})
     return 0
+
+
+def _samples(
+    job: config.Job, data: Data, model: Model, progress: Progress
+) -> list[Samples]:
+    every = job.train.sample_every
+    if every is None:
+        return []
+    return [Samples(every, lambda: sample(job, data, model), progress.say)]
+
+
+def _early_stopping(job: config.Job) -> EarlyStopping | None:
+    patience = job.train.early_stop
+    return None if patience is None else EarlyStopping(patience=patience)
+
+
+def _why_early(early: EarlyStopping, made: int, schedule: Schedule) -> str | None:
+    """Return why the training has ended before its last step; None if it hasn't."""
+    if not early.stopped_epoch:
+        return None
+    when = (early.best_epoch + 1) * schedule.steps_per_epoch
+    times = "1 validation" if early.wait == 1 else f"{early.wait} validations"
+    best = "" if early.best is None else f" than {early.best:.4f} at step {when}"
+    return f"after step {made}: {times} without a lower loss{best} (train.early_stop)"
 
 
 def _agree(options: argparse.Namespace, comm: Communicator) -> tuple[config.Job, Path]:
@@ -213,6 +265,8 @@ def _prepare(job: config.Job, comm: Communicator) -> tuple[Data, Model]:
 
     def make() -> tuple[Data, Model]:
         data = make_data(job)
+        if job.train.overfit_batches:
+            data = only_first_batches(job, data)
         return data, make_model(job, data.vocab_size, data.train.input_shape)
 
     made = make() if comm.rank == 0 else None
@@ -227,6 +281,7 @@ def _load(
     data: Data,
     comm: Communicator,
     plan: dict[str, int],
+    early: EarlyStopping | None,
 ) -> int:
     """Load the checkpoint to go on from, if any; return the steps already made."""
     if not options.resume:
@@ -257,15 +312,18 @@ def _load(
                     "take the same again, or start a new run",
                 )
         _clear_later(run_dir, trainer.optimizer.step, options.overwrite)
-    step, totals = comm.broadcast_obj(
-        (trainer.optimizer.step, state["totals"]) if state else (0, None)
-    )
+    step, state = comm.broadcast_obj((trainer.optimizer.step, state or {}))
     comm.broadcast(trainer.store.values)
     for vector in trainer.optimizer.state.values():
         comm.broadcast(vector)
     trainer.optimizer.step = step
-    if totals is not None and len(totals) == len(trainer.totals):
+    totals = state.get("totals", ())
+    if len(totals) == len(trainer.totals):
         trainer.totals[...] = [float(total) for total in totals]
+    if early is not None:
+        early.set_state(state.get("early_stop", {}))
+    if trainer.guard is not None and "spikes" in state:
+        trainer.guard.set_state(state["spikes"])
     return int(step)
 
 
@@ -282,6 +340,10 @@ def _clear_later(run_dir: Path, step: int, overwrite: bool) -> None:
             ", ".join(sorted(f.name for f in later)),
             "remove them with --overwrite, or take another name with --set name=NAME",
         )
+    best = run_dir / "checkpoints" / checkpoint.BEST
+    known = checkpoint.read_state(best)
+    if overwrite and known and known["step"] > step:
+        later.append(best)
     for folder in later:
         shutil.rmtree(folder)
 
@@ -354,6 +416,17 @@ def load_newest_weights(run_dir: Path, model: Model) -> None:
         )
 
 
+def load_weights(run_dir: Path, model: Model, which: str = checkpoint.LATEST) -> None:
+    """Load the weights of one of the run's checkpoints: ``best``, ``latest``, or a
+    step's number; raises CheckpointError if it isn't there."""
+    if which == checkpoint.LATEST:
+        load_newest_weights(run_dir, model)
+    else:
+        checkpoint.load(
+            checkpoint.find(run_dir / "checkpoints", which), model.store, None
+        )
+
+
 def generate(
     run: str,
     prompt: str,
@@ -362,6 +435,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    which: str = checkpoint.LATEST,
 ) -> str:
     """Return ``prompt`` and the text that the run's model goes on with."""
     run_dir, job = open_job(run)
@@ -375,13 +449,13 @@ def generate(
     tokenizer = tokenizer_from_json(json.loads(path.read_text("utf-8")))
     model = make_model(job, tokenizer.vocab_size)
     assert isinstance(model, GPT)  # only a gpt's run has a tokenizer
-    load_newest_weights(run_dir, model)
+    load_weights(run_dir, model, which)
     start = tokenizer.encode(prompt or "\n").tolist()
     made = model.generate(start, tokens, temperature, top_k, top_p, seed)
     return prompt + tokenizer.decode(made)
 
 
-def evaluate(run: str) -> dict[str, float]:
+def evaluate(run: str, which: str = checkpoint.LATEST) -> dict[str, float]:
     """Return loss and metrics of the run's model on its validation data."""
     run_dir, job = open_job(run)
     data = make_data(job)
@@ -393,7 +467,10 @@ def evaluate(run: str) -> dict[str, float]:
             "set data.validation_split or a validation file in the job",
         )
     model = make_model(job, data.vocab_size, data.train.input_shape)
-    load_newest_weights(run_dir, model)
+    load_weights(run_dir, model, which)
     compile_model(job, model, total_steps(job, make_sampler(job, data)))
     trainer = model.prepare(data.validation)
-    return trainer.evaluate(data.validation, job.train.global_batch)
+    results = trainer.evaluate(data.validation, job.train.global_batch)
+    return results | language_measures(
+        results["loss"], trainer.loss, data.validation, data.bytes_per_token
+    )

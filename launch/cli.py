@@ -49,6 +49,14 @@ _launcher = click.option(
     type=click.Choice(["auto", "local", "openmpi", "mpich", "slurm"]),
     help="What starts the ranks; auto takes the MPI of this environment.",
 )
+_checkpoint = click.option(
+    "--checkpoint",
+    "which",
+    default="latest",
+    show_default=True,
+    metavar="best|latest|N",
+    help="Which checkpoint: of the lowest validation loss, the newest, or of step N.",
+)
 _Command = TypeVar("_Command", bound=Callable[..., int])
 
 
@@ -254,6 +262,7 @@ def env() -> int:
     help="Choose among the likeliest that together have this probability.",
 )
 @click.option("--seed", default=0, type=click.IntRange(0), show_default=True)
+@_checkpoint
 def generate(
     run: str,
     prompt: str,
@@ -262,24 +271,26 @@ def generate(
     top_k: int | None,
     top_p: float | None,
     seed: int,
+    which: str,
 ) -> int:
     """Generate text with the model of a run folder."""
     _prepare()
     from fastserve import worker
 
-    text = worker.generate(run, prompt, tokens, temperature, top_k, top_p, seed)
+    text = worker.generate(run, prompt, tokens, temperature, top_k, top_p, seed, which)
     click.echo(text)
     return 0
 
 
 @cli.command()
 @click.argument("run")
-def evaluate(run: str) -> int:
+@_checkpoint
+def evaluate(run: str, which: str) -> int:
     """Evaluate the model of a run folder on its validation data."""
     _prepare()
     from fastserve import worker
 
-    for name, value in worker.evaluate(run).items():
+    for name, value in worker.evaluate(run, which).items():
         click.echo(f"{name} {value:.6g}")
     return 0
 

@@ -537,7 +537,7 @@ FAULTS = [
         2,
         "checkpoint:",
         2,
-        "checkpoint: expected a section with the keys every, keep or at_end, "
+        "checkpoint: expected a section with the keys every, keep, at_end or best, "
         "received nothing (null)",
     ),
     (

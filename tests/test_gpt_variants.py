@@ -10,11 +10,11 @@ import pytest
 from gradcheck import check_layer, frozen
 
 import fastserve as fs
-from fastserve.bench.step import step_flops
 from fastserve.core import StepKey
 from fastserve.data import TokenSource
 from fastserve.errors import ArgumentError, UnknownNameError
 from fastserve.models import GPT, load_model
+from fastserve.training.flops import flops_per_sample
 
 REFERENCE: dict[str, np.ndarray[Any, Any]] = dict(
     np.load(Path(__file__).parent / "references" / "gpt.npz")
@@ -216,12 +216,12 @@ def test_wrong_options(keys: dict[str, Any], kind: type[Exception], part: str) -
 
 
 @options
-def test_the_benchmark_counts_every_product(keys: dict[str, Any]) -> None:
+def test_every_product_is_counted(keys: dict[str, Any]) -> None:
     model = GPT(**SHAPE, **keys)
     used = [p for p in model.store.parameters if len(p.shape) == 2]
     tied = model.options_of_gpt["tied"]
     looked_up = {"positions.embeddings"} | (set() if tied else {"tokens.embeddings"})
     weights = sum(p.size for p in used if p.path not in looked_up)
     attention = 2 * 16 * 12 * 2  # queries x keys, weights x values; half of each
-    expected = 3 * 5 * 12 * (2 * weights + attention)
-    assert step_flops(5, SHAPE | keys) == expected
+    expected = 3 * 12 * (2 * weights + attention)
+    assert flops_per_sample(model.root) == expected

@@ -159,8 +159,8 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append(arguments)
         return "some text"
 
-    def evaluate(run: str) -> dict[str, float]:
-        calls.append(run)
+    def evaluate(*arguments: object) -> dict[str, float]:
+        calls.append(arguments)
         return {"loss": 1.25, "perplexity": 3.4903}
 
     modules = {
@@ -187,13 +187,14 @@ def test_generate_passes_its_options_on(called: list[Any]) -> None:
     words = ["generate", "runs/x", "--prompt", "a", "--tokens", "5", "--top-k", "3"]
     result = CliRunner().invoke(cli.cli, [*words, "--temperature", "0", "--seed", "7"])
     assert result.output == "some text\n"
-    assert called == ["Zen", ("runs/x", "a", 5, 0.0, 3, None, 7)]
+    assert called == ["Zen", ("runs/x", "a", 5, 0.0, 3, None, 7, "latest")]
 
 
 def test_evaluate_prints_each_value(called: list[Any]) -> None:
-    result = CliRunner().invoke(cli.cli, ["evaluate", "runs/x"])
+    words = ["evaluate", "runs/x", "--checkpoint", "best"]
+    result = CliRunner().invoke(cli.cli, words)
     assert result.output == "loss 1.25\nperplexity 3.4903\n"
-    assert called == ["Zen", "runs/x"]
+    assert called == ["Zen", ("runs/x", "best")]
 
 
 def test_bench_step_passes_its_options_on(called: list[Any]) -> None:

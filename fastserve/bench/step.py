@@ -20,8 +20,8 @@ from fastserve.bench.peer import INSTALL, import_torch, torch_gpt, torch_step
 from fastserve.core import Array
 from fastserve.data.sources import Batch, Source
 from fastserve.models import GPT
-from fastserve.models.gpt_options import OPTIONAL, resolve
 from fastserve.optimizers import AdamW
+from fastserve.training.flops import flops_per_sample
 
 SHAPES: dict[str, dict[str, Any]] = {
     # nanoGPT's recipe for CPUs, its one for a GPU, and GPT-2's smallest
@@ -59,25 +59,6 @@ def sgemm_peak(size: int = 2048, repeats: int = 5) -> float:
     return float(2e-9 * size**3 / min(seconds))
 
 
-def step_flops(batch: int, shape: dict[str, Any]) -> float:
-    """Return the floating-point operations of a step's matrix products.
-
-    Two for each weight and token forward, twice that backward; of the attention only
-    what lies below the diagonal. Look-ups and element-wise work don't count.
-    ``shape`` holds options of ``GPT``; those left out have their defaults.
-    """
-    given = {"variant": "gpt2", "dropout": 0.0, "epsilon": 1e-5, "rope_theta": 1e4}
-    unset = dict.fromkeys(OPTIONAL) | given | shape
-    o = resolve(unset)
-    width, time_, layers = o["n_embd"], o["block_size"], o["n_layer"]
-    heads = o["n_head"] + 2 * o["n_kv_head"]
-    qkv_and_output = width * (width // o["n_head"] * heads + width)
-    mlp = (3 if o["mlp"] == "swiglu" else 2) * width * o["ff_dim"]
-    weights = layers * (qkv_and_output + mlp) + o["vocab_size"] * width
-    attention = 2 * layers * width * time_
-    return 3.0 * batch * time_ * (2 * weights + attention)
-
-
 def step(
     shape: str = "medium",
     json: bool = False,
@@ -105,7 +86,7 @@ def step(
             start = time.perf_counter()
             losses[name].append(run())
             seconds[name].append(time.perf_counter() - start)
-    result = _result(options, batch, seconds, losses, model.count_params)
+    result = _result(options, batch, seconds, losses, model)
     print(json_module.dumps(result) if json else _table(result))
     return result
 
@@ -136,9 +117,10 @@ def _result(
     batch: int,
     seconds: dict[str, list[float]],
     losses: dict[str, list[float]],
-    weights: int,
+    model: GPT,
 ) -> dict[str, Any]:
-    tokens, flops = batch * shape["block_size"], step_flops(batch, shape)
+    tokens = batch * shape["block_size"]
+    flops = batch * flops_per_sample(model.root)
     peak = sgemm_peak()
     ours = seconds["fastserve"]
     sides = {}
@@ -154,7 +136,7 @@ def _result(
             "loss": losses[name][-1],
         }
     return {
-        "model": {**shape, "weights": weights},
+        "model": {**shape, "weights": model.count_params},
         "batch": batch,
         "repeats": len(ours),
         "sgemm_gflops": peak,

@@ -100,8 +100,39 @@ def _micro_batch(job: _Keys) -> None:
 def _validation(job: _Keys) -> None:
     keys = {"text": "data.validation_split", "tokens": "data.validation"}
     key = keys.get(job["data.type"])
-    if key and job["train.eval_every"] is not None and not job[key]:
-        job.fault(key, "validation data, as train.eval_every is set", job[key])
+    if key is None or job[key] or job["train.overfit_batches"]:
+        return
+    for wish in _NEED_VALIDATION:
+        if job[wish]:
+            job.fault(key, f"validation data, as {wish} is set", job[key])
+            return
+
+
+_NEED_VALIDATION = (
+    "train.eval_every",
+    "train.eval_batches",
+    "train.early_stop",
+    "checkpoint.best",
+)
+
+
+def _early_stop(job: _Keys) -> None:
+    wanted = job["train.early_stop"] is not None and job["train.steps"] is not None
+    if wanted and job["train.eval_every"] is None:
+        expected = "steps between validations, as train.early_stop is set"
+        job.fault("train.eval_every", expected, None)
+
+
+def _samples(job: _Keys) -> None:
+    every = job["train.sample_every"]
+    if every is None:
+        return
+    if job["model.type"] != "gpt":
+        expected = "null for a model that isn't of type gpt"
+        job.fault("train.sample_every", expected, every)
+    elif not job["train.sample_tokens"]:
+        expected = "more than 0, as train.sample_every is set"
+        job.fault("train.sample_tokens", expected, 0)
 
 
 def _nesterov(job: _Keys) -> None:
@@ -224,6 +255,8 @@ _CHECKS = (
     _length,
     _micro_batch,
     _validation,
+    _early_stop,
+    _samples,
     _nesterov,
     _warmup,
     _decay,

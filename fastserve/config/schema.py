@@ -49,6 +49,7 @@ Level = Annotated[int, Field(ge=2, le=2**32), BeforeValidator(_integral)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+SpikeFactor = Annotated[float, Field(gt=1)]
 Factor = Annotated[float, Field(gt=0, le=1)]
 Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
@@ -280,12 +281,35 @@ class Train(Section):
     eval_every: Count | None = Field(
         default=None, description="Steps between validations; null: only at the end."
     )
+    eval_batches: Count | None = Field(
+        default=None,
+        description="Global batches of a validation, always the first ones; null: all.",
+    )
+    early_stop: Count | None = Field(
+        default=None,
+        description="Validations without a lower loss after which the job ends as "
+        "complete; null: it makes all steps.",
+    )
+    overfit_batches: Count | None = Field(
+        default=None,
+        description="Train on so many first batches again and again, and validate on "
+        "the same, to find faults; null: on all data.",
+    )
+    spike_factor: SpikeFactor | None = Field(
+        default=None,
+        description="Skip steps whose loss exceeds this factor x the median of the 50 "
+        "before, or isn't finite; null: skip none, and end when it isn't finite.",
+    )
     log_every: Count = Field(default=10, description="Steps between two logged lines.")
     shuffle: bool = Field(
         default=True, description="Shuffle the samples in every epoch."
     )
     sample_tokens: Natural = Field(
         default=200, description="Tokens of text that a gpt shows at the end; 0: none."
+    )
+    sample_every: Count | None = Field(
+        default=None,
+        description="Steps between such texts during training; null: only at the end.",
     )
     baseline: bool = Field(
         default=True,
@@ -411,6 +435,10 @@ class Checkpoint(Section):
     keep: Count = Field(default=2, description="Newest checkpoints that are kept.")
     at_end: bool = Field(
         default=True, description="Save once more after the last step."
+    )
+    best: bool = Field(
+        default=False,
+        description="Also keep the checkpoint of the lowest validation loss, as best.",
     )
 
 

@@ -213,6 +213,8 @@ class Model:
         sample_weight: Any = None,
         initial_epoch: int = 0,
         validation_freq: int = 1,
+        *,
+        validation_steps: int | None = None,
     ) -> History:
         """Train for the epochs from ``initial_epoch`` up to ``epochs``.
 
@@ -225,6 +227,7 @@ class Model:
             validation_data: (x, y), (x, y, sample_weight) or a ``Source``.
             class_weight: class -> weight of its samples' losses.
             sample_weight: (samples,) weights of the losses.
+            validation_steps: batches of a validation, always the first; None: all.
 
         Returns:
             History with ``history['loss']`` and so on, one value an epoch.
@@ -239,10 +242,12 @@ class Model:
                 f"initial_epoch={initial_epoch}, epochs={epochs}",
                 "epochs is the number of the final epoch",
             )
-        if validation_freq < 1:
-            raise ArgumentError(
-                "fit: expected a validation_freq of 1 or more", f"{validation_freq}"
-            )
+        for name, value in (
+            ("validation_freq", validation_freq),
+            ("validation_steps", validation_steps),
+        ):
+            if value is not None and value < 1:
+                raise ArgumentError(f"fit: expected a {name} of 1 or more", f"{value}")
         batch_size = 32 if batch_size is None else batch_size
         callbacks = [callbacks] if isinstance(callbacks, Callback) else callbacks or ()
         source, held_out = self._split(x, y, sample_weight, validation_split)
@@ -261,7 +266,11 @@ class Model:
         self._epochs_made = sampler.first_epoch + epochs
         steps = sampler.steps_per_epoch
         schedule = Schedule(
-            steps, epochs * steps, initial_epoch * steps, validation_freq
+            steps,
+            epochs * steps,
+            initial_epoch * steps,
+            validation_freq,
+            validation_steps,
         )
         level = _verbosity(verbose)
         shown = [Progress(level)] if level else []

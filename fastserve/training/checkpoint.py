@@ -5,6 +5,7 @@
     checkpoints/step-00000200/model.safetensors      a tensor {path} per parameter
                               optimizer.safetensors  a tensor {slot}/{path} per slot
                               state.json             step, state, sizes and checksums
+    checkpoints/best/                                the same, of the best validation
     checkpoints/latest                               name of the newest, for scripts
 
 A checkpoint is written to ``.step-00000200.tmp-<pid>``, synced to the disk and renamed,
@@ -44,18 +45,21 @@ from fastserve.training.files import (
 )
 
 __all__ = [
+    "find",
     "load",
     "load_newest",
     "load_weights",
     "newest",
     "read_metadata",
+    "read_state",
     "save",
+    "save_best",
     "save_weights",
     "write_atomically",
 ]
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-LATEST = "latest"
+LATEST, BEST = "latest", "best"
 FORMAT = 1  # of state.json and of the tensors' names
 
 _NAME = re.compile(r"step-(\d{8,})(\.old)?")
@@ -101,22 +105,50 @@ def save(
             "expected a step of 0 or more and keep of 1 or more",
             f"step {step}, keep {keep}",
         )
-    body = _body(step, optimizer, state)
-    tensors = {MODEL: _parameters(store), OPTIMIZER: _slots(store, optimizer)}
     target = Path(folder) / f"step-{step:08d}"
     with writing(target):
-        clean(target.parent, rf"{_NAME.pattern}|{LATEST}")
-        with temporary(target) as made:
-            for name, views in tensors.items():
-                _write_tensors(made / name, views)
-                body["files"][name] = _fingerprint(made / name)
-            write(made / STATE, _encode(body))
-            sync(made)
-            put_folder(made, target)
-        _read_state(target)
+        _write_folder(target, step, store, optimizer, state)
         replace(target.parent / LATEST, lambda p: write(p, f"{target.name}\n"))
         _prune(target, keep)
     return target
+
+
+def save_best(
+    folder: Path,
+    step: int,
+    store: ParameterStore,
+    optimizer: OptimizerState,
+    state: dict[str, Any],
+) -> Path:
+    """Write ``best``, a checkpoint as ``save`` makes it, but which nothing prunes.
+
+    The one before is there until the new one is complete. Raises as ``save``.
+    """
+    target = Path(folder) / BEST
+    with writing(target):
+        _write_folder(target, step, store, optimizer, state)
+        discard(target.with_name(f"{BEST}.old"))
+    return target
+
+
+def _write_folder(
+    target: Path,
+    step: int,
+    store: ParameterStore,
+    optimizer: OptimizerState,
+    state: dict[str, Any],
+) -> None:
+    body = _body(step, optimizer, state)
+    tensors = {MODEL: _parameters(store), OPTIMIZER: _slots(store, optimizer)}
+    clean(target.parent, rf"{_NAME.pattern}|{LATEST}|{BEST}(?:\.old)?")
+    with temporary(target) as made:
+        for name, views in tensors.items():
+            _write_tensors(made / name, views)
+            body["files"][name] = _fingerprint(made / name)
+        write(made / STATE, _encode(body))
+        sync(made)
+        put_folder(made, target)
+    _read_state(target)
 
 
 def load(
@@ -155,6 +187,40 @@ def newest(folder: Path) -> Path | None:
     Their contents are checked by ``load``.
     """
     return next(filter(_complete, _candidates(Path(folder))), None)
+
+
+def read_state(path: Path) -> dict[str, Any] | None:
+    """Return what ``load`` would return; None if there is no complete checkpoint."""
+    try:
+        body = _read_state(Path(path))
+    except CheckpointError:
+        return None
+    return {**body["state"], "step": body["step"]}
+
+
+def find(folder: Path, which: str) -> Path:
+    """Return the checkpoint ``best``, ``latest``, or of a step's number.
+
+    Raises CheckpointError, which lists what there is, if it isn't there or isn't
+    complete.
+    """
+    folder, paths = Path(folder), []
+    if which == LATEST:
+        paths = _candidates(folder)
+    elif which == BEST or which.isdecimal():
+        name = BEST if which == BEST else f"step-{int(which):08d}"
+        paths = [folder / name, folder / f"{name}.old"]
+    found = next(filter(_complete, paths), None)
+    if found is None:
+        there = sorted({p.name.split(".")[0] for p in _candidates(folder)})
+        there += [BEST] if (folder / BEST).exists() else []
+        raise CheckpointError(
+            f"expected a checkpoint {which!r} in {folder}",
+            f"not there, or damaged; there are {', '.join(there) or 'none'}",
+            "give best, latest, or the number of a step; best needs a run with "
+            "checkpoint.best",
+        )
+    return found
 
 
 def load_newest(

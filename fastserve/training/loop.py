@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from fastserve.data.sampler import Sampler
 from fastserve.data.sources import Source
 from fastserve.training.callbacks import Callback, CallbackList, History
+from fastserve.training.flops import flops_per_sample
+from fastserve.training.language import language_measures
 from fastserve.training.step import StepResult, Trainer
 
 
@@ -19,6 +22,10 @@ class Trainable(Protocol):
     trainer: Trainer | None
     last_step: StepResult | None
 
+    def save(self, path: str | Path) -> None: ...
+
+    def save_weights(self, path: str | Path) -> None: ...
+
 
 @dataclass
 class Schedule:
@@ -28,12 +35,14 @@ class Schedule:
         steps_per_epoch: steps between two ends of an epoch; validation runs there.
         total_steps: the last epoch is cut short at this step.
         first_step: where a resumed run goes on.
+        validation_batches: batches of a validation, always the first ones; None: all.
     """
 
     steps_per_epoch: int
     total_steps: int
     first_step: int = 0
     validation_freq: int = 1
+    validation_batches: int | None = None
 
     @property
     def epochs(self) -> int:
@@ -50,8 +59,13 @@ def run(
     validation_batch: int | None = None,
     callbacks: Sequence[Callback] = (),
     verbose: int = 0,
+    bytes_per_token: float | None = None,
 ) -> History:
-    """Train until ``schedule`` ends or ``model.stop_training``; return the history."""
+    """Train until ``schedule`` ends or ``model.stop_training``; return the history.
+
+    Validation of tokens also gives ``val_perplexity`` and, with ``bytes_per_token``,
+    ``val_bits_per_byte``.
+    """
     history = History()
     params = {
         "epochs": schedule.epochs,
@@ -60,6 +74,10 @@ def run(
         "first_step": schedule.first_step,
         "total_steps": schedule.total_steps,
         "tokens_per_sample": source.tokens_per_sample,
+        "flops_per_sample": flops_per_sample(
+            trainer.root, source.input_shape[0] if source.input_shape else 1
+        ),
+        "do_validation": validation is not None,
         "verbose": verbose,
     }
     call = CallbackList([history, *callbacks], model, params)
@@ -86,7 +104,14 @@ def run(
         if step < end:
             break  # stopped within the epoch: it has no end
         if validation is not None and (epoch + 1) % schedule.validation_freq == 0:
-            results = trainer.evaluate(validation, validation_batch or sampler.batch)
+            results = trainer.evaluate(
+                validation,
+                validation_batch or sampler.batch,
+                schedule.validation_batches,
+            )
+            results |= language_measures(
+                results["loss"], trainer.loss, validation, bytes_per_token
+            )
             logs |= {f"val_{name}": value for name, value in results.items()}
         call("epoch_end", epoch, logs)
     call("train_end", logs)

@@ -71,25 +71,26 @@ class Progress(Callback):
         self.width = terminal_width() if self.verbose == 1 else None
         self.shown = self.rank == 0 and self.verbose > 0
         self.step = self.params["first_step"]
-        self._start = self._epoch_start = self._drawn = time.perf_counter()
+        self._start = self._drawn = time.perf_counter()
         self._rows = 0
-        self.waited = 0.0  # seconds of validation and saving, not part of the rate
+        self.seconds = 0.0  # of steps alone, without validation, samples and saving
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
-        now = time.perf_counter()
-        if self.whole and epoch > self.params["first_step"] // self.params["steps"]:
-            self.waited += now - self._epoch_ended
         if not self.whole:
-            self._start, self._rows, self.waited = now, 0, 0.0
+            self._start, self._rows, self.seconds = time.perf_counter(), 0, 0.0
         self._epoch = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        self._step_start = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self.step += 1
         last = self.model.last_step
         self._rows += last.rows if last else 0
+        now = time.perf_counter()
+        self.seconds += now - self._step_start
         if not self.shown:
             return
-        now = time.perf_counter()
         if self.width and now - self._drawn > 1 / REDRAWS:
             self._drawn = now
             self._draw(self._line(now, self._now(logs)))
@@ -97,24 +98,24 @@ class Progress(Callback):
             self.say(self._line(now, self._now(logs)))
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
-        self._epoch_ended = time.perf_counter()
         if self.shown and not (self.whole and not self.width and self.every):
-            self.say(self._line(self._epoch_ended, logs or {}, ended=True))
+            self.say(self._line(time.perf_counter(), logs or {}, ended=True))
         elif self.shown:
             validation = {k: v for k, v in (logs or {}).items() if k[:4] == "val_"}
             if validation:
                 self.say(f"step {self.step}: {describe(validation)}")
 
     def on_train_end(self, logs: Logs | None = None) -> None:
-        self.seconds = time.perf_counter() - self._start - self.waited
         self.clear()
 
-    def rate(self, now: float) -> str:
-        """Return tokens or samples a second."""
-        seconds = max(now - self._start - self.waited, 1e-9)
+    def rate(self) -> str:
+        """Return tokens or samples a second and GFLOP/s, of all ranks together."""
+        rate = self._rows / max(self.seconds, 1e-9)
         tokens = self.params["tokens_per_sample"]
         unit = "tokens/s" if tokens else "samples/s"
-        return f"{count(self._rows * (tokens or 1) / seconds)} {unit}"
+        shown = f"{count(rate * (tokens or 1))} {unit}"
+        flops = self.params["flops_per_sample"]
+        return f"{shown}  {rate * flops / 1e9:.3g} GFLOP/s" if flops else shown
 
     def say(self, text: str) -> None:
         """Print a line; a bar that is shown moves below it."""
@@ -143,7 +144,7 @@ class Progress(Callback):
         if self.width and not ended:
             filled = round(20 * done / of)
             parts.append("━" * filled + "╺" * (20 - filled))
-        parts += [describe(logs), self.rate(now)]
+        parts += [describe(logs), self.rate()]
         spent = now - self._start
         made = done - (self.params["first_step"] if self.whole else 0)
         if ended or not made:

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fastserve import environment
 from fastserve.comm import Communicator
 from fastserve.errors import FastserveError
 from fastserve.training import checkpoint, files
-from fastserve.training.callbacks import Callback, Logs
+from fastserve.training.callbacks import Callback, Logs, Monitor
 
 log = logging.getLogger("fastserve")
 
@@ -25,7 +26,8 @@ log = logging.getLogger("fastserve")
 class MetricsFile(Callback):
     """Appends a JSON object a line: training every ``every`` steps, and validation.
 
-    ``loss`` is the mean since the line before; ``step`` counts the steps made.
+    ``loss`` is the mean since the line before; ``step`` counts the steps made, and
+    ``skipped_steps`` those of them that the guard against spikes has skipped.
     """
 
     def __init__(self, path: Path, every: int) -> None:
@@ -33,10 +35,12 @@ class MetricsFile(Callback):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self.step = self.params["first_step"]
-        self._loss = self._rows = 0.0
-        self._since = time.perf_counter()
+        self._begin_line()
         if self.rank == 0:
             self._forget_later_lines()
+
+    def _begin_line(self) -> None:
+        self._loss = self._rows = self._learnt = self._seconds = 0.0
 
     def _forget_later_lines(self) -> None:
         """Drop the lines of steps that are about to be made again."""
@@ -51,34 +55,40 @@ class MetricsFile(Callback):
                 continue  # the last line of a run that was killed while writing it
         files.write_atomically(self.path, "".join(f"{line}\n" for line in kept))
 
+    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        self._start = time.perf_counter()
+
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self.step += 1
         last = self.model.last_step
         if last is None:
             return
-        self._loss += last.loss * last.rows
+        self._seconds += time.perf_counter() - self._start
         self._rows += last.rows
+        if not last.skipped:
+            self._loss += last.loss * last.rows
+            self._learnt += last.rows
         if self.step % self.every and self.step != self.params["total_steps"]:
             return
-        now = time.perf_counter()
-        rate = self._rows / max(now - self._since, 1e-9)
+        rate = self._rows / max(self._seconds, 1e-9)
         tokens = self.params["tokens_per_sample"]
+        guard = self.model.trainer.guard if self.model.trainer else None
         self._write(
             {
-                "loss": self._loss / self._rows,
+                "loss": self._loss / self._learnt if self._learnt else math.nan,
                 "grad_norm": last.grad_norm,
                 "learning_rate": last.learning_rate,
                 "tokens_per_s" if tokens else "samples_per_s": rate * (tokens or 1),
+                "gflops": rate * self.params["flops_per_sample"] / 1e9,
+                **({"skipped_steps": guard.skipped} if guard else {}),
             }
         )
-        self._loss = self._rows = 0.0
-        self._since = now
+        self._begin_line()
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         validation = {k: v for k, v in (logs or {}).items() if k.startswith("val_")}
         if validation:
             self._write(validation)
-        self._since = time.perf_counter()
 
     def _write(self, values: dict[str, float]) -> None:
         if self.rank == 0:
@@ -94,7 +104,11 @@ class MetricsFile(Callback):
 class Checkpoints(Callback):
     """Saves every ``every`` steps, and at the end or when the training is stopped.
 
-    ``plan`` holds what the number of a step depends on; it is stored and compared.
+    Where a validation comes after a step it is part of what is saved, so that a
+    resumed run needn't make it again.
+
+    Args:
+        state: returns what to save besides weights and optimizer, as JSON types.
     """
 
     def __init__(
@@ -103,10 +117,10 @@ class Checkpoints(Callback):
         every: int | None,
         keep: int,
         at_end: bool,
-        plan: dict[str, int],
+        state: Callable[[], dict[str, Any]],
     ) -> None:
         self.folder, self.every, self.keep = folder, every, keep
-        self.at_end, self.plan = at_end, plan
+        self.at_end, self.state = at_end, state
         self.saved: int | None = None
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
@@ -114,6 +128,14 @@ class Checkpoints(Callback):
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self.step += 1
+        ends = self.step == self.params["total_steps"]
+        if not ends and self.step % self.params["steps"]:
+            self._save_if_due()
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        self._save_if_due()
+
+    def _save_if_due(self) -> None:
         if self.every and self.step % self.every == 0:
             self._save()
 
@@ -126,15 +148,56 @@ class Checkpoints(Callback):
         self.saved = self.step
         trainer = self.model.trainer
         if self.rank == 0 and trainer is not None:
-            # as text, because JSON has no NaN and no infinity
-            state = {"totals": [repr(v) for v in trainer.totals.tolist()], **self.plan}
             checkpoint.save(
                 self.folder,
                 self.step,
                 trainer.store,
                 trainer.optimizer,
-                state,
+                self.state(),
                 self.keep,
+            )
+
+
+class BestCheckpoint(Monitor):
+    """Keeps the checkpoint with the lowest validation loss, apart from the others.
+
+    The loss to beat is the one of the checkpoint that is there, so a resumed run goes
+    on with it.
+    """
+
+    def __init__(self, folder: Path, state: Callable[[], dict[str, Any]]) -> None:
+        super().__init__("val_loss")
+        self.folder, self.state = folder, state
+        self.best: float | None = None
+        self.step: int | None = None  # where it is from
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        super().on_train_begin(logs)
+        trainer = self.model.trainer
+        if trainer is None:
+            return
+        found = None
+        if self.rank == 0:
+            for name in (checkpoint.BEST, f"{checkpoint.BEST}.old"):
+                found = found or checkpoint.read_state(self.folder / name)
+        self.best, self.step = trainer.comm.broadcast_obj(
+            (found.get("val_loss"), found["step"]) if found else (None, None)
+        )
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        value, trainer = self.current(logs), self.model.trainer
+        if value is None or trainer is None or not self.improves(value, self.best):
+            return
+        total = self.params["total_steps"]
+        step = min((epoch + 1) * self.params["steps"], total)
+        self.best, self.step = value, step
+        if self.rank == 0:
+            checkpoint.save_best(
+                self.folder,
+                step,
+                trainer.store,
+                trainer.optimizer,
+                {**self.state(), "val_loss": value},
             )
 
 

@@ -26,6 +26,7 @@ from fastserve.losses import Loss
 from fastserve.metrics import Metric
 from fastserve.optimizers import Optimizer, global_norm
 from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
+from fastserve.training.guard import LIMIT, SpikeGuard
 
 
 @dataclass
@@ -41,6 +42,8 @@ class Options:
         check_every: steps between comparisons of the ranks' parameters; 0: never.
         bucket_bytes: gradients that are summed at once; a bucket is closed when it
             holds this much.
+        spike_factor: a step is skipped if its loss is above this factor x the median
+            of the steps before, or isn't finite; see ``SpikeGuard``. None: never.
     """
 
     micro_batch: int | None = None
@@ -49,8 +52,13 @@ class Options:
     wire: str = "float32"
     check_every: int = 100
     bucket_bytes: int = BUCKET_BYTES
+    spike_factor: float | None = None
 
     def __post_init__(self) -> None:
+        if self.spike_factor is not None and not self.spike_factor > 1:
+            raise ArgumentError(
+                "expected a spike_factor above 1", f"{self.spike_factor}"
+            )
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ArgumentError("expected a micro_batch above 0", f"{self.micro_batch}")
 
@@ -63,6 +71,7 @@ class StepResult:
         loss: mean over the global batch.
         grad_norm: Euclidean norm of the whole gradient, before clipping.
         stop: some rank was asked to stop.
+        skipped: the weights were left as they were.
     """
 
     loss: float
@@ -70,6 +79,7 @@ class StepResult:
     learning_rate: float
     rows: int
     stop: bool
+    skipped: bool = False
 
 
 class Trainer:
@@ -106,6 +116,8 @@ class Trainer:
         self.loss = loss.with_logits() if self.fused else loss
         o = self.options
         self.sync = GradientSync(store, comm, o.algorithm, o.overlap, o.wire)
+        factor = o.spike_factor
+        self.guard = None if factor is None else SpikeGuard(factor)
         self.stop_requested = False
         self.busy, self.rows = 0.0, 0
         self._sum: Array | None = None  # gradients of earlier micro-batches
@@ -117,7 +129,7 @@ class Trainer:
 
     def train(self, source: Source, sampler: Sampler, step: int) -> StepResult:
         """Make step number ``step``; raises NonFiniteError before it would spoil
-        the weights."""
+        the weights, and LossSpikeError as ``SpikeGuard`` does."""
         start = perf_counter()
         rows, epochs = sampler.step(step)
         mine = share(len(rows), self.comm.rank, self.comm.size)
@@ -156,17 +168,24 @@ class Trainer:
         waited = self.sync.waited + perf_counter() - computed
         norm = global_norm(self.store.grads)
         loss = float(self._status[0]) / count
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        speaks = self.comm.rank == 0
+        guard = self.guard
+        skip = guard is not None and guard.refuses(step, loss, norm, speaks)
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if not finite and (guard is None or guard.in_a_row >= LIMIT):
             self._raise_nonfinite(batch, mine, step, loss)
         rate = self.optimizer.current_lr()
-        clip = self.clip_norm
-        self.optimizer.update(1.0 if not clip or norm <= clip else clip / norm)
-        self.totals += self._status
+        if skip:
+            self.optimizer.step += 1  # it counts: the next step has the next data
+        else:
+            clip = self.clip_norm
+            self.optimizer.update(1.0 if not clip or norm <= clip else clip / norm)
+            self.totals += self._status
         self.busy, self.rows = perf_counter() - start - waited, mine.stop - mine.start
         every = self.options.check_every
         if every and self.comm.size > 1 and (step + 1) % every == 0:
             check_replicas(self.store, self.comm, step)
-        return StepResult(loss, norm, rate, total, bool(self._status[2]))
+        return StepResult(loss, norm, rate, total, bool(self._status[2]), skip)
 
     def _accumulate(self, batch: Batch, mine: slice, scale: float) -> None:
         pieces = list(self._pieces(batch, mine))
@@ -211,11 +230,17 @@ class Trainer:
 
     # -- evaluation --------------------------------------------------------------
 
-    def evaluate(self, source: Source, batch_size: int) -> dict[str, float]:
-        """Return loss and metrics over all of ``source``, every sample once."""
+    def evaluate(
+        self, source: Source, batch_size: int, batches: int | None = None
+    ) -> dict[str, float]:
+        """Return loss and metrics over all of ``source``, every sample once.
+
+        With ``batches`` only so many are looked at, always the first ones.
+        """
         status = np.zeros_like(self._status)
         sampler = Sampler(source.samples, batch_size, 0, shuffle=False, wrap=False)
-        for step in range(sampler.steps_per_epoch):
+        steps = sampler.steps_per_epoch
+        for step in range(min(steps, batches or steps)):
             rows, epochs = sampler.step(step)
             mine = share(len(rows), self.comm.rank, self.comm.size)
             if mine.stop == mine.start:
