@@ -12,15 +12,19 @@ import numpy as np
 from fastserve import config, optimizers, schedules
 from fastserve.config import schema
 from fastserve.core import Array
+from fastserve.data.encode import EncodedText, encode_text
 from fastserve.data.sampler import Sampler
-from fastserve.data.sources import ArraySource, Source, TokenSource, open_tokens
+from fastserve.data.sources import ArraySource, Source, TokenSource
 from fastserve.data.subset import Subset, first_batches
-from fastserve.data.text import bigram_loss, load_text, split
-from fastserve.data.tokenizers import ByteTokenizer, CharTokenizer
+from fastserve.data.text import bigram_loss
+from fastserve.data.token_files import Shards, open_token_file
+from fastserve.data.tokenizers import Tokenizer
 from fastserve.errors import DataError, ShapeError
 from fastserve.models import GPT, Model, Sequential
 from fastserve.models.config import make_layer
 from fastserve.training.step import Options
+
+_BASELINE_TOKENS = 1 << 24
 
 
 @dataclass
@@ -37,8 +41,8 @@ class Data:
     validation: Source | None
     summary: str
     vocab_size: int | None = None
-    tokenizer: CharTokenizer | ByteTokenizer | None = None
-    tokens: tuple[Array, Array] | None = None
+    tokenizer: Tokenizer | None = None
+    tokens: tuple[Array | Shards, Array | Shards] | None = None
     bytes_per_token: float | None = None
 
     def baseline(self, samples: int | None = None) -> float | None:
@@ -51,11 +55,21 @@ class Data:
         train, validation = self.tokens
         if samples is not None:
             validation = validation[: samples * self.train.tokens_per_sample + 1]
-        return bigram_loss(train, validation, self.vocab_size)
+        if len(train) + len(validation) > _BASELINE_TOKENS:
+            return None  # it takes some 50 bytes of memory for each
+        whole = np.asarray(train), np.asarray(validation)
+        return bigram_loss(*whole, self.vocab_size)
 
 
-def make_data(job: config.Job) -> Data:
-    """Read the job's data. Raises DataError if it can't be used."""
+def make_data(
+    job: config.Job, encoded: EncodedText | None = None, check: bool = True
+) -> Data:
+    """Read the job's data, or take its text as ``read_text`` returned it.
+
+    Without ``check`` files of tokens aren't read to find wrong ones.
+
+    Raises DataError if it can't be used.
+    """
     data = job.data
     if isinstance(data, schema.ArraysData):
         return _arrays(data)
@@ -64,20 +78,23 @@ def make_data(job: config.Job) -> Data:
     assert isinstance(job.model, schema.GptModel)  # config pairs gpt with these
     block = job.model.block_size
     if isinstance(data, schema.TextData):
-        return _text(data, block, job.seed)
-    return _tokens(data, block, job.seed)
+        return _text(data, encoded or read_text(data), block, job.seed)
+    return _tokens(data, block, job.seed, check)
 
 
-def _text(data: schema.TextData, block: int, seed: int) -> Data:
-    text = load_text(data.source)
-    tokenizer: CharTokenizer | ByteTokenizer = (
-        ByteTokenizer() if data.tokenizer == "byte" else CharTokenizer.train(text)
-    )
-    train, validation = split(tokenizer.encode(text), data.validation_split)
-    unit = {"byte": "bytes", "char": "characters"}[data.tokenizer]
+def read_text(data: schema.TextData, kept: Tokenizer | None = None) -> EncodedText:
+    """Read and encode a job's text; ``kept`` is the tokenizer that its run has."""
+    split = data.validation_split
+    return encode_text(data.source, data.tokenizer, data.vocab_size, split, kept)
+
+
+def _text(data: schema.TextData, text: EncodedText, block: int, seed: int) -> Data:
+    train, validation, tokenizer = text.train, text.validation, text.tokenizer
+    unit = {"byte": "bytes", "char": "characters"}.get(data.tokenizer, "tokens")
     summary = (
         f"{data.source}, {len(train) + len(validation):,} {unit}, "
-        f"{tokenizer.vocab_size} different, the last {len(validation):,} to validate"
+        f"{tokenizer.vocab_size:,} different, "
+        f"the last {len(validation):,} to validate"
     )
     return Data(
         TokenSource(train, block, seed),
@@ -86,31 +103,27 @@ def _text(data: schema.TextData, block: int, seed: int) -> Data:
         tokenizer.vocab_size,
         tokenizer,
         (train, validation),
-        _bytes_per_token(tokenizer, validation),
+        text.bytes_per_token,
     )
 
 
-def _bytes_per_token(
-    tokenizer: CharTokenizer | ByteTokenizer, tokens: Array
-) -> float | None:
-    """Return the mean length of ``tokens`` as text in UTF-8; None of no tokens."""
-    if isinstance(tokenizer, ByteTokenizer):
-        return 1.0
-    text = tokenizer.decode(tokens).encode("utf-8", "surrogatepass")
-    return len(text) / len(tokens) if len(tokens) else None
-
-
-def _tokens(data: schema.TokensData, block: int, seed: int) -> Data:
-    vocabulary = data.vocab_size
-    train = open_tokens(data.train, vocabulary)
-    validation = None
+def _tokens(data: schema.TokensData, block: int, seed: int, check: bool) -> Data:
+    train = open_token_file(data.train, data.vocab_size, "train", check)
+    vocabulary, validation, per_token = train.vocab_size, None, None
     if data.validation is not None:
-        validation = open_tokens(data.validation, vocabulary)
+        validation = open_token_file(data.validation, vocabulary, "validation", check)
+        if validation.text_bytes is not None:
+            per_token = validation.text_bytes / len(validation.tokens)
+    held = f", {len(validation.tokens):,} to validate" if validation else ""
     return Data(
-        TokenSource(train, block, seed),
-        None if validation is None else TokenSource(validation, block, shift=False),
-        f"{data.train}, {len(train):,} tokens, vocabulary of {vocabulary:,}",
+        TokenSource(train.tokens, block, seed),
+        TokenSource(validation.tokens, block, shift=False) if validation else None,
+        f"{data.train}, {len(train.tokens):,} tokens{held}, vocabulary of "
+        f"{vocabulary:,}",
         vocabulary,
+        train.tokenizer,
+        (train.tokens, validation.tokens if validation else train.tokens[:0]),
+        per_token,
     )
 
 

@@ -15,7 +15,9 @@ from typing import Any
 from .explain import JobData
 from .faults import Faults, Path, did_you_mean, listed, show
 
-BUILT_IN_TEXTS = ("pydoc-topics",)
+BUILT_IN_TEXTS = ("pydoc-topics", "shakespeare", "gcide")
+_TOKEN_FILES = (".npy", ".bin", "manifest.json")
+TOKENIZERS = ("char", "byte", "bpe")
 
 
 class _Unknown(Exception):
@@ -135,6 +137,19 @@ def _samples(job: _Keys) -> None:
         job.fault("train.sample_tokens", expected, 0)
 
 
+def _vocabulary(job: _Keys) -> None:
+    if job["data.type"] != "text":
+        return
+    size, kind = job["data.vocab_size"], job["data.tokenizer"]
+    if kind == "bpe" and size is None:
+        job.fault(
+            "data.vocab_size", "a number such as 8192 for the tokenizer bpe", None
+        )
+    elif kind != "bpe" and size is not None:
+        expected = f"null, as the tokenizer {kind} has its own vocabulary"
+        job.fault("data.vocab_size", expected, size)
+
+
 def _nesterov(job: _Keys) -> None:
     if job["optimizer.nesterov"] and not job["optimizer.momentum"]:
         job.fault("optimizer.nesterov", "a momentum above 0 beside it", True)
@@ -221,8 +236,8 @@ def _files(job: _Keys) -> None:
         ("model", "python", "file", (".py",)),
         ("data", "python", "file", (".py",)),
         ("data", "text", "source", ()),
-        ("data", "tokens", "train", (".npy", ".bin")),
-        ("data", "tokens", "validation", (".npy", ".bin")),
+        ("data", "tokens", "train", _TOKEN_FILES),
+        ("data", "tokens", "validation", _TOKEN_FILES),
         ("data", "arrays", "file", (".npz",)),
     )
     for section, kind, key, endings in wanted:
@@ -231,12 +246,25 @@ def _files(job: _Keys) -> None:
                 _file(job, f"{section}.{key}", endings)
     with suppress(_Unknown):
         _file(job, "launch.hostfile", ())
+    with suppress(_Unknown):
+        if job["data.type"] == "text":
+            _tokenizer(job)
+
+
+def _tokenizer(job: _Keys) -> None:
+    given = job["data.tokenizer"]
+    if given not in TOKENIZERS and not os.path.exists(given):
+        expected = f"{listed(TOKENIZERS)}, or an existing tokenizer.json or folder"
+        hint = did_you_mean(given, TOKENIZERS)
+        job.fault("data.tokenizer", expected, given, hint)
 
 
 def _file(job: _Keys, key: str, endings: tuple[str, ...]) -> None:
     path = job[key]
     if path is None or (key == "data.source" and path in BUILT_IN_TEXTS):
         return
+    if endings == _TOKEN_FILES and os.path.isdir(path):
+        path = os.path.join(path, "manifest.json")
     if endings and not path.endswith(endings):
         job.fault(key, f"a file that ends in {listed(endings)}", path)
     elif not os.path.isfile(path):
@@ -257,6 +285,7 @@ _CHECKS = (
     _validation,
     _early_stop,
     _samples,
+    _vocabulary,
     _nesterov,
     _warmup,
     _decay,
