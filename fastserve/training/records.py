@@ -19,6 +19,7 @@ from fastserve.comm import Communicator
 from fastserve.errors import FastserveError
 from fastserve.training import checkpoint, files
 from fastserve.training.callbacks import Callback, Logs, Monitor
+from fastserve.training.step import Trainer
 
 log = logging.getLogger("fastserve")
 
@@ -146,16 +147,8 @@ class Checkpoints(Callback):
 
     def _save(self) -> None:
         self.saved = self.step
-        trainer = self.model.trainer
-        if self.rank == 0 and trainer is not None:
-            checkpoint.save(
-                self.folder,
-                self.step,
-                trainer.store,
-                trainer.optimizer,
-                self.state(),
-                self.keep,
-            )
+        if self.model.trainer is not None:
+            _save(self.model.trainer, self.folder, self.step, self.state(), self.keep)
 
 
 class BestCheckpoint(Monitor):
@@ -191,14 +184,15 @@ class BestCheckpoint(Monitor):
         total = self.params["total_steps"]
         step = min((epoch + 1) * self.params["steps"], total)
         self.best, self.step = value, step
-        if self.rank == 0:
-            checkpoint.save_best(
-                self.folder,
-                step,
-                trainer.store,
-                trainer.optimizer,
-                {**self.state(), "val_loss": value},
-            )
+        _save(trainer, self.folder, step, {**self.state(), "val_loss": value}, None)
+
+
+def _save(
+    trainer: Trainer, folder: Path, step: int, state: dict[str, Any], keep: int | None
+) -> None:
+    """Save a checkpoint, or with ``keep`` None the best one; all ranks call it."""
+    if trainer.comm.rank == 0:
+        checkpoint.save(folder, step, trainer.store, trainer.optimizer, state, keep)
 
 
 def start_logs(folder: Path, comm: Communicator) -> None:
