@@ -184,7 +184,7 @@ def find(folder: Path, which: str) -> Path:
         paths = _candidates(folder)
     elif which == BEST or which.isdecimal():
         name = BEST if which == BEST else f"step-{int(which):08d}"
-        paths = [folder / name, folder / f"{name}.old"]
+        paths = _places(folder, name)
     found = next(filter(_complete, paths), None)
     if found is None:
         there = sorted({p.name.split(".")[0] for p in _candidates(folder)})
@@ -203,13 +203,14 @@ def load_newest(
 ) -> dict[str, Any] | None:
     """Load the newest checkpoint that is sound; None if there are no checkpoints.
 
-    A damaged one is logged as a warning, and the one before is tried.
+    A damaged one is logged as a warning, and the one before is tried, ``best`` at last.
 
     Raises:
         CheckpointError: there are checkpoints, but none can be loaded.
     """
     errors: list[CheckpointError] = []
-    for path in _candidates(Path(folder)):
+    best = [path for path in _places(Path(folder), BEST) if path.exists()]
+    for path in [*_candidates(Path(folder)), *best]:
         try:
             return load(path, store, optimizer)
         except CheckpointError as error:
@@ -486,6 +487,11 @@ def _candidates(folder: Path) -> list[Path]:
             f"expected a folder that can be read: {folder}", str(error)
         ) from error
     return [path for *_, path in sorted(found, reverse=True)]
+
+
+def _places(folder: Path, name: str) -> list[Path]:
+    """Return where a checkpoint is, and where it is while it is replaced."""
+    return [folder / name, folder / f"{name}.old"]
 
 
 def _prune(target: Path, keep: int) -> None:

@@ -11,12 +11,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fastserve import environment
 from fastserve.comm import Communicator
-from fastserve.errors import FastserveError
+from fastserve.errors import CheckpointError, FastserveError
 from fastserve.training import checkpoint, files
 from fastserve.training.callbacks import Callback, Logs, Monitor
 from fastserve.training.step import Trainer
@@ -171,8 +172,8 @@ class BestCheckpoint(Monitor):
             return
         found = None
         if self.rank == 0:
-            for name in (checkpoint.BEST, f"{checkpoint.BEST}.old"):
-                found = found or checkpoint.read_state(self.folder / name)
+            with suppress(CheckpointError):
+                found = checkpoint.read_state(checkpoint.find(self.folder, "best"))
         self.best, self.step = trainer.comm.broadcast_obj(
             (found.get("val_loss"), found["step"]) if found else (None, None)
         )
