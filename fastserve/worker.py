@@ -254,7 +254,7 @@ def _agree(options: argparse.Namespace, comm: Communicator) -> tuple[config.Job,
 
 
 def _refuse_to_replace(run_dir: Path) -> None:
-    if any(run_dir.glob("checkpoints/step-*")):
+    if any(run_dir.glob("checkpoints/step-*")) or any(run_dir.glob("checkpoints/best")):
         raise CheckpointError(
             "expected a run folder without checkpoints for a new run",
             str(run_dir),

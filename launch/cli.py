@@ -639,7 +639,7 @@ def _refuse_as_a_rank() -> None:
 
 
 def _refuse_to_replace(run_dir: Path) -> None:
-    if any(run_dir.glob("checkpoints/step-*")):
+    if any(run_dir.glob("checkpoints/step-*")) or any(run_dir.glob("checkpoints/best")):
         raise LaunchError(
             "expected a run folder without checkpoints for a new run",
             str(run_dir),

@@ -382,6 +382,33 @@ def test_every_flipped_byte_of_the_state_is_found(tmp_path: Path) -> None:
         assert checkpoint.newest(tmp_path) is None, f"byte {place}"
 
 
+def test_the_best_one_is_apart_from_the_others(tmp_path: Path) -> None:
+    store, optimizer = make()
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, store, optimizer, {"loss": 0.5}, None)
+        assert checkpoint.find(tmp_path, "best") == tmp_path / "best"
+    assert [p.name for p in tmp_path.iterdir()] == ["best"]
+    assert checkpoint.read_state(tmp_path / "best") == {"step": 3, "loss": 0.5}
+    assert checkpoint.load_newest(tmp_path, store, optimizer) is not None
+    for step in (4, 5, 6):
+        checkpoint.save(tmp_path, step, store, optimizer, {}, 1)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"best", "latest", "step-00000006"}
+    newest = checkpoint.load_newest(tmp_path, store, optimizer)
+    assert newest is not None
+    assert newest["step"] == 6
+    assert checkpoint.find(tmp_path, "6") == checkpoint.find(tmp_path, "latest")
+    # as if killed between two renamings
+    (tmp_path / "best").rename(tmp_path / "best.old")
+    assert checkpoint.find(tmp_path, "best") == tmp_path / "best.old"
+    checkpoint.save(tmp_path, 7, store, optimizer, {}, None)
+    assert {p.name for p in tmp_path.iterdir()} == names
+    (tmp_path / "best/model.safetensors").write_bytes(b"")
+    assert checkpoint.read_state(tmp_path / "best") is None
+    with pytest.raises(CheckpointError, match="there are step-00000006, best"):
+        checkpoint.find(tmp_path, "best")
+
+
 def test_damage_in_the_optimizer_alone_keeps_the_weights_out(tmp_path: Path) -> None:
     path = save(tmp_path, 2)
     flip(FILES[1], 0.9)(path)

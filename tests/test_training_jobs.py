@@ -181,6 +181,20 @@ def test_resume_from_an_earlier_step_forgets_a_later_best(folder: Path) -> None:
     assert best["step"] == 7
 
 
+def test_a_run_with_the_best_checkpoint_alone(folder: Path, alone: Path) -> None:
+    keys = ["checkpoint.every=null", "checkpoint.at_end=false", "train.early_stop=null"]
+    sets = [part for key in [*keys, "train.steps=16"] for part in ("--set", key)]
+    assert rank_program(folder, *sets).returncode == 0
+    run_dir = folder / "runs/tiny"
+    assert [p.name for p in (run_dir / "checkpoints").iterdir()] == ["best"]
+    refused = rank_program(folder, *sets)
+    assert refused.returncode == 2
+    assert "without checkpoints for a new run" in refused.stderr
+    resumed = rank_program(folder, *sets, "--resume", "auto")
+    assert f"after step {best_step(alone)}" in resumed.stdout
+    assert worker.evaluate("runs/tiny") == worker.evaluate("runs/tiny", "best")
+
+
 def test_samples_and_validation_change_nothing(folder: Path, alone: Path) -> None:
     keys = ["train.sample_every=null", "train.eval_every=15", "checkpoint.best=false"]
     sets = [part for key in keys for part in ("--set", key)]

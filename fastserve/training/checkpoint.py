@@ -53,7 +53,6 @@ __all__ = [
     "read_metadata",
     "read_state",
     "save",
-    "save_best",
     "save_weights",
     "write_atomically",
 ]
@@ -85,7 +84,7 @@ def save(
     store: ParameterStore,
     optimizer: OptimizerState,
     state: dict[str, Any],
-    keep: int,
+    keep: int | None,
 ) -> Path:
     """Write the checkpoint of ``step`` and return its folder.
 
@@ -95,60 +94,36 @@ def save(
     Args:
         state: what ``load`` shall return; it must be the same after a way through JSON
             (no tuples, no NaN, no keys that aren't strings).
+        keep: None writes ``best`` instead, which nothing removes but the next one.
 
     Raises:
         CheckpointError: it can't be written (no space, no permission, a state that
             isn't JSON). Earlier checkpoints are as they were.
     """
-    if step < 0 or keep < 1:
+    if step < 0 or (keep is not None and keep < 1):
         raise ArgumentError(
             "expected a step of 0 or more and keep of 1 or more",
             f"step {step}, keep {keep}",
         )
-    target = Path(folder) / f"step-{step:08d}"
-    with writing(target):
-        _write_folder(target, step, store, optimizer, state)
-        replace(target.parent / LATEST, lambda p: write(p, f"{target.name}\n"))
-        _prune(target, keep)
-    return target
-
-
-def save_best(
-    folder: Path,
-    step: int,
-    store: ParameterStore,
-    optimizer: OptimizerState,
-    state: dict[str, Any],
-) -> Path:
-    """Write ``best``, a checkpoint as ``save`` makes it, but which nothing prunes.
-
-    The one before is there until the new one is complete. Raises as ``save``.
-    """
-    target = Path(folder) / BEST
-    with writing(target):
-        _write_folder(target, step, store, optimizer, state)
-        discard(target.with_name(f"{BEST}.old"))
-    return target
-
-
-def _write_folder(
-    target: Path,
-    step: int,
-    store: ParameterStore,
-    optimizer: OptimizerState,
-    state: dict[str, Any],
-) -> None:
     body = _body(step, optimizer, state)
     tensors = {MODEL: _parameters(store), OPTIMIZER: _slots(store, optimizer)}
-    clean(target.parent, rf"{_NAME.pattern}|{LATEST}|{BEST}(?:\.old)?")
-    with temporary(target) as made:
-        for name, views in tensors.items():
-            _write_tensors(made / name, views)
-            body["files"][name] = _fingerprint(made / name)
-        write(made / STATE, _encode(body))
-        sync(made)
-        put_folder(made, target)
-    _read_state(target)
+    target = Path(folder) / (BEST if keep is None else f"step-{step:08d}")
+    with writing(target):
+        clean(target.parent, rf"{_NAME.pattern}|{LATEST}|{BEST}(?:\.old)?")
+        with temporary(target) as made:
+            for name, views in tensors.items():
+                _write_tensors(made / name, views)
+                body["files"][name] = _fingerprint(made / name)
+            write(made / STATE, _encode(body))
+            sync(made)
+            put_folder(made, target)
+        _read_state(target)
+        if keep is None:
+            discard(target.with_name(f"{BEST}.old"))
+        else:
+            replace(target.parent / LATEST, lambda p: write(p, f"{target.name}\n"))
+            _prune(target, keep)
+    return target
 
 
 def load(
@@ -209,7 +184,7 @@ def find(folder: Path, which: str) -> Path:
         paths = _candidates(folder)
     elif which == BEST or which.isdecimal():
         name = BEST if which == BEST else f"step-{int(which):08d}"
-        paths = [folder / name, folder / f"{name}.old"]
+        paths = _places(folder, name)
     found = next(filter(_complete, paths), None)
     if found is None:
         there = sorted({p.name.split(".")[0] for p in _candidates(folder)})
@@ -228,13 +203,14 @@ def load_newest(
 ) -> dict[str, Any] | None:
     """Load the newest checkpoint that is sound; None if there are no checkpoints.
 
-    A damaged one is logged as a warning, and the one before is tried.
+    A damaged one is logged as a warning, and the one before is tried, ``best`` at last.
 
     Raises:
         CheckpointError: there are checkpoints, but none can be loaded.
     """
     errors: list[CheckpointError] = []
-    for path in _candidates(Path(folder)):
+    best = [path for path in _places(Path(folder), BEST) if path.exists()]
+    for path in [*_candidates(Path(folder)), *best]:
         try:
             return load(path, store, optimizer)
         except CheckpointError as error:
@@ -511,6 +487,11 @@ def _candidates(folder: Path) -> list[Path]:
             f"expected a folder that can be read: {folder}", str(error)
         ) from error
     return [path for *_, path in sorted(found, reverse=True)]
+
+
+def _places(folder: Path, name: str) -> list[Path]:
+    """Return where a checkpoint is, and where it is while it is replaced."""
+    return [folder / name, folder / f"{name}.old"]
 
 
 def _prune(target: Path, keep: int) -> None:

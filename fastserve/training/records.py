@@ -11,14 +11,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fastserve import environment
 from fastserve.comm import Communicator
-from fastserve.errors import FastserveError
+from fastserve.errors import CheckpointError, FastserveError
 from fastserve.training import checkpoint, files
 from fastserve.training.callbacks import Callback, Logs, Monitor
+from fastserve.training.step import Trainer
 
 log = logging.getLogger("fastserve")
 
@@ -146,16 +148,8 @@ class Checkpoints(Callback):
 
     def _save(self) -> None:
         self.saved = self.step
-        trainer = self.model.trainer
-        if self.rank == 0 and trainer is not None:
-            checkpoint.save(
-                self.folder,
-                self.step,
-                trainer.store,
-                trainer.optimizer,
-                self.state(),
-                self.keep,
-            )
+        if self.model.trainer is not None:
+            _save(self.model.trainer, self.folder, self.step, self.state(), self.keep)
 
 
 class BestCheckpoint(Monitor):
@@ -178,8 +172,8 @@ class BestCheckpoint(Monitor):
             return
         found = None
         if self.rank == 0:
-            for name in (checkpoint.BEST, f"{checkpoint.BEST}.old"):
-                found = found or checkpoint.read_state(self.folder / name)
+            with suppress(CheckpointError):
+                found = checkpoint.read_state(checkpoint.find(self.folder, "best"))
         self.best, self.step = trainer.comm.broadcast_obj(
             (found.get("val_loss"), found["step"]) if found else (None, None)
         )
@@ -191,14 +185,15 @@ class BestCheckpoint(Monitor):
         total = self.params["total_steps"]
         step = min((epoch + 1) * self.params["steps"], total)
         self.best, self.step = value, step
-        if self.rank == 0:
-            checkpoint.save_best(
-                self.folder,
-                step,
-                trainer.store,
-                trainer.optimizer,
-                {**self.state(), "val_loss": value},
-            )
+        _save(trainer, self.folder, step, {**self.state(), "val_loss": value}, None)
+
+
+def _save(
+    trainer: Trainer, folder: Path, step: int, state: dict[str, Any], keep: int | None
+) -> None:
+    """Save a checkpoint, or with ``keep`` None the best one; all ranks call it."""
+    if trainer.comm.rank == 0:
+        checkpoint.save(folder, step, trainer.store, trainer.optimizer, state, keep)
 
 
 def start_logs(folder: Path, comm: Communicator) -> None:
