@@ -183,8 +183,8 @@ def _dense(layer: Dense, threads: int) -> Step:
     kernel, activation = layer.kernel.value, layer.activation
     bias = layer.bias.value if layer.use_bias else None
     y = np.empty(layer.units, layer.dtype)
-    features, units = kernel.shape
-    product = vector.product(features, units, threads)
+    rows, columns = kernel.shape
+    product = vector.product(rows, columns, threads)
     linear = activation.name == "linear"
     z = y[None] if activation.rows else y
 
