@@ -69,9 +69,11 @@ def make(name: str) -> torch.nn.Module:
             value.normal_(0.0, 0.3)
             if "norm" in key or ".ln_" in key:
                 value += 1.0
-    model = model.to(getattr(torch, dtype))
-    model.save_pretrained(FOLDERS / name, max_shard_size=shard)
-    return model.float().eval()
+    model.to(getattr(torch, dtype)).save_pretrained(
+        FOLDERS / name, max_shard_size=shard
+    )
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    return load(FOLDERS / name, dtype=torch.float32).eval()
 
 
 def main() -> None:
