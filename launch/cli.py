@@ -274,13 +274,53 @@ def generate(
 
 @cli.command()
 @click.argument("run")
-def evaluate(run: str) -> int:
+@_overrides
+def evaluate(run: str, overrides: tuple[str, ...]) -> int:
     """Evaluate the model of a run folder on its validation data."""
     _prepare()
     from fastserve import worker
 
-    for name, value in worker.evaluate(run).items():
+    for name, value in worker.evaluate(run, overrides).items():
         click.echo(f"{name} {value:.6g}")
+    return 0
+
+
+@cli.command("import")
+@click.argument("folder")
+@click.option("--to", required=True, metavar="RUN", help="Run folder to make.")
+@_overrides
+def import_(folder: str, to: str, overrides: tuple[str, ...]) -> int:
+    """Make a run folder of a GPT-2 or Llama folder in Hugging Face's layout."""
+    _prepare()
+    from fastserve.exchange import import_run
+
+    click.echo(import_run(folder, to, overrides))
+    return 0
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--to", required=True, metavar="DIR", help="Folder to make.")
+@click.option(
+    "--dtype",
+    default="float32",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    show_default=True,
+    help="Type of the weights in it.",
+)
+@click.option(
+    "--max-shard-size",
+    default="5GB",
+    metavar="SIZE",
+    show_default=True,
+    help="Weights that need more go into several files.",
+)
+def export(run: str, to: str, dtype: str, max_shard_size: str) -> int:
+    """Write the model of a run folder in Hugging Face's layout."""
+    _prepare()
+    from fastserve.exchange import export_run
+
+    click.echo(export_run(run, to, dtype, max_shard_size))
     return 0
 
 

@@ -22,32 +22,26 @@ _MODEL_TYPES = {"gpt2": GPT2, "llama": LLAMA}
 _TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh")
 
 # without influence on the logits, in any architecture
-_NO_INFLUENCE = set(
-    """
-    architectures model_type transformers_version _name_or_path name_or_path dtype
-    torch_dtype use_cache use_return_dict return_dict output_hidden_states
-    output_attentions torchscript tf_legacy_loss use_bfloat16 finetuning_task id2label
-    label2id tokenizer_class prefix bos_token_id eos_token_id pad_token_id sep_token_id
-    unk_token_id decoder_start_token_id task_specific_params problem_type
-    initializer_range attn_implementation _attn_implementation
-    _attn_implementation_autoset chunk_size_feed_forward gradient_checkpointing auto_map
-    max_length min_length max_new_tokens do_sample early_stopping num_beams
-    num_beam_groups diversity_penalty temperature top_k top_p typical_p
-    repetition_penalty length_penalty no_repeat_ngram_size
-    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
-    return_dict_in_generate forced_bos_token_id forced_eos_token_id
-    remove_invalid_values exponential_decay_length_penalty suppress_tokens
-    begin_suppress_tokens
-    """.split()
-)
-_GPT2_NO_INFLUENCE = set(
-    """
-    n_ctx reorder_and_upcast_attn summary_activation summary_first_dropout
-    summary_proj_to_labels summary_type summary_use_proj n_special
-    predict_special_tokens
-    """.split()
-)
-_LLAMA_NO_INFLUENCE = {"pretraining_tp"}
+_NO_INFLUENCE = """
+architectures model_type transformers_version _name_or_path name_or_path dtype
+torch_dtype use_cache use_return_dict return_dict output_hidden_states
+output_attentions torchscript tf_legacy_loss use_bfloat16 finetuning_task id2label
+label2id tokenizer_class prefix bos_token_id eos_token_id pad_token_id sep_token_id
+unk_token_id decoder_start_token_id task_specific_params problem_type
+initializer_range attn_implementation _attn_implementation
+_attn_implementation_autoset chunk_size_feed_forward gradient_checkpointing auto_map
+max_length min_length max_new_tokens do_sample early_stopping num_beams
+num_beam_groups diversity_penalty temperature top_k top_p typical_p
+repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
+bad_words_ids num_return_sequences output_scores return_dict_in_generate
+forced_bos_token_id forced_eos_token_id remove_invalid_values
+exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+"""
+_GPT2_NO_INFLUENCE = """
+n_ctx reorder_and_upcast_attn summary_activation summary_first_dropout
+summary_proj_to_labels summary_type summary_use_proj n_special
+predict_special_tokens
+"""
 
 
 def read_options(
@@ -95,7 +89,7 @@ class _Config:
     def __init__(self, folder: Path) -> None:
         self.path = folder / CONFIG
         self.values = self._read(folder)
-        self.known = set(_NO_INFLUENCE)
+        self.known = set(_NO_INFLUENCE.split())
         self.rates: dict[str, float] = {}
         self.architecture = self._architecture()
 
@@ -207,7 +201,7 @@ class _Config:
     # -- architectures ---------------------------------------------------------------
 
     def gpt2(self) -> dict[str, Any]:
-        self.known |= _GPT2_NO_INFLUENCE
+        self.known |= set(_GPT2_NO_INFLUENCE.split())
         self.only("activation_function", *_TANH_GELUS)
         self.only("scale_attn_weights", True)
         self.only("scale_attn_by_inverse_layer_idx", False)
@@ -233,7 +227,7 @@ class _Config:
         }
 
     def llama(self) -> dict[str, Any]:
-        self.known |= _LLAMA_NO_INFLUENCE
+        self.known.add("pretraining_tp")
         self.only("hidden_act", "silu", "swish")
         self.only("attention_bias", False)
         self.only("mlp_bias", False)

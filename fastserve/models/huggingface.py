@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,8 @@ import numpy as np
 
 from fastserve.config import pretrained
 from fastserve.core import Array
+from fastserve.data.tokenizer_folders import tokenizer_files
+from fastserve.data.tokenizers import Tokenizer
 from fastserve.errors import ArgumentError, CheckpointError, UnknownNameError
 from fastserve.models.gpt import GPT
 from fastserve.models.tensor_files import TensorFile, write_tensors
@@ -92,9 +93,14 @@ def load_weights(model: GPT, folder: str | Path) -> None:
             a tensor with NaN some of the weights may be the folder's already.
     """
     options = pretrained.read_options(folder, dropout=0.0)
-    own = model.options_of_gpt | {"dropout": 0.0, "variant": options["variant"]}
+    own = model.options_of_gpt
     options["block_size"] = min(options["block_size"], own["block_size"])
-    others = [f"{k} {own[k]}" for k in own if own[k] != options.get(k)]
+    free = {"dropout", "variant"}  # the variant only names a set of the others
+    others = [
+        f"{k} {own[k]}"
+        for k in sorted(set(own) - free)
+        if own[k] != options.get(k, own[k])
+    ]
     if others:
         raise CheckpointError(
             f"{folder}: expected a model with the folder's options",
@@ -108,7 +114,7 @@ def load_weights(model: GPT, folder: str | Path) -> None:
 def save_pretrained(
     model: GPT,
     folder: str | Path,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     dtype: str = "float32",
     max_shard_size: str | int = "5GB",
 ) -> None:
@@ -133,7 +139,10 @@ def save_pretrained(
             "expected a folder that isn't there yet", str(folder), "take another name"
         )
     config = pretrained.make_config(model.options_of_gpt, dtype)
-    texts = {pretrained.CONFIG: config, **_tokenizer_files(tokenizer, config)}
+    texts = {pretrained.CONFIG: config}
+    if tokenizer is not None:
+        config["eos_token_id"] = tokenizer.end
+        texts |= tokenizer_files(tokenizer, model.block_size)
     views = {
         name: _view(place, _values(model))
         for name, place in _places(model.options_of_gpt).items()
@@ -162,7 +171,7 @@ def parse_size(size: str | int) -> int:
     return count
 
 
-# -- where the tensors are in the model -------------------------------------------------
+# -- where the tensors are in the model -----------------------------------------------
 
 
 def _places(options: Mapping[str, Any]) -> dict[str, Place]:
@@ -203,7 +212,9 @@ def _llama_places(o: Mapping[str, Any]) -> dict[str, Place]:
     queries = width
     keys = width // o["n_head"] * o["n_kv_head"]
     places = {
-        "model.embed_tokens.weight": Place("tokens.embeddings", (o["vocab_size"], width))
+        "model.embed_tokens.weight": Place(
+            "tokens.embeddings", (o["vocab_size"], width)
+        )
     }
     for i in range(o["n_layer"]):
         name = f"model.layers.{i}"
@@ -243,7 +254,7 @@ def _view(place: Place, values: Mapping[str, Array]) -> Array:
     return value[place.first : place.first + place.shape[0]]
 
 
-# -- reading ----------------------------------------------------------------------------
+# -- reading --------------------------------------------------------------------------
 
 
 class _Weights:
@@ -425,7 +436,7 @@ def _wrong(folder: Path, faults: list[str]) -> CheckpointError:
     )
 
 
-# -- writing ----------------------------------------------------------------------------
+# -- writing --------------------------------------------------------------------------
 
 
 def _write_weights(
@@ -461,7 +472,3 @@ def _shards(sizes: Iterable[tuple[str, int]], limit: int) -> list[list[str]]:
         groups[-1].append(name)
         room -= size
     return groups
-
-
-def _tokenizer_files(tokenizer: Any, config: dict[str, Any]) -> dict[str, Any]:
-    return {}

@@ -109,7 +109,7 @@ class TensorFile:
             count = min(step, rows - first)
             bits = np.empty(count * width, stored)
             place = self._data + entry.start + first * width * stored.itemsize
-            self._read(memoryview(bits).cast("B"), place)
+            self._read(bits.view(np.uint8).data, place)
             yield first, _numbers(bits, entry.dtype).reshape(count, *entry.shape[1:])
 
     def _read(self, into: memoryview, place: int) -> None:
@@ -182,7 +182,7 @@ class TensorFile:
         return entry
 
     def _check_places(self, entries: Mapping[str, Entry]) -> int:
-        """Return where the last tensor ends, if each begins where the one before ends."""
+        """Return the end of the last tensor; each must begin where another ends."""
         end, before = 0, "the header"
         for name, entry in sorted(
             entries.items(), key=lambda item: (item[1].start, item[1].end)

@@ -1,5 +1,7 @@
-"""Makes the folders in ``huggingface/`` and ``huggingface.npz``: models that PyTorch and
-Hugging Face's ``transformers`` wrote, and the logits that they compute.
+"""Makes the folders in ``huggingface/`` and ``huggingface.npz``.
+
+They are models that Hugging Face's ``transformers`` wrote, and the logits that it
+computes for some tokens:
 
     python tests/references/make_huggingface.py
 
