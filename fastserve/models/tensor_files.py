@@ -188,9 +188,9 @@ class TensorFile:
             entries.items(), key=lambda item: (item[1].start, item[1].end)
         ):
             if entry.start != end:
-                what = "overlaps" if entry.start < end else "leaves a gap to"
-                raise self.fault(f"{name!r}, at {entry.start:,}, {what} {before!r}")
-            end, before = entry.end, name
+                what = "overlaps" if entry.start < end else "leaves a gap behind"
+                raise self.fault(f"{name!r}, at {entry.start:,}, {what} {before}")
+            end, before = entry.end, repr(name)
         return end
 
 
