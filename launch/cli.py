@@ -343,6 +343,37 @@ def step(as_json: bool, repeats: int, batch: int, threads: int) -> int:
     return 0
 
 
+@bench.command("generate")
+@click.option(
+    "--shape",
+    type=click.Choice(["small", "medium", "gpt2"]),
+    default="medium",
+    show_default=True,
+    help="0.8 M, 10.8 M or 124 M weights.",
+)
+@click.option(
+    "--variant", type=click.Choice(["gpt2", "llama"]), default="gpt2", show_default=True
+)
+@click.option("--tokens", type=click.IntRange(1), help="Number of new tokens.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@click.option("--repeats", default=5, type=click.IntRange(1), show_default=True)
+@click.option("--threads", default=1, type=click.IntRange(1), show_default=True)
+def bench_generate(
+    shape: str,
+    variant: str,
+    tokens: int | None,
+    as_json: bool,
+    repeats: int,
+    threads: int,
+) -> int:
+    """Time generation with a GPT, beside PyTorch's where it is installed."""
+    _prepare(threads)
+    from fastserve.bench.generate import generate as measure
+
+    measure(shape, variant, tokens, repeats, threads, as_json)
+    return 0
+
+
 @bench.command()
 @_where
 @click.option("--interface", help="Network interface, or subnet, to use.")
