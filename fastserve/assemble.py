@@ -12,10 +12,11 @@ import numpy as np
 from fastserve import config, optimizers, schedules
 from fastserve.config import schema
 from fastserve.core import Array
+from fastserve.data.encode import EncodedText, encode_text
 from fastserve.data.sampler import Sampler
 from fastserve.data.sources import ArraySource, Source, TokenSource, open_tokens
-from fastserve.data.text import bigram_loss, load_text, split
-from fastserve.data.tokenizers import ByteTokenizer, CharTokenizer
+from fastserve.data.text import bigram_loss
+from fastserve.data.tokenizers import Tokenizer
 from fastserve.errors import DataError, ShapeError
 from fastserve.models import GPT, Model, Sequential
 from fastserve.models.config import make_layer
@@ -29,14 +30,16 @@ class Data:
     Attributes:
         summary: one line for the start of the run.
         tokenizer: of a text, else None. tokens: (train, validation) of a text.
+        bytes_per_token: mean bytes of text of a validation token; None: not known.
     """
 
     train: Source
     validation: Source | None
     summary: str
     vocab_size: int | None = None
-    tokenizer: CharTokenizer | ByteTokenizer | None = None
+    tokenizer: Tokenizer | None = None
     tokens: tuple[Array, Array] | None = None
+    bytes_per_token: float | None = None
 
     def baseline(self) -> float | None:
         """Return the validation loss of a 2-gram model, in nats a token."""
@@ -45,8 +48,11 @@ class Data:
         return bigram_loss(*self.tokens, self.vocab_size)
 
 
-def make_data(job: config.Job) -> Data:
-    """Read the job's data. Raises DataError if it can't be used."""
+def make_data(job: config.Job, encoded: EncodedText | None = None) -> Data:
+    """Read the job's data, or take its text as ``read_text`` returned it.
+
+    Raises DataError if it can't be used.
+    """
     data = job.data
     if isinstance(data, schema.ArraysData):
         return _arrays(data)
@@ -55,20 +61,23 @@ def make_data(job: config.Job) -> Data:
     assert isinstance(job.model, schema.GptModel)  # config pairs gpt with these
     block = job.model.block_size
     if isinstance(data, schema.TextData):
-        return _text(data, block, job.seed)
+        return _text(data, encoded or read_text(data), block, job.seed)
     return _tokens(data, block, job.seed)
 
 
-def _text(data: schema.TextData, block: int, seed: int) -> Data:
-    text = load_text(data.source)
-    tokenizer: CharTokenizer | ByteTokenizer = (
-        ByteTokenizer() if data.tokenizer == "byte" else CharTokenizer.train(text)
-    )
-    train, validation = split(tokenizer.encode(text), data.validation_split)
-    unit = {"byte": "bytes", "char": "characters"}[data.tokenizer]
+def read_text(data: schema.TextData, kept: Tokenizer | None = None) -> EncodedText:
+    """Read and encode a job's text; ``kept`` is the tokenizer that its run has."""
+    split = data.validation_split
+    return encode_text(data.source, data.tokenizer, data.vocab_size, split, kept)
+
+
+def _text(data: schema.TextData, text: EncodedText, block: int, seed: int) -> Data:
+    train, validation, tokenizer = text.train, text.validation, text.tokenizer
+    unit = {"byte": "bytes", "char": "characters"}.get(data.tokenizer, "tokens")
     summary = (
         f"{data.source}, {len(train) + len(validation):,} {unit}, "
-        f"{tokenizer.vocab_size} different, the last {len(validation):,} to validate"
+        f"{tokenizer.vocab_size:,} different, "
+        f"the last {len(validation):,} to validate"
     )
     return Data(
         TokenSource(train, block, seed),
@@ -77,6 +86,7 @@ def _text(data: schema.TextData, block: int, seed: int) -> Data:
         tokenizer.vocab_size,
         tokenizer,
         (train, validation),
+        text.bytes_per_token,
     )
 
 

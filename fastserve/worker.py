@@ -20,10 +20,13 @@ from fastserve.assemble import (
     make_data,
     make_model,
     make_sampler,
+    read_text,
     total_steps,
 )
 from fastserve.comm import Communicator, init
-from fastserve.data.tokenizers import tokenizer_from_json
+from fastserve.config import schema
+from fastserve.data.encode import share_text
+from fastserve.data.tokenizers import Tokenizer, load_tokenizer
 from fastserve.errors import CheckpointError, DataError, FastserveError
 from fastserve.models import GPT, Model
 from fastserve.models.huggingface import load_weights
@@ -113,7 +116,7 @@ def _report(error: BaseException, comm: Communicator, started: list[Path]) -> in
 
 def _train(options: argparse.Namespace, comm: Communicator, started: list[Path]) -> int:
     job, run_dir = _agree(options, comm)
-    data, model = _prepare(job, comm)
+    data, model = _prepare(job, comm, _resumed(options, run_dir))
     sampler = make_sampler(job, data)
     steps = total_steps(job, sampler)
     compile_model(job, model, steps)
@@ -211,16 +214,41 @@ def _refuse_to_replace(run_dir: Path) -> None:
         )
 
 
-def _prepare(job: config.Job, comm: Communicator) -> tuple[Data, Model]:
-    """Make data and model on rank 0 first: a fault in them is then said once."""
+def _prepare(
+    job: config.Job, comm: Communicator, resumed: Path | None
+) -> tuple[Data, Model]:
+    """Make data and model on rank 0 first: a fault in them is then said once.
+
+    A text is read by rank 0 alone, and its tokens are sent to the others.
+    """
+    text = None
+    if isinstance(job.data, schema.TextData) and comm.rank == 0:
+        text = read_text(job.data, _kept_tokenizer(job, resumed))
 
     def make() -> tuple[Data, Model]:
-        data = make_data(job)
+        data = make_data(job, text)
         return data, make_model(job, data.vocab_size, data.train.input_shape)
 
     made = make() if comm.rank == 0 else None
     comm.barrier()
+    if isinstance(job.data, schema.TextData):
+        text = share_text(text, comm)
     return made or make()
+
+
+def _resumed(options: argparse.Namespace, run_dir: Path) -> Path | None:
+    """Return the run folder that training goes on from, if any."""
+    if options.resume in (None, "auto"):
+        return run_dir if options.resume else None
+    source = Path(options.resume).absolute()
+    return source.parent.parent if (source / "state.json").exists() else source
+
+
+def _kept_tokenizer(job: config.Job, run_dir: Path | None) -> Tokenizer | None:
+    """Return the tokenizer that a run trained from its text, if it did."""
+    trained = getattr(job.data, "tokenizer", None) == "bpe" and run_dir is not None
+    path = run_dir / "tokenizer.json" if trained and run_dir else None
+    return load_tokenizer(path) if path and path.is_file() else None
 
 
 def _load(
@@ -303,9 +331,10 @@ def _check_tokenizer(run_dir: Path, data: Data) -> None:
         return
     if json.loads(path.read_text("utf-8")) != data.tokenizer.to_json():
         raise DataError(
-            "expected the text that the run was started with",
-            "a text of other characters (pydoc-topics differs between Pythons)",
-            "use the same data.source, or start a new run",
+            "expected the text that the run was started with, and its tokenizer",
+            "a text of other characters (pydoc-topics differs between Pythons), or "
+            "another tokenizer",
+            "use the same data.source and data.tokenizer, or start a new run",
         )
 
 
@@ -383,7 +412,7 @@ def generate(
             run,
             "use evaluate, or train with data.type text",
         )
-    tokenizer = tokenizer_from_json(json.loads(path.read_text("utf-8")))
+    tokenizer = load_tokenizer(path)
     model = make_model(job, tokenizer.vocab_size)
     assert isinstance(model, GPT)  # only a gpt's run has a tokenizer
     load_newest_weights(run_dir, model)
@@ -399,7 +428,10 @@ def evaluate(run: str, overrides: Sequence[str] = ()) -> dict[str, float]:
     ``overrides`` change the run's job: data.source=FILE gives it other data.
     """
     run_dir, job = open_job(run, overrides)
-    data = make_data(job)
+    text = None
+    if isinstance(job.data, schema.TextData):
+        text = read_text(job.data, _kept_tokenizer(job, run_dir))
+    data = make_data(job, text)
     _check_tokenizer(run_dir, data)
     if data.validation is None:
         raise DataError(

@@ -632,14 +632,14 @@ FAULTS = [
         10,
         "  source: pydoc-topic",
         10,
-        "data.source: expected an existing file or the built-in text pydoc-topics, "
+        "data.source: expected an existing file or the built-in text pydoc-topics, shakespeare or gcide, "
         "received 'pydoc-topic', did you mean 'pydoc-topics'?",
     ),
     (
         10,
         "  source: /nowhere/at-all",
         10,
-        "data.source: expected an existing file or the built-in text pydoc-topics, "
+        "data.source: expected an existing file or the built-in text pydoc-topics, shakespeare or gcide, "
         "received '/nowhere/at-all'",
     ),
     (

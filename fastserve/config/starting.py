@@ -51,7 +51,13 @@ def take_over(data: dict[str, Any], faults: Faults) -> None:
 
 def _take_tokenizer(data: Any, folder: Path, faults: Faults) -> None:
     path = folder / "tokenizer.json"
-    if not isinstance(data, dict) or data.get("type") != "text" or not path.is_file():
+    if not path.is_file():
+        path = folder  # GPT-2's two files
+        if not (
+            (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+        ):
+            return
+    if not isinstance(data, dict) or data.get("type") != "text":
         return
     given = data.get("tokenizer")
     if given is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     """
     path = folder / NAME
     if path.is_file():
-        return _characters(path) or load_tokenizer(path)
+        return load_tokenizer(path)
     if any(all((folder / name).is_file() for name in pair) for pair in _PAIRS):
         return BPETokenizer.load(folder)
     return None
@@ -86,20 +85,3 @@ def _byte_names() -> dict[str, int]:
     others = [byte for byte in range(256) if byte not in printable]
     names = {chr(byte): byte for byte in printable}
     return names | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-def _characters(path: Path) -> CharTokenizer | None:
-    """Return the tokenizer of characters that ``tokenizer_files`` described, if so."""
-    try:
-        read = json.loads(path.read_text("utf-8"))
-        model = read["model"]
-        tokens, merges = model["vocab"], model["merges"]
-        plain = read["pre_tokenizer"] is None and not model.get("byte_fallback")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None  # load_tokenizer says what is wrong
-    if not plain or merges or not isinstance(tokens, dict):
-        return None
-    names = "".join(sorted(tokens))
-    if [tokens.get(c) for c in names] != list(range(len(tokens))):
-        return None
-    return CharTokenizer(names)
