@@ -8,7 +8,6 @@ from typing import Any
 from fastserve.data.tokenizers import (
     BPETokenizer,
     ByteTokenizer,
-    CharTokenizer,
     Tokenizer,
     load_tokenizer,
 )
