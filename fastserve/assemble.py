@@ -219,7 +219,9 @@ def make_model(
     m = job.model
     if isinstance(m, schema.GptModel):
         assert vocab_size is not None  # config pairs gpt with text and tokens
-        return GPT(vocab_size, seed=job.seed, **m.model_dump(exclude={"type"}))
+        options = m.model_dump(exclude={"type", "init_from"})
+        options["vocab_size"] = _vocabulary(m, vocab_size)
+        return GPT(**options, seed=job.seed)
     if isinstance(m, schema.SequentialModel):
         model = Sequential(seed=job.seed)
         for entry in m.layers:
@@ -260,6 +262,18 @@ def check_wishes(job: config.Job, data: Data, model: Model) -> None:
             data.summary,
             "train on data.type text, or leave train.sample_every out",
         )
+
+
+def _vocabulary(model: schema.GptModel, data: int) -> int:
+    if model.vocab_size is not None and data > model.vocab_size:
+        raise ShapeError(
+            f"model.vocab_size: expected at least the data's {data:,} different tokens",
+            f"{model.vocab_size:,}",
+            "use the tokenizer that the model was trained with"
+            if model.init_from
+            else "raise it, or leave it out",
+        )
+    return model.vocab_size or data
 
 
 def make_sampler(job: config.Job, data: Data) -> Sampler:

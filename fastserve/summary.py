@@ -42,6 +42,8 @@ def introduction(
     ]
     if first:
         lines.append(f"resume   after step {first}")
+    elif m.type == "gpt" and m.init_from:
+        lines.append(f"start    from the weights in {m.init_from}")
     return "\n".join(lines)
 
 
@@ -130,7 +132,8 @@ def sample(job: config.Job, data: Data, model: Model) -> str:
     start = int(generator(job.seed, "sample").integers(max(1, len(text) - 32)))
     prompt = text[start : start + 32].tolist()
     made = model.generate(prompt, job.train.sample_tokens, 0.8, seed=job.seed)
-    return tokenizer.decode(prompt + made) if made else ""
+    known = [t for t in made if t < tokenizer.vocab_size]  # it may be padded
+    return tokenizer.decode(prompt + known) if made else ""
 
 
 def short(path: Path) -> str:

@@ -30,7 +30,7 @@ from fastserve.config import schema
 from fastserve.data.encode import share_text
 from fastserve.data.tokenizers import Tokenizer, load_tokenizer
 from fastserve.errors import CheckpointError, DataError, FastserveError
-from fastserve.models import GPT, Model
+from fastserve.models import GPT, Model, huggingface
 from fastserve.summary import conclusion, introduction, sample
 from fastserve.training import checkpoint, files
 from fastserve.training.balance import Balance
@@ -146,6 +146,8 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
             f"one of step {first}",
             "raise train.steps or train.epochs",
         )
+    if first == 0:
+        _load_start(job, model, comm)
     _start_folder(run_dir, job, data, comm, fresh=first == 0)
     started.append(run_dir)
     start_logs(run_dir / "logs", comm)
@@ -355,6 +357,14 @@ def _load(
     return int(step)
 
 
+def _load_start(job: config.Job, model: Model, comm: Communicator) -> None:
+    """Fill the model of rank 0 from ``model.init_from``; the loop sends it to all."""
+    folder = getattr(job.model, "init_from", None)
+    if folder is not None and comm.rank == 0:
+        assert isinstance(model, GPT)  # only a gpt has this key
+        huggingface.load_weights(model, folder)
+
+
 def _clear_later(run_dir: Path, step: int, overwrite: bool) -> None:
     """See that no checkpoint is left of steps that are about to be made again.
 
@@ -422,7 +432,7 @@ def _catch_signals(trainer: Any) -> None:
 # -- using a run ----------------------------------------------------------------------
 
 
-def open_job(folder: str) -> tuple[Path, config.Job]:
+def open_job(folder: str, overrides: Sequence[str] = ()) -> tuple[Path, config.Job]:
     """Return a run's folder and its job; raises CheckpointError if it isn't one."""
     run_dir = Path(folder)
     if not (run_dir / "config.yaml").is_file():
@@ -431,7 +441,7 @@ def open_job(folder: str) -> tuple[Path, config.Job]:
             f"{folder}",
             "give a folder such as runs/quickstart-gpt",
         )
-    return run_dir, config.load_job(run_dir / "config.yaml", files=False)
+    return run_dir, config.load_job(run_dir / "config.yaml", overrides, files=False)
 
 
 def load_newest_weights(run_dir: Path, model: Model) -> None:
@@ -481,12 +491,18 @@ def generate(
     load_weights(run_dir, model, which)
     start = tokenizer.encode(prompt or "\n").tolist()
     made = model.generate(start, tokens, temperature, top_k, top_p, seed)
-    return prompt + tokenizer.decode(made)
+    # the vocabulary may be padded: such tokens stand for no text
+    return prompt + tokenizer.decode([t for t in made if t < tokenizer.vocab_size])
 
 
-def evaluate(run: str, which: str = checkpoint.LATEST) -> dict[str, float]:
-    """Return loss and metrics of the run's model on its validation data."""
-    run_dir, job = open_job(run)
+def evaluate(
+    run: str, which: str = checkpoint.LATEST, overrides: Sequence[str] = ()
+) -> dict[str, float]:
+    """Return loss and metrics of the run's model on its validation data.
+
+    ``overrides`` change the run's job: data.source=FILE gives it other data.
+    """
+    run_dir, job = open_job(run, overrides)
     text = None
     if isinstance(job.data, schema.TextData):
         text = read_text(job.data, _kept_tokenizer(job, run_dir))

@@ -285,12 +285,13 @@ def generate(
 @cli.command()
 @click.argument("run")
 @_checkpoint
-def evaluate(run: str, which: str) -> int:
+@_overrides
+def evaluate(run: str, which: str, overrides: tuple[str, ...]) -> int:
     """Evaluate the model of a run folder on its validation data."""
     _prepare()
     from fastserve import worker
 
-    for name, value in worker.evaluate(run, which).items():
+    for name, value in worker.evaluate(run, which, overrides).items():
         click.echo(f"{name} {value:.6g}")
     return 0
 
@@ -339,14 +340,53 @@ def prepare(
     **where: Any,
 ) -> int:
     """Turn text, JSONL, or folders of them into token files, in parallel over ranks."""
-    _refuse_as_a_rank()
     words = ["--to", to, "--tokenizer", tokenizer, "--jsonl-key", jsonl_key]
     words += ["--validation-split", str(validation_split), "--errors", errors]
     words += ["--vocab-size", str(vocab_size)] if vocab_size is not None else []
     words += ["--overwrite"] if overwrite else []
     one = {"TOKENIZERS_PARALLELISM": "false"}  # the ranks are what is parallel
     words += ["--", *inputs]
-    return _start_program("fastserve.data.prepare", words, one, **where)
+    said = {**_said(**where), "env": one}
+    return _start_program("fastserve.data.prepare", words, said)
+
+
+@cli.command("import")
+@click.argument("folder")
+@click.option("--to", required=True, metavar="RUN", help="Run folder to make.")
+@_overrides
+def import_(folder: str, to: str, overrides: tuple[str, ...]) -> int:
+    """Make a run folder of a GPT-2 or Llama folder in Hugging Face's layout."""
+    _prepare()
+    from fastserve.exchange import import_run
+
+    click.echo(import_run(folder, to, overrides))
+    return 0
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--to", required=True, metavar="DIR", help="Folder to make.")
+@click.option(
+    "--dtype",
+    default="float32",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    show_default=True,
+    help="Type of the weights in it.",
+)
+@click.option(
+    "--max-shard-size",
+    default="5GB",
+    metavar="SIZE",
+    show_default=True,
+    help="Weights that need more go into several files.",
+)
+def export(run: str, to: str, dtype: str, max_shard_size: str) -> int:
+    """Write the model of a run folder in Hugging Face's layout."""
+    _prepare()
+    from fastserve.exchange import export_run
+
+    click.echo(export_run(run, to, dtype, max_shard_size))
+    return 0
 
 
 @cli.group()
@@ -394,10 +434,10 @@ def step(
     from fastserve.bench.ranks import share_of
     from fastserve.bench.step import BATCHES
 
-    return _bench_over_ranks(
+    return _start_program(
+        "fastserve.bench",
         words,
-        {**said, "threads": threads},
-        ranks,
+        {**said, "threads": threads, "ranks": ranks},
         check=lambda count: share_of(batch or BATCHES[shape], count),
     )
 
@@ -463,52 +503,31 @@ def allreduce(
     for name in ("sizes", "algorithms", "seconds", "chunk", "crossover"):
         value = given.pop(name)
         words += [f"--{name}", str(value)] if value is not None else []
-    said = {**_said(**given), "threads": 1, "interface": interface, "bind": bind}
+    said = {**_said(**given), "interface": interface, "bind": bind}
     listed = said["hosts"] or said["hostfile"] or slurm.find(os.environ)
-    return _bench_over_ranks(words, said, ranks or (None if listed else 2))
+    said["ranks"] = ranks or (None if listed else 2)
+    return _start_program("fastserve.bench", words, said)
 
 
-def _bench_over_ranks(
+def _start_program(
+    module: str,
     words: Sequence[str],
     said: dict[str, Any],
-    ranks: int | None,
     check: Callable[[int], object] = lambda count: None,
 ) -> int:
-    """Run ``python -m fastserve.bench`` with these words on all ranks.
+    """Run ``python -m module`` with these words on all ranks; 1 if none are said.
 
-    ``check`` gets the number of ranks, to refuse it before they start.
+    ``said`` is of the launch section; ``check`` gets the number of ranks, to refuse it
+    before they start.
     """
     from fastserve.config.schema import Launch
 
     _refuse_as_a_rank()
-    launch = Launch(**{k: v for k, v in said.items() if v is not None}, ranks=ranks)
+    launch = Launch(
+        **{"threads": 1, **{k: v for k, v in said.items() if v is not None}}
+    )
     hosts, allocation = start.where(launch)
     check(count_ranks(launch, hosts))
-    mpi = _needed_mpi(launch, hosts)
-    make = partial(
-        plan_program,
-        launch,
-        [sys.executable, "-m", "fastserve.bench", *words],
-        hosts=hosts,
-        found_mpi=mpi,
-        machine=_machine(hosts),
-        token=secrets.token_hex(8),
-        run_dir=Path.cwd(),
-        allocation=slurm.prepare(allocation, launch, mpi),
-    )
-    return start.run(make(), make, _say)
-
-
-def _start_program(
-    module: str, words: Sequence[str], env: dict[str, str], **where: Any
-) -> int:
-    """Start a module of ours on the ranks that the command line asks for; 1 if none."""
-    from fastserve.config.schema import Launch
-
-    said = {k: v for k, v in _said(**where).items() if v is not None}
-    said.setdefault("threads", 1)
-    launch = Launch(env=env, **said)
-    hosts, allocation = start.where(launch)
     mpi = _needed_mpi(launch, hosts)
     make = partial(
         plan_program,

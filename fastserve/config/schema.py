@@ -173,6 +173,14 @@ class GptModel(Section):
     rope_theta: Positive = Field(
         default=10000.0, description="Base of the rotary positions' wavelengths."
     )
+    vocab_size: Count | None = Field(
+        default=None, description="Number of different tokens; null: the data's."
+    )
+    init_from: File | None = Field(
+        default=None,
+        description="Folder with the weights to start from, in Hugging Face's layout; "
+        "the keys above that aren't given are its own. null: random weights.",
+    )
 
 
 class SequentialModel(Section):

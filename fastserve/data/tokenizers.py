@@ -475,7 +475,25 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         if isinstance(data.get("type"), str):
             with _naming(path):
                 return tokenizer_from_json(data)
+        if characters := _characters_of(data):
+            return CharTokenizer(characters)
     return BPETokenizer.load(path)
+
+
+def _characters_of(data: Mapping[str, Any]) -> str:
+    """Return the characters if a tokenizer.json has these alone, in our order.
+
+    That is how ``tokenizer_folders`` describes a CharTokenizer: BPE without merges.
+    """
+    model, level = data.get("model"), data.get("pre_tokenizer")
+    if not isinstance(model, Mapping) or level is not None or model.get("merges", 1):
+        return ""
+    tokens = model.get("vocab")
+    if not isinstance(tokens, Mapping) or model.get("byte_fallback"):
+        return ""
+    characters = "".join(sorted(tokens))
+    in_order = [tokens.get(c) for c in characters] == list(range(len(tokens)))
+    return characters if in_order else ""
 
 
 def tokenizer_from_json(data: Mapping[str, Any]) -> Tokenizer:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from fastserve.comm import world
 from fastserve.core import Layer
 from fastserve.core.initializers import RandomNormal
 from fastserve.layers import (
@@ -190,6 +192,27 @@ class GPT(Model):
             "dtype": self.dtype.name,
             **self.options_of_gpt,
         }
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> GPT:
+        """Return the model of a folder of Hugging Face's: GPT-2 or Llama.
+
+        ``options`` and errors are those of ``huggingface.load_pretrained``.
+        """
+        from fastserve.models.huggingface import load_pretrained
+
+        return load_pretrained(folder, **options)
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write a folder that Hugging Face's ``transformers`` loads.
+
+        ``options`` and errors are those of ``huggingface.save_pretrained``.
+        """
+        from fastserve.models.huggingface import save_pretrained
+
+        if world().rank == 0:
+            save_pretrained(self, folder, **options)
+        world().barrier()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> GPT:
