@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,21 @@ import numpy as np
 from fastserve import config, optimizers, schedules
 from fastserve.config import schema
 from fastserve.core import Array
+from fastserve.data.completions import (
+    CompletionSource,
+    Encoded,
+    encode_pairs,
+    read_pairs,
+)
+from fastserve.data.end_token import WithEnd
 from fastserve.data.sampler import Sampler
 from fastserve.data.sources import ArraySource, Source, TokenSource, open_tokens
 from fastserve.data.text import bigram_loss, load_text, split
-from fastserve.data.tokenizers import ByteTokenizer, CharTokenizer
+from fastserve.data.tokenizers import (
+    ByteTokenizer,
+    CharTokenizer,
+    tokenizer_from_json,
+)
 from fastserve.errors import DataError, ShapeError
 from fastserve.models import GPT, Model, Sequential
 from fastserve.models.config import make_layer
@@ -29,14 +41,16 @@ class Data:
     Attributes:
         summary: one line for the start of the run.
         tokenizer: of a text, else None. tokens: (train, validation) of a text.
+        reset_at: end token that attention doesn't look across; None: there is none.
     """
 
     train: Source
     validation: Source | None
     summary: str
     vocab_size: int | None = None
-    tokenizer: CharTokenizer | ByteTokenizer | None = None
+    tokenizer: CharTokenizer | ByteTokenizer | WithEnd | None = None
     tokens: tuple[Array, Array] | None = None
+    reset_at: int | None = None
 
     def baseline(self) -> float | None:
         """Return the validation loss of a 2-gram model, in nats a token."""
@@ -56,6 +70,8 @@ def make_data(job: config.Job) -> Data:
     block = job.model.block_size
     if isinstance(data, schema.TextData):
         return _text(data, block, job.seed)
+    if isinstance(data, schema.CompletionsData):
+        return _completions(data, block)
     return _tokens(data, block, job.seed)
 
 
@@ -91,6 +107,78 @@ def _tokens(data: schema.TokensData, block: int, seed: int) -> Data:
         None if validation is None else TokenSource(validation, block, shift=False),
         f"{data.train}, {len(train):,} tokens, vocabulary of {vocabulary:,}",
         vocabulary,
+    )
+
+
+def _completions(data: schema.CompletionsData, block: int) -> Data:
+    pairs = read_pairs(data.file)
+    tokenizer: Any
+    if data.tokenizer == "char":
+        text = "".join(p.prompt + p.completion for p in pairs) + (data.end or "")
+        tokenizer = CharTokenizer.train(text)
+    elif data.tokenizer == "byte":
+        tokenizer = ByteTokenizer()
+    else:
+        tokenizer = _read_tokenizer(Path(data.tokenizer))
+    if data.end is not None or getattr(tokenizer, "end", None) is None:
+        inner = tokenizer.tokenizer if isinstance(tokenizer, WithEnd) else tokenizer
+        tokenizer = WithEnd(inner, data.end)
+
+    held, path = [], data.file
+    if data.validation is not None:
+        path = data.validation
+        held = read_pairs(path)
+    elif data.validation_split:
+        cut = int(len(pairs) * (1 - data.validation_split))
+        pairs, held = pairs[:cut], pairs[cut:]
+    if not pairs or (data.validation_split and not held):
+        raise DataError(
+            "expected at least one example to train and one to validate",
+            f"{len(pairs)} and {len(held)}",
+            "add lines to data.file, or change data.validation_split",
+        )
+    may_cut = data.too_long == "cut"
+    made = encode_pairs(data.file, pairs, tokenizer, block, may_cut)
+    train = CompletionSource(made.examples, block, tokenizer.end, data.packing)
+    validation = None
+    parts = [made]
+    if held:
+        parts.append(encode_pairs(path, held, tokenizer, block, may_cut))
+        validation = CompletionSource(
+            parts[1].examples, block, tokenizer.end, data.packing
+        )
+    return Data(
+        train,
+        validation,
+        _describe_completions(data, parts, train),
+        tokenizer.vocab_size,
+        tokenizer,
+        reset_at=tokenizer.end if data.packing else None,
+    )
+
+
+def _read_tokenizer(path: Path) -> Any:
+    try:
+        path = path / "tokenizer.json" if path.is_dir() else path
+        return tokenizer_from_json(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            "expected char, byte, or the path of a tokenizer.json",
+            f"{path}: {error}",
+            "check data.tokenizer",
+        ) from None
+
+
+def _describe_completions(
+    data: schema.CompletionsData, parts: list[Encoded], train: CompletionSource
+) -> str:
+    held = f" and {len(parts[1].examples):,} to validate" if parts[1:] else ""
+    cut, out = sum(p.cut for p in parts), sum(p.left_out for p in parts)
+    long = f"; too long: {cut:,} cut, {out:,} left out" if cut or out else ""
+    return (
+        f"{data.file}, {len(parts[0].examples):,} examples{held}, in {train.samples:,} "
+        f"rows of {train.block_size} tokens ({train.filled:.0%} filled), "
+        f"{train.counted:,} of them with a loss{long}"
     )
 
 

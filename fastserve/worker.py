@@ -378,6 +378,8 @@ def generate(
     load_newest_weights(run_dir, model)
     start = tokenizer.encode(prompt or "\n").tolist()
     made = model.generate(start, tokens, temperature, top_k, top_p, seed)
+    if job.data.type == "completions" and tokenizer.end in made:
+        made = made[: made.index(tokenizer.end)]
     return prompt + tokenizer.decode(made)
 
 

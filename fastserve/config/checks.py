@@ -61,8 +61,9 @@ def _heads(job: _Keys) -> None:
 
 def _data_fits_model(job: _Keys) -> None:
     model, data = job["model.type"], job["data.type"]
-    if (model == "gpt") != (data in ("text", "tokens")):
-        wanted = "text or tokens" if model == "gpt" else "arrays or python"
+    if (model == "gpt") != (data in ("text", "tokens", "completions")):
+        texts = "text, tokens or completions"
+        wanted = texts if model == "gpt" else "arrays or python"
         job.fault("data.type", f"{wanted} for a model of type {model}", data)
 
 
@@ -84,6 +85,8 @@ def _micro_batch(job: _Keys) -> None:
 def _validation(job: _Keys) -> None:
     keys = {"text": "data.validation_split", "tokens": "data.validation"}
     key = keys.get(job["data.type"])
+    if job["data.type"] == "completions" and job["data.validation"] is None:
+        key = "data.validation_split"
     if key and job["train.eval_every"] is not None and not job[key]:
         job.fault(key, "validation data, as train.eval_every is set", job[key])
 
@@ -176,6 +179,8 @@ def _files(job: _Keys) -> None:
         ("data", "text", "source", ()),
         ("data", "tokens", "train", (".npy", ".bin")),
         ("data", "tokens", "validation", (".npy", ".bin")),
+        ("data", "completions", "file", ()),
+        ("data", "completions", "validation", ()),
         ("data", "arrays", "file", (".npz",)),
     )
     for section, kind, key, endings in wanted:

@@ -188,6 +188,41 @@ class TokensData(Section):
     vocab_size: Level = Field(description="Number of different tokens.")
 
 
+class CompletionsData(Section):
+    """Prompts and completions to fine-tune a language model on."""
+
+    type: Literal["completions"] = Field(description="The kind of data.")
+    file: File = Field(
+        description="A JSON Lines file: the texts prompt and completion on each line."
+    )
+    validation: File | None = Field(
+        default=None, description="The same for validation; null: validation_split."
+    )
+    validation_split: Fraction = Field(
+        default=0.1,
+        description="Share of the examples, the last of the file, that is only "
+        "validated on where there is no validation file.",
+    )
+    tokenizer: File = Field(
+        default="char",
+        description="char, byte, or the path of a tokenizer, such as that of a run.",
+    )
+    end: Text | None = Field(
+        default=None,
+        min_length=1,
+        description="Text of one token that ends a completion; null: the tokenizer's "
+        "own end token, or else a new token behind its last.",
+    )
+    packing: bool = Field(
+        default=True, description="Put several examples into a row, kept apart."
+    )
+    too_long: Literal["refuse", "cut"] = Field(
+        default="refuse",
+        description="Examples of more than block_size + 1 tokens are an error, or lose "
+        "the end of their completion.",
+    )
+
+
 class ArraysData(Section):
     """Arrays in one .npz file."""
 
@@ -502,7 +537,7 @@ class Launch(Section):
 
 
 Model = GptModel | SequentialModel | PythonModel
-Data = TextData | TokensData | ArraysData | PythonData
+Data = TextData | TokensData | CompletionsData | ArraysData | PythonData
 Optimizer = Sgd | RmsProp | Adam | AdamW
 Schedule = Constant | Linear | Cosine | Exponential | Step
 

@@ -112,7 +112,7 @@ Tokenizer = CharTokenizer | ByteTokenizer
 _TYPES: dict[str, type[Tokenizer]] = {"char": CharTokenizer, "byte": ByteTokenizer}
 
 
-def tokenizer_from_json(data: Mapping[str, Any]) -> Tokenizer:
+def tokenizer_from_json(data: Mapping[str, Any]) -> Any:
     """Return the tokenizer that ``to_json`` described.
 
     Raises UnknownNameError for another type, DataError for other keys or values.
@@ -124,6 +124,10 @@ def tokenizer_from_json(data: Mapping[str, Any]) -> Tokenizer:
             repr(data)[:80],
             "use what to_json returned",
         )
+    if kind == "with_end":
+        from fastserve.data.end_token import WithEnd  # it is made of tokenizers
+
+        return WithEnd.from_json(data)
     if kind not in _TYPES:
         raise UnknownNameError("tokenizer", kind, _TYPES)
     return _TYPES[kind].from_json(data)
