@@ -274,15 +274,7 @@ def make_model(
     m = job.model
     if isinstance(m, schema.GptModel):
         assert vocab_size is not None  # config pairs gpt with text and tokens
-        return GPT(
-            vocab_size,
-            m.block_size,
-            m.n_layer,
-            m.n_head,
-            m.n_embd,
-            m.dropout,
-            job.seed,
-        )
+        return GPT(vocab_size, seed=job.seed, **m.model_dump(exclude={"type"}))
     if isinstance(m, schema.SequentialModel):
         model = Sequential(seed=job.seed)
         for entry in m.layers:

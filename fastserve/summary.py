@@ -29,7 +29,7 @@ def introduction(
     if m.type == "gpt":
         shape = (
             f", {m.n_layer} layers, {m.n_head} heads, width {m.n_embd}, "
-            f"context {m.block_size}"
+            f"context {m.block_size}, variant {m.variant}"
         )
     passes = steps * job.train.global_batch / sampler.samples
     lines = [

@@ -421,7 +421,8 @@ FAULTS = [
         "  n_layers: 2",
         5,
         "model.n_layers: expected one of the keys type, n_layer, n_head, n_embd, "
-        "block_size or dropout, received 'n_layers', did you mean 'n_layer'?",
+        "block_size, dropout, variant, n_kv_head, ff_dim, positions, norm, mlp or 4 "
+        "others, received 'n_layers', did you mean 'n_layer'?",
     ),
     (
         4,

@@ -78,6 +78,20 @@ BLOCK = (
     *(f"mlp.{w}" for w in NORM),
     *(f"mlp.{part}.{w}" for part in ("expand", "contract") for w in DENSE),
 )
+GATED = tuple(f"{part}.{w}" for part in ("gate", "expand", "contract") for w in DENSE)
+LLAMA = (
+    "attention.norm.gamma",
+    "attention.heads.qkv.kernel",
+    "attention.heads.output.kernel",
+    "mlp.norm.gamma",
+    *(f"mlp.{part}.kernel" for part in ("gate", "expand", "contract")),
+)
+
+
+def llama(*args: Any, **kwargs: Any) -> Callable[[], Layer]:
+    options = {"causal": True, "use_bias": False, "norm": "rms"} | kwargs
+    return lambda: L.TransformerBlock(*args, activation="swiglu", **options)
+
 
 ROWS = [
     Row("dense", lambda: L.Dense(5), (4,), (5,), DENSE),
@@ -140,6 +154,15 @@ ROWS = [
         weights=("gamma",),
     ),
     Row("norm alone", lambda: L.LayerNormalization(1e-5, False, False), (6,)),
+    Row("rms norm", lambda: L.RMSNormalization(), (6,), weights=("gamma",)),
+    Row("rms norm 3-D", lambda: L.RMSNormalization(0.1), (4, 6), weights=("gamma",)),
+    Row("swiglu", lambda: L.SwiGLU(5), (4,), weights=GATED),
+    Row(
+        "swiglu 3-D",
+        lambda: L.SwiGLU(5, False),
+        (3, 4),
+        weights=GATED[::2],
+    ),
     Row("attention", heads(2), (5, 6), weights=HEADS),
     Row("attention causal", heads(2, causal=True), (5, 6), weights=HEADS),
     Row("attention masked", heads(2), (8, 6), weights=HEADS, masked=True),
@@ -177,6 +200,50 @@ ROWS = [
         masked=True,
     ),
     Row("attention groups", heads(22, 1, causal=True), (150, 3), weights=HEADS),
+    Row(
+        "attention rotary",
+        heads(3, rope_theta=100.0, causal=True),
+        (7, 12),
+        weights=HEADS,
+    ),
+    Row("attention grouped", heads(4, 3, num_kv_heads=2), (5, 6), weights=HEADS),
+    Row(
+        "attention one key head",
+        heads(3, 2, num_kv_heads=1, causal=True),
+        (TILE + 2, 4),
+        weights=HEADS,
+    ),
+    Row(
+        "attention grouped rotary masked dropout",
+        heads(4, 2, 0.3, True, True, num_kv_heads=2, rope_theta=10.0),
+        (8, 6),
+        weights=HEADS,
+        masked=True,
+    ),
+    Row(
+        "attention grouped in pieces",
+        heads(44, 2, causal=True, num_kv_heads=2, rope_theta=10.0),
+        (150, 3),
+        weights=HEADS,
+    ),
+    Row(
+        "block llama",
+        llama(4, 7, num_kv_heads=2, rope_theta=50.0),
+        (5, 8),
+        weights=LLAMA,
+    ),
+    Row(
+        "block swiglu biases dropout",
+        llama(2, 7, 0.2, use_bias=True, norm="layer"),
+        (5, 6),
+        weights=(*BLOCK[:8], *(f"mlp.{w}" for w in GATED)),
+    ),
+    Row(
+        "block without biases",
+        lambda: L.TransformerBlock(2, use_bias=False, norm_bias=False),
+        (5, 6),
+        weights=tuple(w for w in BLOCK if not w.endswith(("bias", "beta"))),
+    ),
     Row("block", lambda: L.TransformerBlock(2), (5, 6), weights=BLOCK),
     Row(
         "block causal",
@@ -351,6 +418,7 @@ def test_done_reports_every_layer_with_weights(row: Row) -> None:
 BIG = [
     ("block", lambda: L.TransformerBlock(4, causal=True), (128, 64), KEY),
     ("dropout", lambda: L.TransformerBlock(4, dropout=0.1), (128, 64), KEY),
+    ("llama", llama(4, num_kv_heads=2, rope_theta=50.0), (128, 64), KEY),
     *(
         (name, lambda name=name: L.Dense(256, name), (300, 64), KEY)
         for name in activations.NAMED

@@ -18,6 +18,7 @@ import numpy as np
 from fastserve.core import Array
 from fastserve.data.sources import Batch, Source
 from fastserve.models import GPT
+from fastserve.models.gpt_options import OPTIONAL, resolve
 from fastserve.optimizers import AdamW
 
 SHAPE: dict[str, Any] = {
@@ -39,14 +40,21 @@ def sgemm_peak(size: int = 2048, repeats: int = 5) -> float:
     return float(2e-9 * size**3 / min(seconds))
 
 
-def step_flops(batch: int, shape: dict[str, int]) -> float:
+def step_flops(batch: int, shape: dict[str, Any]) -> float:
     """Return the floating-point operations of a step's matrix products.
 
     Two for each weight and token forward, twice that backward; of the attention only
     what lies below the diagonal. Look-ups and element-wise work don't count.
+    ``shape`` holds options of ``GPT``; those left out have their defaults.
     """
-    width, time_, layers = shape["n_embd"], shape["block_size"], shape["n_layer"]
-    weights = 12 * layers * width**2 + shape["vocab_size"] * width
+    given = {"variant": "gpt2", "dropout": 0.0, "epsilon": 1e-5, "rope_theta": 1e4}
+    unset = dict.fromkeys(OPTIONAL) | given | shape
+    o = resolve(unset)
+    width, time_, layers = o["n_embd"], o["block_size"], o["n_layer"]
+    heads = o["n_head"] + 2 * o["n_kv_head"]
+    qkv_and_output = width * (width // o["n_head"] * heads + width)
+    mlp = (3 if o["mlp"] == "swiglu" else 2) * width * o["ff_dim"]
+    weights = layers * (qkv_and_output + mlp) + o["vocab_size"] * width
     attention = 2 * layers * width * time_
     return 3.0 * batch * time_ * (2 * weights + attention)
 

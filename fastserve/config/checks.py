@@ -59,6 +59,22 @@ def _heads(job: _Keys) -> None:
         job.fault("model.n_embd", expected, width)
 
 
+def _kv_heads(job: _Keys) -> None:
+    heads, kv_heads = job["model.n_head"], job["model.n_kv_head"]
+    if kv_heads is not None and heads % kv_heads:
+        expected = f"a divisor of n_head ({show(heads)})"
+        job.fault("model.n_kv_head", expected, kv_heads)
+
+
+def _rotary(job: _Keys) -> None:
+    width, heads = job["model.n_embd"], job["model.n_head"]
+    usual = {"gpt2": "learned", "llama": "rotary"}[job["model.variant"]]
+    rotary = (job["model.positions"] or usual) == "rotary"
+    if rotary and width % heads == 0 and width // heads % 2:
+        expected = f"an even multiple of n_head ({show(heads)}) for rotary positions"
+        job.fault("model.n_embd", expected, width)
+
+
 def _data_fits_model(job: _Keys) -> None:
     model, data = job["model.type"], job["data.type"]
     if (model == "gpt") != (data in ("text", "tokens", "completions")):
@@ -207,6 +223,8 @@ def _file(job: _Keys, key: str, endings: tuple[str, ...]) -> None:
 
 _CHECKS = (
     _heads,
+    _kv_heads,
+    _rotary,
     _data_fits_model,
     _length,
     _micro_batch,

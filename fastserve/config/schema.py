@@ -121,7 +121,7 @@ class Section(BaseModel):
 
 
 class GptModel(Section):
-    """A GPT: learned positions, layer norm before each part, the head tied."""
+    """A language model of causal transformer blocks, each with its norm first."""
 
     type: Literal["gpt"] = Field(description="The kind of model.")
     n_layer: Count = Field(default=4, description="Number of transformer blocks.")
@@ -129,6 +129,48 @@ class GptModel(Section):
     n_embd: Count = Field(default=128, description="Width; a multiple of n_head.")
     block_size: Count = Field(default=128, description="Longest context, in tokens.")
     dropout: Fraction = Field(default=0.0, description="Share of activations dropped.")
+    variant: Literal["gpt2", "llama"] = Field(
+        default="gpt2",
+        description="Which set of options those below have that are null.",
+    )
+    n_kv_head: Count | None = Field(
+        default=None,
+        description="Heads of keys and values, a divisor of n_head; null: n_head.",
+    )
+    ff_dim: Count | None = Field(
+        default=None,
+        description="Width of the MLP's hidden layer; null: 4 x n_embd, with swiglu "
+        "8/3 x n_embd rounded up to a multiple of 64.",
+    )
+    positions: Literal["learned", "rotary"] | None = Field(
+        default=None,
+        description="How positions are told apart; null: learned for gpt2, rotary for "
+        "llama.",
+    )
+    norm: Literal["layer", "rms"] | None = Field(
+        default=None,
+        description="Kind of normalisation; null: layer for gpt2, rms for llama.",
+    )
+    mlp: Literal["gelu", "swiglu"] | None = Field(
+        default=None,
+        description="Kind of MLP; null: gelu for gpt2, swiglu for llama.",
+    )
+    bias: bool | None = Field(
+        default=None,
+        description="Whether dense layers and layer norms have biases; null: true for "
+        "gpt2, false for llama.",
+    )
+    tied: bool | None = Field(
+        default=None,
+        description="Whether the head shares the token embedding's weights; null: true "
+        "for gpt2, false for llama.",
+    )
+    epsilon: Positive = Field(
+        default=1e-5, description="What the norms add to the variance."
+    )
+    rope_theta: Positive = Field(
+        default=10000.0, description="Base of the rotary positions' wavelengths."
+    )
 
 
 class SequentialModel(Section):

@@ -54,6 +54,7 @@ class Layer:
         name: takes the place of the layer's number in the paths of its weights.
     """
 
+    inline = False  # its children's paths are as if they were its parent's
     takes_integers = False  # the input holds indices, not numbers to differentiate
     input_gradient = True  # False: nobody needs dx, so backward may return None
     fused_loss: str | None = None  # 'softmax' or 'sigmoid' if the output is one
@@ -206,7 +207,8 @@ class Layer:
         """Yield (path, layer) for this layer and all inside, in order of execution."""
         yield path, self
         for name, child in self._children.items():
-            yield from child.walk(f"{path}.{name}" if path else name)
+            place = f"{path}.{name}" if path else name
+            yield from child.walk(path if child.inline and path else place)
 
     def check_features(self, shape: Shape, rank: int | None = None) -> int:
         """Return the size of the last axis of ``shape``, which must be known."""

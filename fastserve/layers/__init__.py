@@ -6,7 +6,8 @@ from fastserve.layers.chain import Chain, Residual
 from fastserve.layers.dense import Activation, Dense
 from fastserve.layers.dropout import Dropout
 from fastserve.layers.embedding import Embedding, PositionEmbedding, TiedHead
-from fastserve.layers.normalization import LayerNormalization
+from fastserve.layers.gated import SwiGLU
+from fastserve.layers.normalization import LayerNormalization, RMSNormalization
 from fastserve.layers.shapes import Flatten, Input, Reshape
 
 __all__ = [
@@ -21,8 +22,10 @@ __all__ = [
     "LayerNormalization",
     "MultiHeadAttention",
     "PositionEmbedding",
+    "RMSNormalization",
     "Reshape",
     "Residual",
+    "SwiGLU",
     "TiedHead",
     "TransformerBlock",
 ]

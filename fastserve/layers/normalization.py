@@ -1,4 +1,4 @@
-"""LayerNormalization."""
+"""LayerNormalization and RMSNormalization."""
 
 from __future__ import annotations
 
@@ -8,7 +8,22 @@ from fastserve.core import Array, Done, Layer, Shape, Training, initializers, no
 from fastserve.errors import ArgumentError
 from fastserve.ops.blocks import as_rows
 from fastserve.ops.linear import ones
-from fastserve.ops.norm import layer_norm, layer_norm_backward
+from fastserve.ops.norm import (
+    layer_norm,
+    layer_norm_backward,
+    rms_norm,
+    rms_norm_backward,
+)
+
+
+def check_epsilon(kind: str, epsilon: float) -> float:
+    if not 0 < epsilon < float("inf"):
+        raise ArgumentError(
+            f"{kind}: expected an epsilon above 0",
+            str(epsilon),
+            "leave it out, or give for example 1e-5",
+        )
+    return epsilon
 
 
 class LayerNormalization(Layer):
@@ -27,13 +42,8 @@ class LayerNormalization(Layer):
         name: str | None = None,
     ) -> None:
         super().__init__(input_shape, name)
-        if epsilon <= 0:
-            raise ArgumentError(
-                "LayerNormalization: expected an epsilon above 0",
-                str(epsilon),
-                "leave it out, or give for example 1e-5",
-            )
-        self.epsilon, self.center, self.scale = epsilon, center, scale
+        self.epsilon = check_epsilon("LayerNormalization", epsilon)
+        self.center, self.scale = center, scale
 
     def build(self, input_shape: Shape) -> Shape:
         features = self.check_features(input_shape)
@@ -67,6 +77,50 @@ class LayerNormalization(Layer):
             self.gamma.value if self.scale else ones(features, dy.dtype),
             self.gamma.grad if self.scale else self.scratch((features,)),
             self.beta.grad if self.center else self.scratch((features,)),
+            as_rows(dx),
+        )
+        return dx
+
+
+class RMSNormalization(Layer):
+    """y = gamma x / sqrt(mean(x²) + epsilon), over the last axis.
+
+    Zhang, Sennrich, "Root mean square layer normalization", 2019. Any shape. Weights:
+    ``gamma`` (features).
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 1e-6,
+        input_shape: Shape | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(input_shape, name)
+        self.epsilon = check_epsilon("RMSNormalization", epsilon)
+        self._x: Array | None = None
+
+    def build(self, input_shape: Shape) -> Shape:
+        features = self.check_features(input_shape)
+        self.gamma = self.param("gamma", (features,), initializers.Ones())
+        return input_shape
+
+    def forward(self, x: Array, training: Training = False) -> Array:
+        self._x = x
+        y = self.buffer("y", x.shape)
+        rows = as_rows(x)
+        rstd = self.buffer("rstd", rows.shape[:1])
+        rms_norm(rows, self.gamma.value, self.epsilon, as_rows(y), rstd)
+        return y
+
+    def backward(self, dy: Array, done: Done = nothing) -> Any:
+        x = self.saved(self._x)
+        dx = self.scratch(dy.shape)
+        rms_norm_backward(
+            as_rows(dy),
+            as_rows(x),
+            self._buffers["rstd"],
+            self.gamma.value,
+            self.gamma.grad,
             as_rows(dx),
         )
         return dx

@@ -1,9 +1,10 @@
-"""GPT: a language model of causal transformer blocks.
+"""GPT: a language model of causal transformer blocks, each with its norm first.
 
-Radford et al., "Language models are unsupervised multitask learners", 2019 (GPT-2):
-learned positions, blocks with the norm first, GELU in its tanh form, a head that is
-tied to the token embedding, and residual projections whose initial weights are scaled
-by 1 / sqrt(2 x layers).
+``gpt2``: Radford et al., "Language models are unsupervised multitask learners", 2019:
+learned positions, layer norm, GELU in its tanh form, biases, a head that is tied to the
+token embedding. ``llama``: Touvron et al., "LLaMA", 2023: rotary positions, RMS norm,
+SwiGLU, no biases, a head of its own. In both the initial weights of the projections
+onto the residual stream are scaled by 1 / sqrt(2 x layers), as in GPT-2.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from fastserve.core.initializers import RandomNormal
 from fastserve.errors import ArgumentError, DataError
 from fastserve.layers import (
     Chain,
+    Dense,
     Dropout,
     Embedding,
-    LayerNormalization,
     PositionEmbedding,
     TiedHead,
     TransformerBlock,
 )
+from fastserve.layers.attention import make_norm
 from fastserve.losses import SparseCategoricalCrossentropy
+from fastserve.models import gpt_options
 from fastserve.models.model import Model
 
 INITIAL_STDDEV = 0.02
@@ -39,6 +42,21 @@ class GPT(Model):
         vocab_size: number of different tokens.
         block_size: longest context, in tokens.
         n_embd: width; ``n_head`` must divide it.
+        dropout: share dropped of the embedding, of the attention's weights, and of
+            what each part adds to the residual stream.
+        variant: 'gpt2' or 'llama'; it gives the options below that are None.
+        n_kv_head: heads of keys and values, a divisor of n_head; by default n_head.
+        ff_dim: width of the MLP's hidden layer; by default 4 x n_embd, with swiglu
+            8/3 x n_embd rounded up to a multiple of 64.
+        positions: 'learned', or 'rotary', which needs an even n_embd / n_head.
+        norm: 'layer' or 'rms'.
+        mlp: 'gelu' (its tanh form) or 'swiglu'.
+        bias: whether dense layers and layer norms have one; the head never has.
+        tied: the head's weights are the token embedding's.
+        epsilon: of the norms.
+        rope_theta: base of the rotary positions' wavelengths.
+
+    Raises ArgumentError or UnknownNameError for options that can't be.
     """
 
     def __init__(
@@ -51,47 +69,82 @@ class GPT(Model):
         dropout: float = 0.0,
         seed: int = 0,
         dtype: str = "float32",
+        *,
+        variant: str = "gpt2",
+        n_kv_head: int | None = None,
+        ff_dim: int | None = None,
+        positions: str | None = None,
+        norm: str | None = None,
+        mlp: str | None = None,
+        bias: bool | None = None,
+        tied: bool | None = None,
+        epsilon: float = 1e-5,
+        rope_theta: float = 10000.0,
     ) -> None:
-        if n_embd < 1 or n_head < 1 or n_embd % n_head:
-            raise ArgumentError(
-                "GPT: expected n_embd to be a multiple of n_head",
-                f"n_embd={n_embd}, n_head={n_head}",
-                "change one of them",
-            )
-        self.options_of_gpt = {
-            "vocab_size": int(vocab_size),
-            "block_size": int(block_size),
-            "n_layer": int(n_layer),
-            "n_head": int(n_head),
-            "n_embd": int(n_embd),
-            "dropout": float(dropout),
+        given = {
+            "vocab_size": vocab_size,
+            "block_size": block_size,
+            "n_layer": n_layer,
+            "n_head": n_head,
+            "n_embd": n_embd,
+            "dropout": dropout,
+            "variant": variant,
+            "n_kv_head": n_kv_head,
+            "ff_dim": ff_dim,
+            "positions": positions,
+            "norm": norm,
+            "mlp": mlp,
+            "bias": bias,
+            "tied": tied,
+            "epsilon": epsilon,
+            "rope_theta": rope_theta,
         }
-        self.vocab_size, self.block_size = vocab_size, block_size
+        self.options_of_gpt = o = gpt_options.resolve(given)
+        self.vocab_size: int = o["vocab_size"]
+        self.block_size: int = o["block_size"]
         super().__init__(self._network(), seed, dtype)
-        self.build((block_size,))
+        self.build((self.block_size,))
 
     def _network(self) -> Layer:
         o: dict[str, Any] = self.options_of_gpt
         init = RandomNormal(0.0, INITIAL_STDDEV)
-        residual = RandomNormal(0.0, INITIAL_STDDEV / math.sqrt(2 * o["n_layer"]))
         tokens = Embedding(o["vocab_size"], o["n_embd"], init, name="tokens")
-        blocks = [
-            TransformerBlock(
-                o["n_head"],
-                dropout=o["dropout"],
-                causal=True,
-                kernel_initializer=init,
-                residual_initializer=residual,
-            )
-            for _ in range(o["n_layer"])
-        ]
+        head = (
+            TiedHead(tokens, name="head")
+            if o["tied"]
+            else Dense(o["vocab_size"], None, False, init, name="head")
+        )
+        positions = (
+            [PositionEmbedding(o["block_size"], init, name="positions")]
+            if o["positions"] == "learned"
+            else []
+        )
         return Chain(
             tokens,
-            PositionEmbedding(o["block_size"], init, name="positions"),
+            *positions,
             Dropout(o["dropout"], name="dropout"),
-            Chain(*blocks, name="blocks"),
-            LayerNormalization(1e-5, name="norm"),
-            TiedHead(tokens, name="head"),
+            Chain(*(self._block() for _ in range(o["n_layer"])), name="blocks"),
+            make_norm(o["norm"], o["epsilon"], o["bias"], name="norm"),
+            head,
+        )
+
+    def _block(self) -> Layer:
+        o: dict[str, Any] = self.options_of_gpt
+        residual = INITIAL_STDDEV / math.sqrt(2 * o["n_layer"])
+        return TransformerBlock(
+            o["n_head"],
+            o["ff_dim"],
+            o["dropout"],
+            activation="gelu_tanh" if o["mlp"] == "gelu" else "swiglu",
+            causal=True,
+            use_bias=o["bias"],
+            epsilon=o["epsilon"],
+            kernel_initializer=RandomNormal(0.0, INITIAL_STDDEV),
+            residual_initializer=RandomNormal(0.0, residual),
+            num_kv_heads=o["n_kv_head"],
+            rope_theta=o["rope_theta"] if o["positions"] == "rotary" else None,
+            norm=o["norm"],
+            norm_bias=o["bias"],
         )
 
     def compile(

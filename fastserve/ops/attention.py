@@ -13,8 +13,13 @@ run down the rows, which NumPy does several times faster than along them. With
 What is multiplied from the right is transposed into memory of its own first, and
 scaled on the way: BLAS is up to twice as fast on it as on a transposed view.
 
-Shapes: B batch, T time, H heads, d width of a head. ``qkv`` is (B, T, 3, H, d). The
-functions for one group of heads see (H, T, d), and transposed (H, d, T).
+Several query heads may share a head of keys and values (grouped-query attention,
+Ainslie et al., 2023): G of these, and H / G neighbouring query heads for each.
+
+Shapes: B batch, T time, H heads, d width of a head. ``qkv`` is (B, T, H + 2 G, d):
+queries, keys, values; (B, T, 3, H, d) is the same for G = H. The functions for one
+group of heads see (H, T, d), and transposed (H, d, T); where its heads share their
+keys and values, those are (1, T, d).
 """
 
 from __future__ import annotations
@@ -38,6 +43,29 @@ def head_groups(heads: int, time: int) -> Iterator[slice]:
     step = max(1, min(heads, WORK // (min(TILE, time) * time)))
     for start in range(0, heads, step):
         yield slice(start, min(heads, start + step))
+
+
+def shared_groups(
+    heads: int, kv_heads: int, time: int
+) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of query heads, and of the heads of their keys and values."""
+    if heads == kv_heads:
+        for group in head_groups(heads, time):
+            yield group, group
+        return
+    share = heads // kv_heads
+    for i in range(kv_heads):
+        for group in head_groups(share, time):
+            start, stop = i * share + group.start, i * share + group.stop
+            yield slice(start, stop), slice(i, i + 1)
+
+
+def split_heads(qkv: Array, heads: int) -> tuple[Array, Array, Array]:
+    """View qkv as queries (B, T, H, d), keys and values (B, T, G, d)."""
+    qkv = qkv.reshape(*qkv.shape[:2], -1, qkv.shape[-1])
+    kv_heads = (qkv.shape[2] - heads) // 2
+    cut = heads + kv_heads
+    return qkv[:, :, :heads], qkv[:, :, heads:cut], qkv[:, :, cut:]
 
 
 def tiles(time: int) -> Iterator[slice]:
@@ -80,13 +108,14 @@ def attention(
         key_bias: (B, T), 0 or MASKED for each key, or None.
         keep: (B, H, T keys, T queries), factors of dropout for P, or None.
     """
-    batch, time, _, heads, _ = qkv.shape
+    batch, time, heads, _ = out.shape
+    q, k, v = split_heads(qkv, heads)
     later = triangle(time) if causal else None
     for b in range(batch):
         bias = None if key_bias is None else key_bias[b, :, None]
-        for group in head_groups(heads, time):
+        for group, kv in shared_groups(heads, k.shape[2], time):
             _attend(
-                qkv[b, :, :, group],
+                (q[b, :, group], k[b, :, kv], v[b, :, kv]),
                 by_head(out[b, :, group]),
                 lse[b, group],
                 later,
@@ -96,7 +125,7 @@ def attention(
 
 
 def _attend(
-    qkv: Array,
+    qkv: tuple[Array, Array, Array],
     o: Array,
     lse: Array,
     later: Array | None,
@@ -104,7 +133,7 @@ def _attend(
     keep: Array | None,
 ) -> None:
     """Attention of one group of heads, a tile of queries at a time."""
-    q, k, v = (by_head(qkv[:, i]) for i in range(3))
+    q, k, v = map(by_head, qkv)
     heads, time, width = q.shape
     scale = q.dtype.type(width**-0.5)
     for tile in tiles(time):
@@ -180,37 +209,57 @@ def attention_backward(
     key_bias: Array | None = None,
     keep: Array | None = None,
 ) -> None:
-    """Write ``dqkv`` (B, T, 3, H, d) from ``dout`` and what forward left."""
-    batch, time, _, heads, _ = qkv.shape
+    """Write ``dqkv``, of the shape of qkv, from ``dout`` and what forward left."""
+    batch, time, heads, width = out.shape
+    q, k, v = split_heads(qkv, heads)
+    dq, dk, dv = split_heads(dqkv, heads)
+    shared = heads != k.shape[2]
     later = triangle(time) if causal else None
     for b in range(batch):
         bias = None if key_bias is None else key_bias[b, :, None]
-        for group in head_groups(heads, time):
+        for group, kv in shared_groups(heads, k.shape[2], time):
+            dk_group, dv_group = dk[b, :, kv], dv[b, :, kv]
+            if shared:  # a gradient for each of the heads, to be summed
+                each = (time, group.stop - group.start, width)
+                dk_group, dv_group = room(6, each, q.dtype), room(7, each, q.dtype)
             _attend_backward(
                 by_head(dout[b, :, group]),
                 by_head(out[b, :, group]),
-                qkv[b, :, :, group],
+                (q[b, :, group], k[b, :, kv], v[b, :, kv]),
                 lse[b, group],
-                dqkv[b, :, :, group],
+                (dq[b, :, group], dk_group, dv_group),
                 later,
                 bias,
                 None if keep is None else keep[b, group],
             )
+            if shared:
+                first = group.start % (heads // k.shape[2]) == 0
+                _sum_heads(dk_group, dk[b, :, kv], first)
+                _sum_heads(dv_group, dv[b, :, kv], first)
+
+
+def _sum_heads(each: Array, total: Array, first: bool) -> None:
+    """total (T, 1, d) += the sum of each (T, H, d) over the heads; = if ``first``."""
+    if first:
+        np.sum(each, axis=1, out=total, keepdims=True)
+        return
+    for head in range(each.shape[1]):
+        np.add(total, each[:, head : head + 1], out=total)
 
 
 def _attend_backward(
     do: Array,
     o: Array,
-    qkv: Array,
+    qkv: tuple[Array, Array, Array],
     lse: Array,
-    dqkv: Array,
+    dqkv: tuple[Array, Array, Array],
     later: Array | None,
     bias: Array | None,
     keep: Array | None,
 ) -> None:
     """Gradients of one group of heads, a tile of keys at a time."""
-    q, k, v = (by_head(qkv[:, i]) for i in range(3))
-    dq, dk, dv = (by_head(dqkv[:, i]) for i in range(3))
+    q, k, v = map(by_head, qkv)
+    dq, dk, dv = map(by_head, dqkv)
     heads, time, width = q.shape
     scale = q.dtype.type(width**-0.5)
     qt = transposed(2, q, scale)
