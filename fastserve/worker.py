@@ -213,7 +213,10 @@ def _prepare(job: config.Job, comm: Communicator) -> tuple[Data, Model]:
 
     def make() -> tuple[Data, Model]:
         data = make_data(job)
-        return data, make_model(job, data.vocab_size, data.train.input_shape)
+        model = make_model(job, data.vocab_size, data.train.input_shape)
+        if isinstance(model, GPT):
+            model.reset_at = data.reset_at
+        return data, model
 
     made = make() if comm.rank == 0 else None
     comm.barrier()
@@ -395,6 +398,8 @@ def evaluate(run: str) -> dict[str, float]:
             "set data.validation_split or a validation file in the job",
         )
     model = make_model(job, data.vocab_size, data.train.input_shape)
+    if isinstance(model, GPT):
+        model.reset_at = data.reset_at
     load_newest_weights(run_dir, model)
     compile_model(job, model, total_steps(job, make_sampler(job, data)))
     trainer = model.prepare(data.validation)

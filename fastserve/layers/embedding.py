@@ -87,7 +87,10 @@ class PositionEmbedding(Layer):
     """y = x + table[:time]: learned positions. (batch, time, features), same out.
 
     Weights: ``embeddings`` (length, features). Raises ShapeError for a longer input.
+    With ``starts`` (batch, time) positions count from there, else from 0.
     """
+
+    starts: Array | None = None
 
     def __init__(
         self,
@@ -116,11 +119,25 @@ class PositionEmbedding(Layer):
                 "shorten the input, or build the model with a longer context",
             )
         y = self.buffer("y", x.shape)
+        if self.starts is not None:
+            embed(self.embeddings.value, self._positions(), as_rows(y))
+            return np.add(x, y, out=y)
         return np.add(x, self.embeddings.value[:time], out=y)
+
+    def _positions(self) -> Array:
+        starts = self.saved(self.starts)
+        place = self.buffer("place", starts.shape, np.int64)
+        np.subtract(np.arange(starts.shape[1]), starts, out=place)
+        return place.reshape(-1)
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         time = dy.shape[1]
         grad = self.embeddings.grad
+        if self.starts is not None:
+            rows = as_rows(dy)
+            work = self.scratch(rows.shape)
+            embed_backward(rows, self._positions(), grad, work, add=False)
+            return dy
         np.sum(dy, axis=0, out=grad[:time])
         grad[time:] = 0
         return dy

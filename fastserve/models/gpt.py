@@ -28,6 +28,7 @@ from fastserve.layers import (
     TransformerBlock,
 )
 from fastserve.layers.attention import make_norm
+from fastserve.layers.documents import Documents
 from fastserve.losses import SparseCategoricalCrossentropy
 from fastserve.models import gpt_options
 from fastserve.models.model import Model
@@ -105,6 +106,17 @@ class GPT(Model):
         super().__init__(self._network(), seed, dtype)
         self.build((self.block_size,))
 
+    @property
+    def reset_at(self) -> int | None:
+        """The end token that attention doesn't look across; None: it sees all."""
+        assert isinstance(self.root, Documents)
+        return self.root.end
+
+    @reset_at.setter
+    def reset_at(self, end: int | None) -> None:
+        assert isinstance(self.root, Documents)
+        self.root.end = end
+
     def _network(self) -> Layer:
         o: dict[str, Any] = self.options_of_gpt
         init = RandomNormal(0.0, INITIAL_STDDEV)
@@ -119,7 +131,7 @@ class GPT(Model):
             if o["positions"] == "learned"
             else []
         )
-        return Chain(
+        return Documents(
             tokens,
             *positions,
             Dropout(o["dropout"], name="dropout"),

@@ -20,6 +20,9 @@ Shapes: B batch, T time, H heads, d width of a head. ``qkv`` is (B, T, H + 2 G, 
 queries, keys, values; (B, T, 3, H, d) is the same for G = H. The functions for one
 group of heads see (H, T, d), and transposed (H, d, T); where its heads share their
 keys and values, those are (1, T, d).
+
+With ``starts`` a row holds several documents: (B, T), for each query the first key that
+it sees, which is where its document starts. Tiles between documents are left out.
 """
 
 from __future__ import annotations
@@ -101,13 +104,16 @@ def attention(
     causal: bool,
     key_bias: Array | None = None,
     keep: Array | None = None,
+    starts: Array | None = None,
 ) -> None:
     """Write ``out`` (B, T, H, d) and ``lse`` (B, H, T).
 
     Args:
         key_bias: (B, T), 0 or MASKED for each key, or None.
         keep: (B, H, T keys, T queries), factors of dropout for P, or None.
+        starts: (B, T) integers that never fall along a row, for causal attention.
     """
+    assert starts is None or causal
     batch, time, heads, _ = out.shape
     q, k, v = split_heads(qkv, heads)
     later = triangle(time) if causal else None
@@ -121,6 +127,7 @@ def attention(
                 later,
                 bias,
                 None if keep is None else keep[b, group],
+                None if starts is None else starts[b],
             )
 
 
@@ -131,6 +138,7 @@ def _attend(
     later: Array | None,
     bias: Array | None,
     keep: Array | None,
+    starts: Array | None,
 ) -> None:
     """Attention of one group of heads, a tile of queries at a time."""
     q, k, v = map(by_head, qkv)
@@ -138,21 +146,31 @@ def _attend(
     scale = q.dtype.type(width**-0.5)
     for tile in tiles(time):
         end = time if later is None else tile.stop
+        keys = slice(0 if starts is None else int(starts[tile.start]), end)
         queries = tile.stop - tile.start
-        s = room(0, (heads, end, queries), q.dtype)
+        s = room(0, (heads, end - keys.start, queries), q.dtype)
         total = _exponentials(
-            k[:, :end],
+            k[:, keys],
             transposed(1, q[:, tile], scale),
             s,
             None if later is None else later[:queries, :queries],
-            None if bias is None else bias[:end],
+            None if bias is None else bias[keys],
+            _elsewhere(starts, keys, tile),
             lse[:, tile],
         )
         if keep is not None:
-            np.multiply(s, keep[:, :end, tile], out=s)
+            np.multiply(s, keep[:, keys, tile], out=s)
         ot = o[:, tile]
-        np.matmul(s.transpose(0, 2, 1), v[:, :end], out=ot)
+        np.matmul(s.transpose(0, 2, 1), v[:, keys], out=ot)
         np.divide(ot, total[:, :, None], out=ot)
+
+
+def _elsewhere(starts: Array | None, keys: slice, queries: slice) -> Array | None:
+    """Return (keys, queries), true for a key of an earlier document; None for none."""
+    if starts is None or starts[queries.stop - 1] <= keys.start:
+        return None
+    hidden: Array = np.arange(keys.start, keys.stop)[:, None] < starts[queries]
+    return hidden
 
 
 def _exponentials(
@@ -161,6 +179,7 @@ def _exponentials(
     s: Array,
     later: Array | None,
     bias: Array | None,
+    elsewhere: Array | None,
     lse: Array,
 ) -> Array:
     """Write exp(S - shift) to s, log Σ exp S to lse; return Σ s (H, queries).
@@ -170,14 +189,14 @@ def _exponentials(
     would happen anyway.
     """
     one = ones(s.shape[1], s.dtype)
-    _scores(k, qt, s, later, bias)
+    _scores(k, qt, s, later, bias, elsewhere)
     if s.max() < LARGE:
         np.exp(s, out=s)
         total = np.matmul(one, s)
         if total.min() > TINY:
             np.log(total, out=lse)
             return total
-        _scores(k, qt, s, later, bias)
+        _scores(k, qt, s, later, bias, elsewhere)
     top = s.max(axis=1)
     np.subtract(s, top[:, None], out=s)
     np.exp(s, out=s)
@@ -188,7 +207,12 @@ def _exponentials(
 
 
 def _scores(
-    k: Array, qt: Array, s: Array, later: Array | None, bias: Array | None
+    k: Array,
+    qt: Array,
+    s: Array,
+    later: Array | None,
+    bias: Array | None,
+    elsewhere: Array | None,
 ) -> None:
     """s (H, keys, queries) = K Qᵀ, with what the masks add."""
     np.matmul(k, qt, out=s)
@@ -197,6 +221,8 @@ def _scores(
     if later is not None:
         diagonal = s[:, -len(later) :]
         np.copyto(diagonal, -np.inf, where=later)
+    if elsewhere is not None:
+        np.copyto(s, -np.inf, where=elsewhere)
 
 
 def attention_backward(
@@ -208,6 +234,7 @@ def attention_backward(
     causal: bool,
     key_bias: Array | None = None,
     keep: Array | None = None,
+    starts: Array | None = None,
 ) -> None:
     """Write ``dqkv``, of the shape of qkv, from ``dout`` and what forward left."""
     batch, time, heads, width = out.shape
@@ -231,6 +258,7 @@ def attention_backward(
                 later,
                 bias,
                 None if keep is None else keep[b, group],
+                None if starts is None else starts[b],
             )
             if shared:
                 first = group.start % (heads // k.shape[2]) == 0
@@ -256,6 +284,7 @@ def _attend_backward(
     later: Array | None,
     bias: Array | None,
     keep: Array | None,
+    starts: Array | None,
 ) -> None:
     """Gradients of one group of heads, a tile of keys at a time."""
     q, k, v = map(by_head, qkv)
@@ -267,12 +296,25 @@ def _attend_backward(
     dot = transposed(3, do, scale)
     row_sum = room(4, (heads, time), q.dtype)  # einsum's own would be strided
     np.multiply(np.einsum("htd,htd->ht", do, o), scale, out=row_sum)
+    if starts is not None:
+        dq.fill(0)  # the first tile doesn't reach all queries
     for tile in tiles(time):
         rest = slice(0 if later is None else tile.start, time)
+        if starts is not None:  # later queries don't see these keys
+            rest = slice(tile.start, int(np.searchsorted(starts, tile.stop)))
         shape = (heads, tile.stop - tile.start, time - rest.start)
         kept = None if keep is None else keep[:, tile, rest]
         p, ds = room(0, shape, q.dtype), room(1, shape, q.dtype)
-        _weights(k[:, tile], qt[:, :, rest], lse[:, None, rest], p, later, bias, tile)
+        elsewhere = _elsewhere(starts, tile, rest)
+        _weights(
+            k[:, tile],
+            qt[:, :, rest],
+            lse[:, None, rest],
+            p,
+            later,
+            None if bias is None else bias[tile],
+            elsewhere,
+        )
         np.matmul(v[:, tile], dot[:, :, rest], out=ds)
         if kept is not None:
             np.multiply(ds, kept, out=ds)
@@ -282,7 +324,8 @@ def _attend_backward(
             np.multiply(p, kept, out=p)
         np.matmul(p, do[:, rest], out=dv[:, tile])
         np.matmul(ds, q[:, rest], out=dk[:, tile])
-        _add_to_queries(ds, k[:, tile], dq[:, rest], first=tile.start == 0)
+        first = tile.start == 0 and starts is None
+        _add_to_queries(ds, k[:, tile], dq[:, rest], first)
 
 
 def _weights(
@@ -292,16 +335,18 @@ def _weights(
     p: Array,
     later: Array | None,
     bias: Array | None,
-    tile: slice,
+    elsewhere: Array | None,
 ) -> None:
     """p (H, keys, queries) = the weights of a tile of keys, as forward had them."""
     np.matmul(k, qt, out=p)
     if bias is not None:
-        np.add(p, bias[tile], out=p)
+        np.add(p, bias, out=p)
     if later is not None:
         size = p.shape[1]
         diagonal = p[:, :, :size]
         np.copyto(diagonal, -np.inf, where=later[:size, :size])
+    if elsewhere is not None:
+        np.copyto(p, -np.inf, where=elsewhere)
     np.subtract(p, lse, out=p)
     np.exp(p, out=p)
 
