@@ -93,6 +93,7 @@ def _text(data: schema.TextData, block: int, seed: int) -> Data:
         tokenizer.vocab_size,
         tokenizer,
         (train, validation),
+        reset_at=_reset_at(data, tokenizer.vocab_size, tokenizer),
     )
 
 
@@ -107,7 +108,26 @@ def _tokens(data: schema.TokensData, block: int, seed: int) -> Data:
         None if validation is None else TokenSource(validation, block, shift=False),
         f"{data.train}, {len(train):,} tokens, vocabulary of {vocabulary:,}",
         vocabulary,
+        reset_at=_reset_at(data, vocabulary),
     )
+
+
+def _reset_at(
+    data: schema.TextData | schema.TokensData, vocabulary: int, tokenizer: Any = None
+) -> int | None:
+    """Return the end token that attention shall not look across, if any."""
+    if not data.reset_attention:
+        return None
+    end = data.end_token
+    if end is None:
+        end = getattr(tokenizer, "end", None)
+    if end is None or not 0 <= end < vocabulary:
+        raise DataError(
+            f"data.reset_attention: expected an end token below {vocabulary}",
+            "no end token" if end is None else f"{end}",
+            "set data.end_token to the number of the token that ends a document",
+        )
+    return int(end)
 
 
 def _completions(data: schema.CompletionsData, block: int) -> Data:

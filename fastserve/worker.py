@@ -381,9 +381,24 @@ def generate(
     load_newest_weights(run_dir, model)
     start = tokenizer.encode(prompt or "\n").tolist()
     made = model.generate(start, tokens, temperature, top_k, top_p, seed)
-    if job.data.type == "completions" and tokenizer.end in made:
-        made = made[: made.index(tokenizer.end)]
+    end = _end_of(job, tokenizer)
+    if end in made:
+        made = made[: made.index(end)]
     return prompt + tokenizer.decode(made)
+
+
+def _end_of(job: config.Job, tokenizer: Any) -> int | None:
+    """Return the token behind which the model would start something new, if any."""
+    data = job.data
+    if data.type == "completions":
+        return int(tokenizer.end)
+    if data.type == "text" and data.reset_attention:
+        return (
+            getattr(tokenizer, "end", None)
+            if data.end_token is None
+            else data.end_token
+        )
+    return None
 
 
 def evaluate(run: str) -> dict[str, float]:

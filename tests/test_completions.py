@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mpi_environments import run, variables
 
+from fastserve import worker
 from fastserve.comm import Communicator, run_threads
 from fastserve.data.completions import (
     CompletionSource,
@@ -68,8 +68,8 @@ def test_packing_fills_rows_and_keeps_all() -> None:
     packed = CompletionSource(made, 40, END)
     single = CompletionSource(made, 40, END, packing=False)
     assert packed.samples < single.samples == 200
-    assert packed.counted == single.counted == sum(
-        len(e.tokens) - e.prompt for e in made
+    assert (
+        packed.counted == single.counted == sum(len(e.tokens) - e.prompt for e in made)
     )
     assert packed.filled > 0.9
 
@@ -122,7 +122,7 @@ def test_files_without_pairs(tmp_path: Path) -> None:
 
 def test_texts_that_the_tokenizer_or_the_end_token_forbid() -> None:
     line_end = WithEnd(CharTokenizer.train("ab\n"), "\n")
-    with pytest.raises(DataError, match="line 7: 'a.nb' with the end token"):
+    with pytest.raises(DataError, match=r"line 7: 'a.nb' with the end token"):
         encode_pairs("f", [Pair(7, "a\nb", "b")], line_end, 9, cut=False)
     with pytest.raises(DataError, match="line 8: 'c'"):
         encode_pairs("f", [Pair(8, "a", "c")], line_end, 9, cut=False)
@@ -220,3 +220,93 @@ def test_evaluation_is_the_mean_of_what_counts() -> None:
     for loss, accuracy in results:
         assert loss == pytest.approx(total / count, rel=1e-9)
         assert accuracy == pytest.approx(results[0][1], abs=1e-12)
+
+
+# -- whole jobs ------------------------------------------------------------------------
+
+JOB = """
+name: tiny
+seed: 1
+model: {type: gpt, n_layer: 1, n_head: 2, n_embd: 32, block_size: 24}
+data: {type: completions, file: tasks.jsonl, validation_split: 0.2}
+train: {global_batch: 8, steps: 60, log_every: 20}
+optimizer: {type: adamw, lr: 1e-2}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a job: the completion is the prompt's letter in capitals."""
+    letters = "abcdefgh"
+    rng = np.random.default_rng(0)
+    with (tmp_path / "tasks.jsonl").open("w") as file:
+        for _ in range(300):
+            letter, times = letters[rng.integers(8)], int(rng.integers(1, 4))
+            pair = {"prompt": f"{letter}:", "completion": letter.upper() * 2}
+            file.write(json.dumps({"times": times, **pair}) + "\n")
+    (tmp_path / "job.yaml").write_text(JOB)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_job_from_the_file_to_answers(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert worker.main(["job.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert "tasks.jsonl, 240 examples and 60 to validate, in 48 rows of 24" in out
+    assert [worker.generate("runs/tiny", f"{x}:", 20, 0) for x in "ceh"] == [
+        "c:CC",
+        "e:EE",
+        "h:HH",
+    ]
+    assert worker.evaluate("runs/tiny")["loss"] < 0.05
+
+
+def test_a_job_that_cuts_and_ends_lines(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (folder / "tasks.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "a:", "completion": "A" * 40}) + "\n")
+    assert worker.main(["job.yaml", "--set", "data.validation_split=0"]) == 2
+    assert "tasks.jsonl, line 301: 43 tokens" in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+    options = ["data.too_long=cut", 'data.end="\\n"', "train.steps=1"]
+    assert worker.main(["job.yaml", *(x for o in options for x in ("--set", o))]) == 0
+    out = capsys.readouterr().out
+    assert "too long: 1 cut, 0 left out" in out
+    tokenizer = json.loads((folder / "runs/tiny/tokenizer.json").read_text())
+    assert tokenizer["text"] == "\n"
+
+
+def test_a_job_goes_on_from_another_tokenizer(folder: Path) -> None:
+    assert worker.main(["job.yaml", "--set", "train.steps=1"]) == 0
+    other = ["--set", "data.tokenizer=runs/tiny/tokenizer.json", "--set", "name=next"]
+    assert worker.main(["job.yaml", "--set", "train.steps=1", *other]) == 0
+    texts = [
+        (folder / f"runs/{n}/tokenizer.json").read_text() for n in ("tiny", "next")
+    ]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("end", [0, None, 99])
+def test_text_whose_attention_is_reset(
+    folder: Path, end: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "text").write_text("one two three\nfour five six\n" * 40)
+    lines = JOB.replace(
+        "type: completions, file: tasks.jsonl", "type: text, source: text"
+    )
+    (folder / "job.yaml").write_text(lines)
+    chosen = [
+        "data.reset_attention=true",
+        f"data.end_token={end or (0 if end == 0 else 'null')}",
+    ]
+    arguments = [x for o in [*chosen, "train.steps=3"] for x in ("--set", o)]
+    assert worker.main(["job.yaml", *arguments]) == (0 if end == 0 else 2)
+    if end == 0:
+        assert "\n" not in worker.generate("runs/tiny", "on", 40)
+        worker.evaluate("runs/tiny")
+    else:
+        expected = "no end token" if end is None else "received: 99"
+        assert expected in capsys.readouterr().err

@@ -201,6 +201,19 @@ class PythonModel(Section):
     arguments: dict[str, Any] = Field(default={}, description="Its keyword arguments.")
 
 
+ResetAttention = Annotated[
+    bool,
+    Field(description="Keep documents apart: attention doesn't cross an end token."),
+]
+EndToken = Annotated[
+    Natural | None,
+    Field(
+        description="Number of the token that ends a document, for reset_attention; "
+        "null: the tokenizer's own."
+    ),
+]
+
+
 class TextData(Section):
     """Text for a language model."""
 
@@ -215,6 +228,8 @@ class TextData(Section):
         default=0.1,
         description="Share of the text, at its end, that is only validated on.",
     )
+    reset_attention: ResetAttention = False
+    end_token: EndToken = None
 
 
 class TokensData(Section):
@@ -228,6 +243,8 @@ class TokensData(Section):
         default=None, description="The same for validation; null: no validation."
     )
     vocab_size: Level = Field(description="Number of different tokens.")
+    reset_attention: ResetAttention = False
+    end_token: EndToken = None
 
 
 class CompletionsData(Section):

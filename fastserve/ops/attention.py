@@ -302,7 +302,7 @@ def _attend_backward(
         rest = slice(0 if later is None else tile.start, time)
         if starts is not None:  # later queries don't see these keys
             rest = slice(tile.start, int(np.searchsorted(starts, tile.stop)))
-        shape = (heads, tile.stop - tile.start, time - rest.start)
+        shape = (heads, tile.stop - tile.start, rest.stop - rest.start)
         kept = None if keep is None else keep[:, tile, rest]
         p, ds = room(0, shape, q.dtype), room(1, shape, q.dtype)
         elsewhere = _elsewhere(starts, tile, rest)
