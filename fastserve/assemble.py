@@ -294,7 +294,10 @@ def make_model(
     m = job.model
     if isinstance(m, schema.GptModel):
         assert vocab_size is not None  # config pairs gpt with text and tokens
-        return GPT(vocab_size, seed=job.seed, **m.model_dump(exclude={"type"}))
+        gpt = GPT(vocab_size, seed=job.seed, **m.model_dump(exclude={"type", "lora"}))
+        if m.lora is not None:
+            gpt.add_lora(**m.lora.model_dump())
+        return gpt
     if isinstance(m, schema.SequentialModel):
         model = Sequential(seed=job.seed)
         for entry in m.layers:

@@ -23,6 +23,7 @@ from fastserve.assemble import (
     total_steps,
 )
 from fastserve.comm import Communicator, init
+from fastserve.config import schema
 from fastserve.data.tokenizers import tokenizer_from_json
 from fastserve.errors import CheckpointError, DataError, FastserveError
 from fastserve.models import GPT, Model
@@ -346,15 +347,17 @@ def open_job(folder: str) -> tuple[Path, config.Job]:
     return run_dir, config.load_job(run_dir / "config.yaml", files=False)
 
 
-def load_newest_weights(run_dir: Path, model: Model) -> None:
-    """Load the weights of the run's newest checkpoint; raises CheckpointError if
-    there is none."""
-    if checkpoint.load_newest(run_dir / "checkpoints", model.store, None) is None:
+def load_newest_weights(run_dir: Path, model: Model) -> int:
+    """Load the weights of the run's newest checkpoint and return its step; raises
+    CheckpointError if there is none."""
+    state = checkpoint.load_newest(run_dir / "checkpoints", model.store, None)
+    if state is None:
         raise CheckpointError(
             "expected a run with a checkpoint",
             f"{run_dir} without one",
             "train it first: fastserve run, with checkpoint.at_end or checkpoint.every",
         )
+    return int(state["step"])
 
 
 def generate(
@@ -385,6 +388,50 @@ def generate(
     if end in made:
         made = made[: made.index(end)]
     return prompt + tokenizer.decode(made)
+
+
+def merge_lora(run: str, to: str) -> Path:
+    """Write a run whose model is that of ``run`` with LoRA's corrections merged.
+
+    It has one checkpoint, of the same step, with a fresh optimizer. Raises
+    CheckpointError if ``run`` has no LoRA, or something is at ``to``.
+    """
+    run_dir, job = open_job(run)
+    target = Path(to)
+    lora = job.model.lora if isinstance(job.model, schema.GptModel) else None
+    if lora is None or target.exists():
+        raise CheckpointError(
+            "merge-lora: expected a run with model.lora, and a folder that isn't there",
+            f"{run} without it" if lora is None else f"{target}, which exists",
+            "use the run as it is" if lora is None else "take another name with --to",
+        )
+    tokenizer = run_dir / "tokenizer.json"
+    vocabulary = _vocabulary(job, tokenizer)
+    model = make_model(job, vocabulary)
+    assert isinstance(model, GPT)
+    step = load_newest_weights(run_dir, model)
+    model.merge_lora()
+    merged = job.model_copy(
+        update={"model": job.model.model_copy(update={"lora": None})}
+    )
+    compile_model(merged, model, step + 1)
+    optimizer = model.optimizer
+    assert optimizer is not None
+    optimizer.bind(model.store)
+    with files.writing(target):
+        target.mkdir(parents=True)
+        files.write_atomically(target / "config.yaml", config.dump_job(merged))
+        if tokenizer.exists():
+            shutil.copyfile(tokenizer, target / tokenizer.name)
+    checkpoint.save(target / "checkpoints", step, model.store, optimizer, {}, 1)
+    return target
+
+
+def _vocabulary(job: config.Job, tokenizer: Path) -> int | None:
+    if tokenizer.is_file():
+        found = tokenizer_from_json(json.loads(tokenizer.read_text("utf-8")))
+        return int(found.vocab_size)
+    return getattr(job.data, "vocab_size", None)
 
 
 def _end_of(job: config.Job, tokenizer: Any) -> int | None:

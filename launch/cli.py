@@ -284,6 +284,18 @@ def evaluate(run: str) -> int:
     return 0
 
 
+@cli.command("merge-lora")
+@click.argument("run")
+@click.option("--to", required=True, help="The folder of the new run.")
+def merge_lora(run: str, to: str) -> int:
+    """Make a run whose model has the corrections of a run's LoRA merged."""
+    _prepare()
+    from fastserve import worker
+
+    click.echo(f"run {worker.merge_lora(run, to)}")
+    return 0
+
+
 @cli.group()
 def bench() -> None:
     """Measure this machine."""

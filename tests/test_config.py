@@ -646,7 +646,8 @@ FAULTS = [
         9,
         "  type: arrays\n  file: c.npz",
         9,
-        "data.type: expected text, tokens or completions for a model of type gpt, received 'arrays'",
+        "data.type: expected text, tokens or completions for a model of type gpt, "
+        "received 'arrays'",
     ),
     (
         4,

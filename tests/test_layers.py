@@ -14,6 +14,7 @@ from gradcheck import check_layer, frozen, poison, prepare, run
 from fastserve import layers
 from fastserve.core import Layer, Memory, ParameterStore, StepKey, Training
 from fastserve.layers.documents import Documents
+from fastserve.layers.lora import LoRA
 from fastserve.ops import activations
 from fastserve.ops.attention import TILE
 
@@ -175,6 +176,7 @@ ROWS = [
             ("in tiles, rotary, dropout", 2 * TILE - 8, (1e4, 0.2)),
         )
     ),
+    Row("lora", lambda: LoRA(6, 3, 5.0, 0.3), (5, 4), (5, 6), ("a", "b")),
     Row("norm", lambda: L.LayerNormalization(), (6,), weights=("gamma", "beta")),
     Row("norm 3-D", lambda: L.LayerNormalization(), (4, 6), weights=("gamma", "beta")),
     Row(

@@ -120,6 +120,23 @@ class Section(BaseModel):
     )
 
 
+class Lora(Section):
+    """Low-rank corrections of some matrices; all other weights are frozen."""
+
+    rank: Count = Field(default=8, description="Rank of the corrections.")
+    alpha: Positive = Field(
+        default=16.0, description="A correction is multiplied by alpha / rank."
+    )
+    targets: list[Literal["qkv", "output", "expand", "contract", "gate"]] = Field(
+        default=["qkv", "output"],
+        min_length=1,
+        description="Matrices of each block that get one; gate: of swiglu alone.",
+    )
+    dropout: Fraction = Field(
+        default=0.0, description="Share of a correction's inputs that is dropped."
+    )
+
+
 class GptModel(Section):
     """A language model of causal transformer blocks, each with its norm first."""
 
@@ -170,6 +187,10 @@ class GptModel(Section):
     )
     rope_theta: Positive = Field(
         default=10000.0, description="Base of the rotary positions' wavelengths."
+    )
+    lora: Lora | None = Field(
+        default=None,
+        description="Train low-rank corrections alone; null: train all weights.",
     )
 
 

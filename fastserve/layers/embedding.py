@@ -69,6 +69,8 @@ class Embedding(Layer):
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         x = self.saved(self._x)
+        if not self.embeddings.trainable:
+            return None
         rows = as_rows(dy)
         embed_backward(
             rows,
@@ -133,6 +135,8 @@ class PositionEmbedding(Layer):
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         time = dy.shape[1]
         grad = self.embeddings.grad
+        if not self.embeddings.trainable:
+            return dy
         if self.starts is not None:
             rows = as_rows(dy)
             work = self.scratch(rows.shape)
@@ -168,7 +172,8 @@ class TiedHead(Layer):
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         x = self.saved(self._x)
-        np.matmul(as_rows(dy).T, as_rows(x), out=self.table.grad)
+        if self.table.trainable:
+            np.matmul(as_rows(dy).T, as_rows(x), out=self.table.grad)
         dx = self.scratch(x.shape)
         np.matmul(as_rows(dy), self.table.value, out=as_rows(dx))
         return dx

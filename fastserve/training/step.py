@@ -112,6 +112,8 @@ class Trainer:
         self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
         self.totals = np.zeros_like(self._status)  # since reset_totals, all ranks
         comm.broadcast(store.values)
+        if store.frozen.size:
+            comm.broadcast(store.frozen)
 
     # -- training ----------------------------------------------------------------
 
