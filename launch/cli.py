@@ -274,12 +274,13 @@ def generate(
 
 @cli.command()
 @click.argument("run")
-def evaluate(run: str) -> int:
+@_overrides
+def evaluate(run: str, overrides: tuple[str, ...]) -> int:
     """Evaluate the model of a run folder on its validation data."""
     _prepare()
     from fastserve import worker
 
-    for name, value in worker.evaluate(run).items():
+    for name, value in worker.evaluate(run, overrides).items():
         click.echo(f"{name} {value:.6g}")
     return 0
 
@@ -290,9 +291,48 @@ def evaluate(run: str) -> int:
 def merge_lora(run: str, to: str) -> int:
     """Make a run whose model has the corrections of a run's LoRA merged."""
     _prepare()
-    from fastserve import worker
+    from fastserve.merge import merge_run
 
-    click.echo(f"run {worker.merge_lora(run, to)}")
+    click.echo(merge_run(run, to))
+    return 0
+
+
+@cli.command("import")
+@click.argument("folder")
+@click.option("--to", required=True, metavar="RUN", help="Run folder to make.")
+@_overrides
+def import_(folder: str, to: str, overrides: tuple[str, ...]) -> int:
+    """Make a run folder of a GPT-2 or Llama folder in Hugging Face's layout."""
+    _prepare()
+    from fastserve.exchange import import_run
+
+    click.echo(import_run(folder, to, overrides))
+    return 0
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--to", required=True, metavar="DIR", help="Folder to make.")
+@click.option(
+    "--dtype",
+    default="float32",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    show_default=True,
+    help="Type of the weights in it.",
+)
+@click.option(
+    "--max-shard-size",
+    default="5GB",
+    metavar="SIZE",
+    show_default=True,
+    help="Weights that need more go into several files.",
+)
+def export(run: str, to: str, dtype: str, max_shard_size: str) -> int:
+    """Write the model of a run folder in Hugging Face's layout."""
+    _prepare()
+    from fastserve.exchange import export_run
+
+    click.echo(export_run(run, to, dtype, max_shard_size))
     return 0
 
 
@@ -312,6 +352,37 @@ def step(as_json: bool, repeats: int, batch: int, threads: int) -> int:
     from fastserve.bench.step import step as measure
 
     measure(json=as_json, repeats=repeats, batch=batch)
+    return 0
+
+
+@bench.command("generate")
+@click.option(
+    "--shape",
+    type=click.Choice(["small", "medium", "gpt2"]),
+    default="medium",
+    show_default=True,
+    help="0.8 M, 10.8 M or 124 M weights.",
+)
+@click.option(
+    "--variant", type=click.Choice(["gpt2", "llama"]), default="gpt2", show_default=True
+)
+@click.option("--tokens", type=click.IntRange(1), help="Number of new tokens.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@click.option("--repeats", default=5, type=click.IntRange(1), show_default=True)
+@click.option("--threads", default=1, type=click.IntRange(1), show_default=True)
+def bench_generate(
+    shape: str,
+    variant: str,
+    tokens: int | None,
+    as_json: bool,
+    repeats: int,
+    threads: int,
+) -> int:
+    """Time generation with a GPT, beside PyTorch's where it is installed."""
+    _prepare(threads)
+    from fastserve.bench.generate import generate as measure
+
+    measure(shape, variant, tokens, repeats, threads, as_json)
     return 0
 
 

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastserve.config.checks import BUILT_IN_TEXTS
+
 from . import cluster, predict
 from .hosts import Host, is_here, shown
 from .plan import LaunchPlan
@@ -228,13 +230,19 @@ def _folder(facts: cluster.Facts, cwd: Path) -> Row:
 
 
 def _data_files(job: Job) -> list[str]:
-    """Return the files that the job reads on every rank."""
+    """Return the files that the job reads on every rank; of a folder, all in it."""
     given: Iterable[Any] = ()
     for section in (job.data, job.model):
         for key in ("source", "train", "validation", "file"):
             given = (*given, getattr(section, key, None))
     found = dict.fromkeys(str(value) for value in given if value)
-    return [name for name in found if name != "pydoc-topics"]
+    files: list[str] = []
+    for name in found:
+        if Path(name).is_dir():
+            files += sorted(str(p) for p in Path(name).iterdir() if p.is_file())
+        elif name not in BUILT_IN_TEXTS:
+            files.append(name)
+    return files
 
 
 def _files(files: Sequence[str], hashed: Mapping[str, Mapping[str, Any]]) -> Row:

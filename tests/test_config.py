@@ -421,7 +421,7 @@ FAULTS = [
         "  n_layers: 2",
         5,
         "model.n_layers: expected one of the keys type, n_layer, n_head, n_embd, "
-        "block_size, dropout, variant, n_kv_head, ff_dim, positions, norm, mlp or 4 "
+        "block_size, dropout, variant, n_kv_head, ff_dim, positions, norm, mlp or 7 "
         "others, received 'n_layers', did you mean 'n_layer'?",
     ),
     (
@@ -632,14 +632,14 @@ FAULTS = [
         10,
         "  source: pydoc-topic",
         10,
-        "data.source: expected an existing file or the built-in text pydoc-topics, "
+        "data.source: expected an existing file or the built-in text pydoc-topics, shakespeare or gcide, "
         "received 'pydoc-topic', did you mean 'pydoc-topics'?",
     ),
     (
         10,
         "  source: /nowhere/at-all",
         10,
-        "data.source: expected an existing file or the built-in text pydoc-topics, "
+        "data.source: expected an existing file or the built-in text pydoc-topics, shakespeare or gcide, "
         "received '/nowhere/at-all'",
     ),
     (

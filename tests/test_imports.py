@@ -24,6 +24,7 @@ ORDER = [
     {"assemble", "bench"},
     {"summary"},
     {"worker", "estimate"},
+    {"exchange"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -159,7 +159,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append(arguments)
         return "some text"
 
-    def evaluate(run: str) -> dict[str, float]:
+    def evaluate(run: str, overrides: tuple[str, ...]) -> dict[str, float]:
         calls.append(run)
         return {"loss": 1.25, "perplexity": 3.4903}
 

@@ -22,6 +22,7 @@ from fastserve.errors import (
 )
 from fastserve.layers import Dense
 from fastserve.layers.lora import LoRA, add_lora
+from fastserve.merge import merge_run
 from fastserve.models import GPT
 
 ALL = ("qkv", "output", "expand", "contract")
@@ -236,13 +237,13 @@ def test_a_job_resumes_and_merges(
 
     text = worker.generate("runs/tuned", "Pack", 30, 0)
     loss = worker.evaluate("runs/tuned")["loss"]
-    worker.merge_lora("runs/tuned", "runs/merged")
+    merge_run("runs/tuned", "runs/merged")
     assert worker.generate("runs/merged", "Pack", 30, 0) == text
     assert worker.evaluate("runs/merged")["loss"] == pytest.approx(loss, abs=1e-5)
-    with pytest.raises(CheckpointError, match="which exists"):
-        worker.merge_lora("runs/tuned", "runs/merged")
+    with pytest.raises(CheckpointError, match="isn't there yet"):
+        merge_run("runs/tuned", "runs/merged")
     with pytest.raises(CheckpointError, match="without it"):
-        worker.merge_lora("runs/merged", "runs/x")
+        merge_run("runs/merged", "runs/x")
 
     base.write_bytes(before[:-4] + b"\0\0\0\0")
     with pytest.raises(CheckpointError, match="SHA-256"):

@@ -7,6 +7,6 @@ keys in ``checks``, and the wording of faults in ``explain`` and ``faults``.
 
 from .load import dump_job, load_job
 from .schema import Job, json_schema
-from .strict_yaml import load_yaml
+from .strict_yaml import dump_yaml, load_yaml
 
-__all__ = ["Job", "dump_job", "json_schema", "load_job", "load_yaml"]
+__all__ = ["Job", "dump_job", "dump_yaml", "json_schema", "load_job", "load_yaml"]

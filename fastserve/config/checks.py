@@ -15,7 +15,8 @@ from typing import Any
 from .explain import JobData
 from .faults import Faults, Path, did_you_mean, listed, show
 
-BUILT_IN_TEXTS = ("pydoc-topics",)
+BUILT_IN_TEXTS = ("pydoc-topics", "shakespeare", "gcide")
+TOKENIZERS = ("char", "byte", "bpe")
 
 
 class _Unknown(Exception):
@@ -105,6 +106,19 @@ def _validation(job: _Keys) -> None:
         key = "data.validation_split"
     if key and job["train.eval_every"] is not None and not job[key]:
         job.fault(key, "validation data, as train.eval_every is set", job[key])
+
+
+def _vocabulary(job: _Keys) -> None:
+    if job["data.type"] != "text":
+        return
+    size, kind = job["data.vocab_size"], job["data.tokenizer"]
+    if kind == "bpe" and size is None:
+        job.fault(
+            "data.vocab_size", "a number such as 8192 for the tokenizer bpe", None
+        )
+    elif kind != "bpe" and size is not None:
+        expected = f"null, as the tokenizer {kind} has its own vocabulary"
+        job.fault("data.vocab_size", expected, size)
 
 
 def _nesterov(job: _Keys) -> None:
@@ -205,6 +219,17 @@ def _files(job: _Keys) -> None:
                 _file(job, f"{section}.{key}", endings)
     with suppress(_Unknown):
         _file(job, "launch.hostfile", ())
+    with suppress(_Unknown):
+        if job["data.type"] == "text":
+            _tokenizer(job)
+
+
+def _tokenizer(job: _Keys) -> None:
+    given = job["data.tokenizer"]
+    if given not in TOKENIZERS and not os.path.exists(given):
+        expected = f"{listed(TOKENIZERS)}, or an existing tokenizer.json or folder"
+        hint = did_you_mean(given, TOKENIZERS)
+        job.fault("data.tokenizer", expected, given, hint)
 
 
 def _file(job: _Keys, key: str, endings: tuple[str, ...]) -> None:
@@ -229,6 +254,7 @@ _CHECKS = (
     _length,
     _micro_batch,
     _validation,
+    _vocabulary,
     _nesterov,
     _warmup,
     _decay,

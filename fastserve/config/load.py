@@ -12,6 +12,7 @@ from .checks import check
 from .explain import JobData
 from .faults import Faults, Path, show
 from .schema import Job
+from .starting import take_over
 from .strict_yaml import MAX_BYTES, MAX_DEPTH, dump_yaml, parse
 
 _KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
@@ -36,6 +37,8 @@ def load_job(
         faults.add((), expected, "an empty file" if data is None else show(data))
     job = None
     if isinstance(data, dict):
+        if files:
+            take_over(data, faults)
         raw = JobData(data)
         job = raw.validate(faults)
         check(raw, faults, files)

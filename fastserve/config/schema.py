@@ -46,6 +46,7 @@ Natural = Annotated[int, Field(ge=0, le=MAX_INTEGER), BeforeValidator(_integral)
 Count = Annotated[int, Field(ge=1, le=MAX_INTEGER), BeforeValidator(_integral)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_integral)]
 Level = Annotated[int, Field(ge=2, le=2**32), BeforeValidator(_integral)]
+Vocabulary = Annotated[int, Field(ge=257, le=2**31), BeforeValidator(_integral)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -192,6 +193,14 @@ class GptModel(Section):
         default=None,
         description="Train low-rank corrections alone; null: train all weights.",
     )
+    vocab_size: Count | None = Field(
+        default=None, description="Number of different tokens; null: the data's."
+    )
+    init_from: File | None = Field(
+        default=None,
+        description="Folder with the weights to start from, in Hugging Face's layout; "
+        "the keys above that aren't given are its own. null: random weights.",
+    )
 
 
 class SequentialModel(Section):
@@ -240,10 +249,16 @@ class TextData(Section):
 
     type: Literal["text"] = Field(description="The kind of data.")
     source: File = Field(
-        description="A built-in text (pydoc-topics), or the path of a UTF-8 text file."
+        description="A built-in text (pydoc-topics, shakespeare, gcide), or the path "
+        "of a UTF-8 text file."
     )
-    tokenizer: Literal["char", "byte"] = Field(
-        default="char", description="What a token is: a character or a byte."
+    tokenizer: File = Field(
+        default="char",
+        description="What a token is: char (a character), byte, bpe (byte pairs, found "
+        "in the text), or as a tokenizer.json, or the folder of one, says.",
+    )
+    vocab_size: Vocabulary | None = Field(
+        default=None, description="Most different tokens of bpe, which needs it."
     )
     validation_split: Fraction = Field(
         default=0.1,

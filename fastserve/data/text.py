@@ -12,13 +12,15 @@ import numpy as np
 from fastserve.core import Array
 from fastserve.errors import ArgumentError, DataError, nearest
 
+from . import datasets
+
 MINIMUM = 32  # characters; less can't be split into something to learn and to check
 _HELD_OUT = 0.1  # share of the training part that decides on the smoothing
 _STRENGTHS = np.geomspace(0.01, 1000, 26)
 
 
 def load_text(source: str) -> str:
-    """Return the text of a file in UTF-8, or a built-in one: ``pydoc-topics``.
+    """Return the text of a file in UTF-8, or a built-in one, one of ``BUILT_IN``.
 
     A byte order mark at the start is left out; ends of lines are as in the file.
 
@@ -73,7 +75,11 @@ def _pydoc_topics() -> str:
     return "\n\n".join(f"{name}\n\n{topics[name].strip()}\n" for name in sorted(topics))
 
 
-BUILT_IN: dict[str, Callable[[], str]] = {"pydoc-topics": _pydoc_topics}
+BUILT_IN: dict[str, Callable[[], str]] = {
+    "pydoc-topics": _pydoc_topics,
+    "shakespeare": datasets.shakespeare,
+    "gcide": datasets.gcide,
+}
 
 
 def split(tokens: Array, validation_split: float) -> tuple[Array, Array]:

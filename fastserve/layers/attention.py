@@ -217,7 +217,7 @@ class TransformerBlock(Chain):
             kernel_initializer,
             residual_initializer or kernel_initializer,
         )
-        self.heads = MultiHeadAttention(
+        self.heads: MultiHeadAttention = MultiHeadAttention(
             num_heads,
             dropout=dropout,
             use_bias=use_bias,

@@ -32,6 +32,11 @@ class Documents(Chain):
     end: int | None = None
 
     def forward(self, x: Array, training: Training = False) -> Array:
+        self.find_documents(x)
+        return super().forward(x, training)
+
+    def find_documents(self, x: Array) -> None:
+        """Tell the layers inside where the documents of x (batch, time) start."""
         starts = None
         if self.end is not None:
             starts = self.buffer("starts", x.shape, np.int64)
@@ -39,4 +44,3 @@ class Documents(Chain):
         for _, layer in self.walk():
             if hasattr(layer, "starts"):
                 layer.starts = starts
-        return super().forward(x, training)

@@ -136,17 +136,25 @@ def merge_lora(root: Layer) -> None:
     adapted = list(_adapted(root))
     if not adapted:
         raise StateError("expected a model with LoRA", "one without", "add it first")
-    for layer, adapter in adapted:
-        product = np.matmul(adapter.a.value, adapter.b.value)
-        np.multiply(product, product.dtype.type(adapter.scale), out=product)
-        np.add(layer.kernel.value, product, out=layer.kernel.value)
+    for layer in adapted:
+        layer.kernel.value[...] = merged_kernel(layer)
         layer.lora = None
         del layer.children()["lora"]
     for parameter in root.parameters():
         parameter.trainable = True
 
 
-def _adapted(root: Layer) -> Iterator[tuple[Dense, LoRA]]:
+def merged_kernel(layer: Dense) -> Array:
+    """Return W, or W + s A B in new memory if the layer has an adapter."""
+    if not isinstance(layer.lora, LoRA):
+        return layer.kernel.value
+    adapter = layer.lora
+    product: Array = np.matmul(adapter.a.value, adapter.b.value)
+    np.multiply(product, product.dtype.type(adapter.scale), out=product)
+    return np.add(layer.kernel.value, product, out=product)
+
+
+def _adapted(root: Layer) -> Iterator[Dense]:
     for _, layer in root.walk():
-        if isinstance(layer, Dense) and isinstance(layer.lora, LoRA):
-            yield layer, layer.lora
+        if isinstance(layer, Dense) and layer.lora is not None:
+            yield layer

@@ -15,12 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fastserve.comm import world
-from fastserve.core import Array, Layer, generator
+from fastserve.core import Layer
 from fastserve.core.initializers import RandomNormal
-from fastserve.errors import ArgumentError, CheckpointError, DataError, StateError
+from fastserve.errors import CheckpointError, StateError
 from fastserve.layers import (
     Chain,
     Dense,
@@ -34,7 +32,7 @@ from fastserve.layers.attention import make_norm
 from fastserve.layers.documents import Documents
 from fastserve.layers.lora import add_lora, merge_lora
 from fastserve.losses import SparseCategoricalCrossentropy
-from fastserve.models import gpt_options
+from fastserve.models import generation, gpt_options
 from fastserve.models.model import Model
 from fastserve.training import checkpoint
 
@@ -189,33 +187,19 @@ class GPT(Model):
         Each is drawn from softmax(logits / temperature) over the ``top_k`` likeliest
         tokens, and of these the fewest whose probabilities reach ``top_p`` (Holtzman
         et al., 2020). ``temperature`` 0 takes the likeliest. The same seed gives the
-        same tokens. The context is the last ``block_size`` tokens.
+        same tokens.
+
+        The context is the last ``block_size`` tokens, of the prompt too. While it has
+        room, keys and values are kept and a token costs one pass over the weights.
+        Once it is full it moves on by a token each time, which changes what every
+        position of it computes, so all of it is computed again for each token.
 
         Raises DataError for an empty prompt or a token outside of the vocabulary,
         ArgumentError for options outside of their range.
         """
-        context = [int(token) for token in prompt]
-        if not context:
-            raise DataError(
-                "generate: expected a prompt of one token or more",
-                "an empty prompt",
-                "start with a newline, for example",
-            )
-        outside = [t for t in context if not 0 <= t < self.vocab_size]
-        if outside:
-            raise DataError(
-                f"generate: expected tokens from 0 to {self.vocab_size - 1}",
-                f"{outside[0]}",
-                "encode the prompt with the model's tokenizer",
-            )
-        _check_sampling(tokens, temperature, top_k, top_p)
-        rng = generator(seed, "generate")
-        made: list[int] = []
-        for _ in range(tokens):
-            window = np.array([(context + made)[-self.block_size :]], np.int64)
-            logits = self.forward(window)[0, -1]
-            made.append(choose(logits, temperature, top_k, top_p, rng))
-        return made
+        return generation.generate(
+            self, prompt, tokens, temperature, top_k, top_p, seed
+        )
 
     # -- LoRA --------------------------------------------------------------------
 
@@ -305,52 +289,30 @@ class GPT(Model):
         }
 
     @classmethod
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> GPT:
+        """Return the model of a folder of Hugging Face's: GPT-2 or Llama.
+
+        ``options`` and errors are those of ``huggingface.load_pretrained``.
+        """
+        from fastserve.models.huggingface import load_pretrained
+
+        return load_pretrained(folder, **options)
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write a folder that Hugging Face's ``transformers`` loads.
+
+        ``options`` and errors are those of ``huggingface.save_pretrained``.
+        """
+        from fastserve.models.huggingface import save_pretrained
+
+        if world().rank == 0:
+            save_pretrained(self, folder, **options)
+        world().barrier()
+
+    @classmethod
     def from_config(cls, config: dict[str, Any]) -> GPT:
         """Make a model from what ``get_config`` returned; its weights are new."""
         model = cls(**{k: v for k, v in config.items() if k not in ("class", "lora")})
         if "lora" in config:
             model.add_lora(**config["lora"])
         return model
-
-
-def choose(
-    logits: Array,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    rng: np.random.Generator,
-) -> int:
-    """Draw a token from ``logits`` (vocab_size); see ``GPT.generate``."""
-    if temperature == 0:
-        return int(np.argmax(logits))
-    scaled = logits.astype(np.float64) / temperature
-    order = np.argsort(-scaled, kind="stable")[: top_k or len(scaled)]
-    p = np.exp(scaled[order] - scaled[order[0]])
-    p /= p.sum()
-    if top_p is not None:
-        kept = int(np.searchsorted(np.cumsum(p), top_p)) + 1
-        order, p = order[:kept], p[:kept]
-    cumulative = np.cumsum(p)
-    drawn = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], "right"))
-    return int(order[min(drawn, len(order) - 1)])
-
-
-def _check_sampling(
-    tokens: int, temperature: float, top_k: int | None, top_p: float | None
-) -> None:
-    for fine, wanted, given in (
-        (
-            isinstance(tokens, int) and tokens >= 0,
-            "tokens, an integer of 0 or more",
-            tokens,
-        ),
-        (
-            math.isfinite(temperature) and temperature >= 0,
-            "a temperature of 0 or more",
-            temperature,
-        ),
-        (top_k is None or top_k >= 1, "top_k of 1 or more", top_k),
-        (top_p is None or 0 < top_p <= 1, "top_p above 0 and up to 1", top_p),
-    ):
-        if not fine:
-            raise ArgumentError(f"generate: expected {wanted}", f"{given}")

@@ -1,0 +1,119 @@
+"""Runs from folders of Hugging Face's, and such folders from runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastserve import config
+from fastserve.assemble import make_model
+from fastserve.core import Array
+from fastserve.data.tokenizer_folders import read_tokenizer
+from fastserve.data.tokenizers import Tokenizer, load_tokenizer
+from fastserve.errors import CheckpointError
+from fastserve.models import GPT
+from fastserve.models.huggingface import load_pretrained
+from fastserve.models.huggingface import save_pretrained as save
+from fastserve.training import checkpoint, files
+from fastserve.worker import load_newest_weights, open_job
+
+_TOKENIZER, _CONFIG = "tokenizer.json", "config.yaml"
+
+
+class _NoOptimizer:
+    """What a checkpoint of weights that nothing was trained on has of an optimizer."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Array] = {}
+        self.step = 0
+
+
+def import_run(folder: str, run: str, overrides: Sequence[str] = ()) -> str:
+    """Make a run folder of a folder of Hugging Face's; return what to say of it.
+
+    It is complete or not there at all. Its job evaluates on a built-in text, unless
+    ``overrides`` name other data. Its checkpoint holds weights alone: training starts
+    from the folder, with ``model.init_from``.
+
+    Raises:
+        CheckpointError: as ``load_pretrained``; or the run folder exists.
+        ConfigError: overrides that don't fit.
+        DataError: a tokenizer.json that can't be used.
+    """
+    source, target = Path(folder), Path(run).absolute()
+    if target.exists() or target.is_symlink():
+        raise CheckpointError(
+            "--to: expected a folder that isn't there yet", run, "take another name"
+        )
+    tokenizer = read_tokenizer(source)
+    model = load_pretrained(source)
+    with files.writing(target):
+        files.clean(target.parent, re.escape(target.name))
+        with files.temporary(target) as made:
+            raw = _job(model, target, tokenizer)
+            files.write(made / _CONFIG, config.dump_yaml(raw))
+            job = config.load_job(made / _CONFIG, overrides, files=False)
+            files.write(made / _CONFIG, config.dump_job(job))
+            if tokenizer is not None:
+                files.write(made / _TOKENIZER, json.dumps(tokenizer.to_json()))
+            checkpoint.save(
+                made / "checkpoints", 0, model.store, _NoOptimizer(), {}, keep=1
+            )
+            files.put_folder(made, target)
+    o = model.options_of_gpt
+    said = [
+        f"imported {o['variant']}, {o['n_layer']} layers, width {o['n_embd']}, context "
+        f"{o['block_size']}, {o['vocab_size']:,} tokens: {model.count_params:,} weights"
+    ]
+    if tokenizer is None:
+        said.append(f"no {_TOKENIZER} in {folder}: generate needs one for text")
+    else:
+        said.append(f"next     fastserve generate {run} --prompt 'The '")
+    return "\n".join(said)
+
+
+def _job(model: GPT, target: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Return the raw job of a run whose weights come from elsewhere."""
+    if tokenizer is None:
+        tokens = {"train": "tokens.bin", "validation": "tokens.bin"}
+        size = model.options_of_gpt["vocab_size"]
+        data = {"type": "tokens", **tokens, "vocab_size": size}
+    else:
+        path = str(target / _TOKENIZER)
+        data = {"type": "text", "source": "pydoc-topics", "tokenizer": path}
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", target.name).lstrip(".-")[:100]
+    return {
+        "name": name or "imported",
+        "model": {"type": "gpt", **model.options_of_gpt},
+        "data": data,
+        "train": {"global_batch": 4, "steps": 1},
+    }
+
+
+def export_run(
+    run: str, folder: str, dtype: str = "float32", max_shard_size: str = "5GB"
+) -> str:
+    """Write a run's newest weights as a folder of Hugging Face's; return what to say.
+
+    Raises:
+        CheckpointError: there is no such run, or ``save_pretrained`` refuses it.
+    """
+    run_dir, job = open_job(run)
+    if job.model.type != "gpt":
+        raise CheckpointError(
+            "export: expected the run of a gpt", f"a model of type {job.model.type}"
+        )
+    path = run_dir / _TOKENIZER
+    tokenizer = load_tokenizer(path) if path.is_file() else None
+    size = tokenizer.vocab_size if tokenizer else getattr(job.data, "vocab_size", None)
+    model = make_model(job, size)
+    assert isinstance(model, GPT)
+    load_newest_weights(run_dir, model)
+    if model.options_of_lora is not None:
+        model.merge_lora()
+    save(model, folder, tokenizer, dtype, max_shard_size)
+    written = ", ".join(sorted(p.name for p in Path(folder).iterdir()))
+    return f"{folder}: {written}"
