@@ -25,6 +25,7 @@ from fastserve.assemble import (
 )
 from fastserve.comm import Communicator, init
 from fastserve.config import schema
+from fastserve.data.completions import CompletionSource
 from fastserve.data.encode import share_text
 from fastserve.data.tokenizers import Tokenizer, load_tokenizer
 from fastserve.errors import CheckpointError, DataError, FastserveError
@@ -467,4 +468,7 @@ def evaluate(run: str, overrides: Sequence[str] = ()) -> dict[str, float]:
     load_newest_weights(run_dir, model)
     compile_model(job, model, total_steps(job, make_sampler(job, data)))
     trainer = model.prepare(data.validation)
-    return trainer.evaluate(data.validation, job.train.global_batch)
+    results = trainer.evaluate(data.validation, job.train.global_batch)
+    if isinstance(data.validation, CompletionSource):
+        results["exact"] = data.validation.exact(model.forward)
+    return results

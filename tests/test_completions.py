@@ -222,6 +222,22 @@ def test_evaluation_is_the_mean_of_what_counts() -> None:
         assert accuracy == pytest.approx(results[0][1], abs=1e-12)
 
 
+def test_exact_is_what_generation_gives() -> None:
+    model = gpt(reset=False)
+    rng = np.random.default_rng(1)
+    for parameter in model.store.parameters:
+        parameter.value[...] += 0.3 * rng.standard_normal(parameter.shape)
+    made = []
+    for example in examples(12):
+        prompt = example.tokens[: example.prompt].tolist()
+        answer = model.generate(prompt, 3, 0)
+        if len(made) % 3 == 0:
+            answer[1] = (answer[1] + 1) % END
+        made.append(Example(np.array(prompt + answer, np.int32), len(prompt)))
+    source = CompletionSource(made, 24, END, packing=False)
+    assert source.exact(model.forward, rows=2) == pytest.approx(8 / 12)
+
+
 # -- whole jobs ------------------------------------------------------------------------
 
 JOB = """
@@ -260,7 +276,9 @@ def test_a_job_from_the_file_to_answers(
         "e:EE",
         "h:HH",
     ]
-    assert worker.evaluate("runs/tiny")["loss"] < 0.05
+    found = worker.evaluate("runs/tiny")
+    assert found["loss"] < 0.05
+    assert found["exact"] == 1
 
 
 def test_a_job_that_cuts_and_ends_lines(

@@ -15,7 +15,7 @@ hold several examples; the model must then keep them apart at their end tokens
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,6 +211,7 @@ class CompletionSource(Source):
     Attributes:
         filled: share of the tokens that aren't padding.
         counted: losses of all samples together.
+        examples: number of examples.
     """
 
     def __init__(
@@ -227,10 +228,14 @@ class CompletionSource(Source):
         self.tokens_per_sample = block_size
         self._tokens = np.full((self.samples, room), end, np.int32)
         self._counts = np.zeros((self.samples, room), np.bool_)  # token has a loss
+        self.examples = len(examples)
+        self._example = np.zeros((self.samples, room), np.int32)  # whose token it is
         for row, inside in enumerate(places):
             start = 0
-            for example in (examples[i] for i in inside):
+            for i in inside:
+                example = examples[i]
                 stop = start + len(example.tokens)
+                self._example[row, start:stop] = i
                 self._tokens[row, start:stop] = example.tokens
                 self._counts[row, start + example.prompt : stop] = True
                 start = stop
@@ -246,6 +251,24 @@ class CompletionSource(Source):
 
     def losses(self, rows: Array) -> int:
         return int(self._losses[rows].sum())
+
+    def exact(self, forward: Callable[[Array], Array], rows: int = 16) -> float:
+        """Return the share of examples whose completion a model gives exactly.
+
+        That is, all of its tokens and the end token, each the likeliest after those
+        before: so it is also what generation at temperature 0 gives.
+
+        Args:
+            forward: logits (batch, time, vocabulary) of tokens (batch, time).
+            rows: computed at a time.
+        """
+        wrong: set[int] = set()
+        for first in range(0, self.samples, rows):
+            chosen = np.arange(first, min(self.samples, first + rows))
+            x, y, weights, _ = self.batch(chosen, chosen)
+            missed = (forward(x).argmax(axis=-1) != y) & (weights != 0)
+            wrong.update(self._example[chosen, 1:][missed].tolist())
+        return 1 - len(wrong) / self.examples
 
     def batch(self, rows: Array, epochs: Array) -> Batch:
         n = len(rows)
