@@ -326,5 +326,5 @@ def test_text_whose_attention_is_reset(
         assert "\n" not in worker.generate("runs/tiny", "on", 40)
         worker.evaluate("runs/tiny")
     else:
-        expected = "no end token" if end is None else "received: 99"
+        expected = "data.end_token: expected a token" if end is None else "received: 99"
         assert expected in capsys.readouterr().err

@@ -13,13 +13,16 @@ from safetensors.numpy import load_file
 
 from fastserve import models, worker
 from fastserve.comm import Communicator, run_threads
+from fastserve.config import load_job
 from fastserve.core import StepKey
 from fastserve.errors import (
     ArgumentError,
     CheckpointError,
+    ConfigError,
     StateError,
     UnknownNameError,
 )
+from fastserve.exchange import export_run
 from fastserve.layers import Dense
 from fastserve.layers.lora import LoRA, add_lora
 from fastserve.merge import merge_run
@@ -195,7 +198,7 @@ def test_the_adapter_allocates_nothing_large_and_is_a_layer() -> None:
 JOB = """
 name: tuned
 seed: 1
-model: {type: gpt, n_layer: 2, n_head: 2, n_embd: 16, block_size: 16, dropout: 0.1,
+model: {type: gpt, init_from: base, dropout: 0.1,
         lora: {rank: 2, alpha: 8, targets: [qkv, output, expand], dropout: 0.1}}
 data: {type: text, source: text.txt, validation_split: 0.2}
 train: {global_batch: 6, steps: 12, eval_every: 5, log_every: 2, sample_tokens: 20}
@@ -208,6 +211,7 @@ checkpoint: {every: 4, keep: 9}
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "job.yaml").write_text(JOB)
     (tmp_path / "text.txt").write_text("Pack my box with five dozen liquor jugs. " * 90)
+    GPT(40, 16, 2, 2, 16, seed=3).save_pretrained(tmp_path / "base")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTSERVE_NO_SIGNALS", "1")
     return tmp_path
@@ -226,6 +230,9 @@ def test_a_job_resumes_and_merges(
     assert not any(".lora." in name for name in load_file(base))
     assert last.stat().st_size < base.stat().st_size
     before = base.read_bytes()
+    start = GPT.from_pretrained("base").store
+    for parameter in start.parameters:
+        np.testing.assert_array_equal(parameter.value, load_file(base)[parameter.path])
 
     for step in (8, 12):
         shutil.rmtree(run / f"checkpoints/step-{step:08d}")
@@ -242,9 +249,40 @@ def test_a_job_resumes_and_merges(
     assert worker.evaluate("runs/merged")["loss"] == pytest.approx(loss, abs=1e-5)
     with pytest.raises(CheckpointError, match="isn't there yet"):
         merge_run("runs/tuned", "runs/merged")
+    assert "model.safetensors" in export_run("runs/tuned", "tuned")
+    assert "model.safetensors" in export_run("runs/merged", "merged")
+    for one, other in zip(
+        *(GPT.from_pretrained(f).get_weights() for f in ("tuned", "merged")),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
     with pytest.raises(CheckpointError, match="without it"):
         merge_run("runs/merged", "runs/x")
 
+    shutil.rmtree(folder / "base")  # the run has all that it needs
+    worker.evaluate("runs/tuned")
     base.write_bytes(before[:-4] + b"\0\0\0\0")
     with pytest.raises(CheckpointError, match="SHA-256"):
         worker.evaluate("runs/tuned")
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"init_from: base, ": ""}, "model.lora: expected model.init_from beside it"),
+        ({"expand]": "gate]"}, "targets without gate, which only swiglu has"),
+        ({"rank: 2": "rank: 0"}, "model.lora.rank"),
+        ({"rank: 2": "rang: 2"}, "did you mean 'rank'"),
+        ({"[qkv": "[qvk"}, "model.lora.targets"),
+        ({"{rank: 2, alpha: 8,": "8, x: {"}, "a section or null, received 8"),
+    ],
+)
+def test_faults_of_the_job(folder: Path, change: dict[str, str], fault: str) -> None:
+    text = JOB
+    for old, new in change.items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "job.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_job("job.yaml")
+    assert fault in str(error.value)

@@ -60,6 +60,27 @@ def _heads(job: _Keys) -> None:
         job.fault("model.n_embd", expected, width)
 
 
+def _lora(job: _Keys) -> None:
+    if job["model.lora"] is None:
+        return
+    if job["model.init_from"] is None:
+        expected = "model.init_from beside it: the weights that it corrects"
+        job.fault("model.lora", expected, job["model.lora"])
+    mlp = job["model.mlp"] or ("swiglu" if job["model.variant"] == "llama" else "gelu")
+    if "gate" in job["model.lora.targets"] and mlp != "swiglu":
+        expected = "targets without gate, which only swiglu has"
+        job.fault("model.lora.targets", expected, job["model.lora.targets"])
+
+
+def _end_token(job: _Keys) -> None:
+    end, reset = job["data.end_token"], job["data.reset_attention"]
+    if end is not None and not reset:
+        job.fault("data.end_token", "null, as data.reset_attention is false", end)
+    if reset and end is None and job["data.tokenizer"] in ("char", "byte"):
+        expected = f"a token, as the tokenizer {job['data.tokenizer']} has no end token"
+        job.fault("data.end_token", expected, None)
+
+
 def _kv_heads(job: _Keys) -> None:
     heads, kv_heads = job["model.n_head"], job["model.n_kv_head"]
     if kv_heads is not None and heads % kv_heads:
@@ -248,6 +269,8 @@ def _file(job: _Keys, key: str, endings: tuple[str, ...]) -> None:
 
 _CHECKS = (
     _heads,
+    _lora,
+    _end_token,
     _kv_heads,
     _rotary,
     _data_fits_model,
