@@ -47,3 +47,30 @@ def test_each_document_is_as_alone(variant: str, lengths: tuple[int, ...]) -> No
     assert np.abs(found - plain)[:, lengths[0] :].max() > 1e-2
     model.reset_at = None
     np.testing.assert_array_equal(model.forward(row), plain)
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "llama"])
+def test_generation_keeps_documents_apart(variant: str) -> None:
+    """Also behind an end token that was generated, and beyond the block's length."""
+    model = GPT(8, 12, 2, 2, 16, seed=1, dtype="float64", variant=variant)
+    rng = np.random.default_rng(5)
+    for parameter in model.store.parameters:
+        parameter.value[...] += 0.5 * rng.standard_normal(parameter.shape)
+    prompt = [3, 1, END, 2, 5, END, 4]
+    model.reset_at = END
+    model.forward(np.array([prompt, prompt]))  # leaves its documents behind
+    made = list(prompt)
+    for _ in range(30):
+        made.append(int(model.forward(np.array([made[-12:]]))[0, -1].argmax()))
+        if len(made) % 4 == 0:
+            made[-1] = END
+    for cut in range(7, 36):
+        found = model.generate(made[:cut], 1, 0)
+        assert found == [
+            int(model.forward(np.array([made[:cut][-12:]]))[0, -1].argmax())
+        ]
+    free = model.generate(prompt, 20, 0)
+    slow = list(prompt)
+    for _ in range(20):
+        slow.append(int(model.forward(np.array([slow[-12:]]))[0, -1].argmax()))
+    assert free == slow[len(prompt) :]
