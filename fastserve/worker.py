@@ -227,7 +227,7 @@ def _prepare(
         text = read_text(job.data, _kept_tokenizer(job, resumed))
 
     def make() -> tuple[Data, Model]:
-        data = make_data(job, text)
+        data = make_data(job, text, check=comm.rank == 0)
         model = make_model(job, data.vocab_size, data.train.input_shape)
         if isinstance(model, GPT):
             model.reset_at = data.reset_at
@@ -436,7 +436,7 @@ def _end_of(job: config.Job, tokenizer: Any) -> int | None:
     data = job.data
     if data.type == "completions":
         return int(tokenizer.end)
-    if data.type == "text" and data.reset_attention:
+    if data.type in ("text", "tokens") and data.reset_attention:
         return (
             getattr(tokenizer, "end", None)
             if data.end_token is None

@@ -659,7 +659,7 @@ FAULTS = [
         9,
         "  type: tokens\n  vocab_size: 256\n  train: a.txt",
         11,
-        "data.train: expected a file that ends in .npy or .bin, received 'a.txt'",
+        "data.train: expected a file that ends in .npy, .bin or manifest.json, received 'a.txt'",
     ),
     (
         9,
