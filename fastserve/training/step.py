@@ -111,9 +111,13 @@ class Trainer:
         self._sum: Array | None = None  # gradients of earlier micro-batches
         self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
         self.totals = np.zeros_like(self._status)  # since reset_totals, all ranks
-        comm.broadcast(store.values)
-        if store.frozen.size:
-            comm.broadcast(store.frozen)
+        self.share_weights()
+
+    def share_weights(self) -> None:
+        """Give all ranks the weights of rank 0, also those that aren't trained."""
+        self.comm.broadcast(self.store.values)
+        if self.store.frozen.size:
+            self.comm.broadcast(self.store.frozen)
 
     # -- training ----------------------------------------------------------------
 
