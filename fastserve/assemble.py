@@ -12,13 +12,25 @@ import numpy as np
 from fastserve import config, optimizers, schedules
 from fastserve.config import schema
 from fastserve.core import Array
+from fastserve.data.completions import (
+    CompletionSource,
+    Encoded,
+    encode_pairs,
+    read_pairs,
+)
 from fastserve.data.encode import EncodedText, encode_text
+from fastserve.data.end_token import WithEnd
 from fastserve.data.sampler import Sampler
 from fastserve.data.sources import ArraySource, Source, TokenSource
 from fastserve.data.subset import Subset, first_batches
 from fastserve.data.text import bigram_loss
 from fastserve.data.token_files import Shards, open_token_file
-from fastserve.data.tokenizers import Tokenizer
+from fastserve.data.tokenizers import (
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
 from fastserve.errors import DataError, ShapeError
 from fastserve.models import GPT, Model, Sequential
 from fastserve.models.config import make_layer
@@ -34,16 +46,18 @@ class Data:
     Attributes:
         summary: one line for the start of the run.
         tokenizer: of a text, else None. tokens: (train, validation) of a text.
-        bytes_per_token: bytes of the validation text in UTF-8 / its tokens, if known.
+        bytes_per_token: mean bytes of text of a validation token; None: not known.
+        reset_at: end token that attention doesn't look across; None: there is none.
     """
 
     train: Source
     validation: Source | None
     summary: str
     vocab_size: int | None = None
-    tokenizer: Tokenizer | None = None
+    tokenizer: Tokenizer | WithEnd | None = None
     tokens: tuple[Array | Shards, Array | Shards] | None = None
     bytes_per_token: float | None = None
+    reset_at: int | None = None
 
     def baseline(self, samples: int | None = None) -> float | None:
         """Return the validation loss of a 2-gram model, in nats a token.
@@ -79,6 +93,8 @@ def make_data(
     block = job.model.block_size
     if isinstance(data, schema.TextData):
         return _text(data, encoded or read_text(data), block, job.seed)
+    if isinstance(data, schema.CompletionsData):
+        return _completions(data, block)
     return _tokens(data, block, job.seed, check)
 
 
@@ -104,6 +120,7 @@ def _text(data: schema.TextData, text: EncodedText, block: int, seed: int) -> Da
         tokenizer,
         (train, validation),
         text.bytes_per_token,
+        reset_at=_reset_at(data, tokenizer.vocab_size, tokenizer),
     )
 
 
@@ -124,6 +141,88 @@ def _tokens(data: schema.TokensData, block: int, seed: int, check: bool) -> Data
         train.tokenizer,
         (train.tokens, validation.tokens if validation else train.tokens[:0]),
         per_token,
+        reset_at=_reset_at(data, vocabulary, train),
+    )
+
+
+def _reset_at(
+    data: schema.TextData | schema.TokensData, vocabulary: int, known: Any
+) -> int | None:
+    """Return the end token that attention shall not look across, if any.
+
+    ``known`` may have an ``end`` of its own: a tokenizer, or an open file.
+    """
+    if not data.reset_attention:
+        return None
+    end = data.end_token
+    if end is None:
+        end = getattr(known, "end", None)
+    if end is None or not 0 <= end < vocabulary:
+        raise DataError(
+            f"data.reset_attention: expected an end token below {vocabulary}",
+            "no end token" if end is None else f"{end}",
+            "set data.end_token to the number of the token that ends a document",
+        )
+    return int(end)
+
+
+def _completions(data: schema.CompletionsData, block: int) -> Data:
+    pairs = read_pairs(data.file)
+    tokenizer: Any
+    if data.tokenizer == "char":
+        text = "".join(p.prompt + p.completion for p in pairs) + (data.end or "")
+        tokenizer = CharTokenizer.train(text)
+    elif data.tokenizer == "byte":
+        tokenizer = ByteTokenizer()
+    else:
+        tokenizer = load_tokenizer(data.tokenizer)
+    if data.end is not None or getattr(tokenizer, "end", None) is None:
+        inner = tokenizer.tokenizer if isinstance(tokenizer, WithEnd) else tokenizer
+        tokenizer = WithEnd(inner, data.end)
+
+    held, path = [], data.file
+    if data.validation is not None:
+        path = data.validation
+        held = read_pairs(path)
+    elif data.validation_split:
+        cut = int(len(pairs) * (1 - data.validation_split))
+        pairs, held = pairs[:cut], pairs[cut:]
+    if not pairs or (data.validation_split and not held):
+        raise DataError(
+            "expected at least one example to train and one to validate",
+            f"{len(pairs)} and {len(held)}",
+            "add lines to data.file, or change data.validation_split",
+        )
+    may_cut = data.too_long == "cut"
+    made = encode_pairs(data.file, pairs, tokenizer, block, may_cut)
+    train = CompletionSource(made.examples, block, tokenizer.end, data.packing)
+    validation = None
+    parts = [made]
+    if held:
+        parts.append(encode_pairs(path, held, tokenizer, block, may_cut))
+        validation = CompletionSource(
+            parts[1].examples, block, tokenizer.end, data.packing
+        )
+    return Data(
+        train,
+        validation,
+        _describe_completions(data, parts, train),
+        tokenizer.vocab_size,
+        tokenizer,
+        reset_at=tokenizer.end if data.packing else None,
+    )
+
+
+def _describe_completions(
+    data: schema.CompletionsData, parts: list[Encoded], train: CompletionSource
+) -> str:
+    held = f" and {len(parts[1].examples):,} to validate" if parts[1:] else ""
+    cut, out = sum(p.cut for p in parts), sum(p.left_out for p in parts)
+    long = f"; too long: {cut:,} cut, {out:,} left out" if cut or out else ""
+    return (
+        f"{data.file}, {len(parts[0].examples):,} examples{held}, in {train.samples:,} "
+        f"rows of {train.block_size} tokens ({train.filled:.0%} filled), "
+        f"{train.counted:,} of them with a loss{long}"
     )
 
 
@@ -219,9 +318,12 @@ def make_model(
     m = job.model
     if isinstance(m, schema.GptModel):
         assert vocab_size is not None  # config pairs gpt with text and tokens
-        options = m.model_dump(exclude={"type", "init_from"})
+        options = m.model_dump(exclude={"type", "init_from", "lora"})
         options["vocab_size"] = _vocabulary(m, vocab_size)
-        return GPT(**options, seed=job.seed)
+        gpt = GPT(**options, seed=job.seed)
+        if m.lora is not None:
+            gpt.add_lora(**m.lora.model_dump())
+        return gpt
     if isinstance(m, schema.SequentialModel):
         model = Sequential(seed=job.seed)
         for entry in m.layers:

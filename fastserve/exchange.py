@@ -112,6 +112,8 @@ def export_run(
     model = make_model(job, size)
     assert isinstance(model, GPT)
     load_newest_weights(run_dir, model)
+    if model.options_of_lora is not None:
+        model.merge_lora()
     save(model, folder, tokenizer, dtype, max_shard_size)
     written = ", ".join(sorted(p.name for p in Path(folder).iterdir()))
     return f"{folder}: {written}"

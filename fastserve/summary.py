@@ -33,7 +33,7 @@ def introduction(
         )
     passes = steps * job.train.global_batch / sampler.samples
     lines = [
-        f"model    {m.type}{shape}: {count(model.store.count)} weights",
+        f"model    {m.type}{shape}: {_weights(model)}",
         f"data     {data.summary}",
         f"batch    {_split(job, comm)}",
         f"steps    {steps}, {passes:.3g} passes over the data",
@@ -45,6 +45,13 @@ def introduction(
     elif m.type == "gpt" and m.init_from:
         lines.append(f"start    from the weights in {m.init_from}")
     return "\n".join(lines)
+
+
+def _weights(model: Model) -> str:
+    trained = ""
+    if model.store.frozen_parameters:
+        trained = f", {count(model.store.count)} of them trained"
+    return f"{count(model.count_params)} weights{trained}"
 
 
 def _split(job: config.Job, comm: Communicator) -> str:

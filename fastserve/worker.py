@@ -27,6 +27,7 @@ from fastserve.assemble import (
 )
 from fastserve.comm import Communicator, init
 from fastserve.config import schema
+from fastserve.data.completions import CompletionSource
 from fastserve.data.encode import share_text
 from fastserve.data.tokenizers import Tokenizer, load_tokenizer
 from fastserve.errors import CheckpointError, DataError, FastserveError
@@ -280,7 +281,10 @@ def _prepare(
         data = make_data(job, text, check=comm.rank == 0)
         if job.train.overfit_batches:
             data = only_first_batches(job, data)
-        return data, make_model(job, data.vocab_size, data.train.input_shape)
+        model = make_model(job, data.vocab_size, data.train.input_shape)
+        if isinstance(model, GPT):
+            model.reset_at = data.reset_at
+        return data, model
 
     made = make() if comm.rank == 0 else None
     comm.barrier()
@@ -444,15 +448,17 @@ def open_job(folder: str, overrides: Sequence[str] = ()) -> tuple[Path, config.J
     return run_dir, config.load_job(run_dir / "config.yaml", overrides, files=False)
 
 
-def load_newest_weights(run_dir: Path, model: Model) -> None:
-    """Load the weights of the run's newest checkpoint; raises CheckpointError if
-    there is none."""
-    if checkpoint.load_newest(run_dir / "checkpoints", model.store, None) is None:
+def load_newest_weights(run_dir: Path, model: Model) -> int:
+    """Load the weights of the run's newest checkpoint and return its step; raises
+    CheckpointError if there is none."""
+    state = checkpoint.load_newest(run_dir / "checkpoints", model.store, None)
+    if state is None:
         raise CheckpointError(
             "expected a run with a checkpoint",
             f"{run_dir} without one",
             "train it first: fastserve run, with checkpoint.at_end or checkpoint.every",
         )
+    return int(state["step"])
 
 
 def load_weights(run_dir: Path, model: Model, which: str = checkpoint.LATEST) -> None:
@@ -491,8 +497,25 @@ def generate(
     load_weights(run_dir, model, which)
     start = tokenizer.encode(prompt or "\n").tolist()
     made = model.generate(start, tokens, temperature, top_k, top_p, seed)
+    end = _end_of(job, tokenizer)
+    if end in made:
+        made = made[: made.index(end)]
     # the vocabulary may be padded: such tokens stand for no text
     return prompt + tokenizer.decode([t for t in made if t < tokenizer.vocab_size])
+
+
+def _end_of(job: config.Job, tokenizer: Any) -> int | None:
+    """Return the token behind which the model would start something new, if any."""
+    data = job.data
+    if data.type == "completions":
+        return int(tokenizer.end)
+    if data.type in ("text", "tokens") and data.reset_attention:
+        return (
+            getattr(tokenizer, "end", None)
+            if data.end_token is None
+            else data.end_token
+        )
+    return None
 
 
 def evaluate(
@@ -515,10 +538,15 @@ def evaluate(
             "set data.validation_split or a validation file in the job",
         )
     model = make_model(job, data.vocab_size, data.train.input_shape)
+    if isinstance(model, GPT):
+        model.reset_at = data.reset_at
     load_weights(run_dir, model, which)
     compile_model(job, model, total_steps(job, make_sampler(job, data)))
     trainer = model.prepare(data.validation)
     results = trainer.evaluate(data.validation, job.train.global_batch)
-    return results | language_measures(
+    results |= language_measures(
         results["loss"], trainer.loss, data.validation, data.bytes_per_token
     )
+    if isinstance(data.validation, CompletionSource):
+        results["exact"] = data.validation.exact(model.forward)
+    return results

@@ -296,6 +296,18 @@ def evaluate(run: str, which: str, overrides: tuple[str, ...]) -> int:
     return 0
 
 
+@cli.command("merge-lora")
+@click.argument("run")
+@click.option("--to", required=True, help="The folder of the new run.")
+def merge_lora(run: str, to: str) -> int:
+    """Make a run whose model has the corrections of a run's LoRA merged."""
+    _prepare()
+    from fastserve.merge import merge_run
+
+    click.echo(merge_run(run, to))
+    return 0
+
+
 @cli.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--to", required=True, metavar="FOLDER", help="The folder to make.")

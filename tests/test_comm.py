@@ -300,7 +300,7 @@ class Weight:
     """A parameter of some layers."""
 
     def __init__(self, users: int = 1) -> None:
-        self.users = users
+        self.users, self.trainable = users, True
 
 
 class FakeLayer:

@@ -421,7 +421,7 @@ FAULTS = [
         "  n_layers: 2",
         5,
         "model.n_layers: expected one of the keys type, n_layer, n_head, n_embd, "
-        "block_size, dropout, variant, n_kv_head, ff_dim, positions, norm, mlp or 6 "
+        "block_size, dropout, variant, n_kv_head, ff_dim, positions, norm, mlp or 7 "
         "others, received 'n_layers', did you mean 'n_layer'?",
     ),
     (
@@ -648,7 +648,8 @@ FAULTS = [
         9,
         "  type: arrays\n  file: c.npz",
         9,
-        "data.type: expected text or tokens for a model of type gpt, received 'arrays'",
+        "data.type: expected text, tokens or completions for a model of type gpt, "
+        "received 'arrays'",
     ),
     (
         4,

@@ -13,6 +13,8 @@ from gradcheck import check_layer, frozen, poison, prepare, run
 
 from fastserve import layers
 from fastserve.core import Layer, Memory, ParameterStore, StepKey, Training
+from fastserve.layers.documents import Documents
+from fastserve.layers.lora import LoRA
 from fastserve.ops import activations
 from fastserve.ops.attention import TILE
 
@@ -63,6 +65,19 @@ L = layers
 def tied(mask_zero: bool = False) -> Layer:
     table = L.Embedding(9, 6, mask_zero=mask_zero, name="tokens")
     return L.Chain(table, L.PositionEmbedding(8), L.Dense(6, "tanh"), L.TiedHead(table))
+
+
+def documents(rope_theta: float | None = None, dropout: float = 0.0) -> Layer:
+    """Rows of several documents: token 2 ends one."""
+    chain = Documents(
+        L.Embedding(9, 8, name="tokens"),
+        L.PositionEmbedding(TILE + 40),
+        L.MultiHeadAttention(
+            2, None, dropout, causal=True, num_kv_heads=1, rope_theta=rope_theta
+        ),
+    )
+    chain.end = 2
+    return chain
 
 
 def heads(*args: Any, **kwargs: Any) -> Callable[[], Layer]:
@@ -139,6 +154,29 @@ ROWS = [
         ("tokens.embeddings", "1.embeddings", "2.kernel", "2.bias"),
         integers=9,
     ),
+    *(
+        Row(
+            f"documents {name}",
+            lambda arguments=arguments: documents(*arguments),
+            (time,),
+            (time, 8),
+            (
+                "tokens.embeddings",
+                "1.embeddings",
+                "2.qkv.kernel",
+                "2.qkv.bias",
+                "2.output.kernel",
+                "2.output.bias",
+            ),
+            integers=9,
+        )
+        for name, time, arguments in (
+            ("short", 12, ()),
+            ("in tiles", TILE + 37, ()),
+            ("in tiles, rotary, dropout", 2 * TILE - 8, (1e4, 0.2)),
+        )
+    ),
+    Row("lora", lambda: LoRA(6, 3, 5.0, 0.3), (5, 4), (5, 6), ("a", "b")),
     Row("norm", lambda: L.LayerNormalization(), (6,), weights=("gamma", "beta")),
     Row("norm 3-D", lambda: L.LayerNormalization(), (4, 6), weights=("gamma", "beta")),
     Row(

@@ -22,10 +22,13 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 1e-4, 2e-3
 
 
 class Tied(Protocol):
-    """A parameter: how many layers hold it."""
+    """A parameter: how many layers hold it, and whether it has a gradient."""
 
     @property
     def users(self) -> int: ...
+
+    @property
+    def trainable(self) -> bool: ...
 
 
 class Part(Protocol):
@@ -143,7 +146,8 @@ class GradientSync:
             if id(part) not in self._reported:
                 self._reported[id(part)] = part
                 for parameter in part.own_parameters():
-                    self._missing[self._bucket_of[id(parameter)]] -= 1
+                    if parameter.trainable:
+                        self._missing[self._bucket_of[id(parameter)]] -= 1
         before = self._ready
         while self._ready < len(self._missing) and not self._missing[self._ready]:
             self._ready += 1

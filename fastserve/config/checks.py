@@ -61,6 +61,27 @@ def _heads(job: _Keys) -> None:
         job.fault("model.n_embd", expected, width)
 
 
+def _lora(job: _Keys) -> None:
+    if job["model.lora"] is None:
+        return
+    if job["model.init_from"] is None:
+        expected = "model.init_from beside it: the weights that it corrects"
+        job.fault("model.lora", expected, job["model.lora"])
+    mlp = job["model.mlp"] or ("swiglu" if job["model.variant"] == "llama" else "gelu")
+    if "gate" in job["model.lora.targets"] and mlp != "swiglu":
+        expected = "targets without gate, which only swiglu has"
+        job.fault("model.lora.targets", expected, job["model.lora.targets"])
+
+
+def _end_token(job: _Keys) -> None:
+    end, reset = job["data.end_token"], job["data.reset_attention"]
+    if end is not None and not reset:
+        job.fault("data.end_token", "null, as data.reset_attention is false", end)
+    if reset and end is None and job["data.tokenizer"] in ("char", "byte"):
+        expected = f"a token, as the tokenizer {job['data.tokenizer']} has no end token"
+        job.fault("data.end_token", expected, None)
+
+
 def _kv_heads(job: _Keys) -> None:
     heads, kv_heads = job["model.n_head"], job["model.n_kv_head"]
     if kv_heads is not None and heads % kv_heads:
@@ -79,8 +100,9 @@ def _rotary(job: _Keys) -> None:
 
 def _data_fits_model(job: _Keys) -> None:
     model, data = job["model.type"], job["data.type"]
-    if (model == "gpt") != (data in ("text", "tokens")):
-        wanted = "text or tokens" if model == "gpt" else "arrays or python"
+    if (model == "gpt") != (data in ("text", "tokens", "completions")):
+        texts = "text, tokens or completions"
+        wanted = texts if model == "gpt" else "arrays or python"
         job.fault("data.type", f"{wanted} for a model of type {model}", data)
 
 
@@ -102,6 +124,8 @@ def _micro_batch(job: _Keys) -> None:
 def _validation(job: _Keys) -> None:
     keys = {"text": "data.validation_split", "tokens": "data.validation"}
     key = keys.get(job["data.type"])
+    if job["data.type"] == "completions" and job["data.validation"] is None:
+        key = "data.validation_split"
     if key is None or job[key] or job["train.overfit_batches"]:
         return
     for wish in _NEED_VALIDATION:
@@ -238,6 +262,8 @@ def _files(job: _Keys) -> None:
         ("data", "text", "source", ()),
         ("data", "tokens", "train", _TOKEN_FILES),
         ("data", "tokens", "validation", _TOKEN_FILES),
+        ("data", "completions", "file", ()),
+        ("data", "completions", "validation", ()),
         ("data", "arrays", "file", (".npz",)),
     )
     for section, kind, key, endings in wanted:
@@ -277,6 +303,8 @@ def _file(job: _Keys, key: str, endings: tuple[str, ...]) -> None:
 
 _CHECKS = (
     _heads,
+    _lora,
+    _end_token,
     _kv_heads,
     _rotary,
     _data_fits_model,

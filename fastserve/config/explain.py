@@ -72,6 +72,9 @@ class JobData:
         """Follow references, and choose the variant that the value's type names."""
         if "allOf" in schema:  # older pydantic wraps a reference that has a default
             schema = schema["allOf"][0]
+        if isinstance(value, dict):  # a section or null
+            options = (o for o in schema.get("anyOf", ()) if "$ref" in o)
+            schema = next(options, schema)
         if "discriminator" in schema:
             tag = value.get("type") if isinstance(value, dict) else None
             variants = schema["discriminator"]["mapping"]
@@ -178,6 +181,8 @@ def describe(schema: dict[str, Any]) -> str:
         return _FORMATS[schema["format"]]
     if "anyOf" in schema:
         return " or ".join(describe(option) for option in schema["anyOf"])
+    if "$ref" in schema:
+        return "a section"
     if "discriminator" in schema:
         return f"a section of type {listed(schema['discriminator']['mapping'])}"
     if choices := _choices(schema):

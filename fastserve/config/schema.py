@@ -122,6 +122,23 @@ class Section(BaseModel):
     )
 
 
+class Lora(Section):
+    """Low-rank corrections of some matrices; all other weights are frozen."""
+
+    rank: Count = Field(default=8, description="Rank of the corrections.")
+    alpha: Positive = Field(
+        default=16.0, description="A correction is multiplied by alpha / rank."
+    )
+    targets: list[Literal["qkv", "output", "expand", "contract", "gate"]] = Field(
+        default=["qkv", "output"],
+        min_length=1,
+        description="Matrices of each block that get one; gate: of swiglu alone.",
+    )
+    dropout: Fraction = Field(
+        default=0.0, description="Share of a correction's inputs that is dropped."
+    )
+
+
 class GptModel(Section):
     """A language model of causal transformer blocks, each with its norm first."""
 
@@ -173,6 +190,10 @@ class GptModel(Section):
     rope_theta: Positive = Field(
         default=10000.0, description="Base of the rotary positions' wavelengths."
     )
+    lora: Lora | None = Field(
+        default=None,
+        description="Train low-rank corrections alone; null: train all weights.",
+    )
     vocab_size: Count | None = Field(
         default=None, description="Number of different tokens; null: the data's."
     )
@@ -211,6 +232,19 @@ class PythonModel(Section):
     arguments: dict[str, Any] = Field(default={}, description="Its keyword arguments.")
 
 
+ResetAttention = Annotated[
+    bool,
+    Field(description="Keep documents apart: attention doesn't cross an end token."),
+]
+EndToken = Annotated[
+    Natural | None,
+    Field(
+        description="Number of the token that ends a document, for reset_attention; "
+        "null: the tokenizer's own."
+    ),
+]
+
+
 class TextData(Section):
     """Text for a language model."""
 
@@ -231,6 +265,8 @@ class TextData(Section):
         default=0.1,
         description="Share of the text, at its end, that is only validated on.",
     )
+    reset_attention: ResetAttention = False
+    end_token: EndToken = None
 
 
 class TokensData(Section):
@@ -247,6 +283,43 @@ class TokensData(Section):
     vocab_size: Level | None = Field(
         default=None,
         description="Number of different tokens; null: the files tell it.",
+    )
+    reset_attention: ResetAttention = False
+    end_token: EndToken = None
+
+
+class CompletionsData(Section):
+    """Prompts and completions to fine-tune a language model on."""
+
+    type: Literal["completions"] = Field(description="The kind of data.")
+    file: File = Field(
+        description="A JSON Lines file: the texts prompt and completion on each line."
+    )
+    validation: File | None = Field(
+        default=None, description="The same for validation; null: validation_split."
+    )
+    validation_split: Fraction = Field(
+        default=0.1,
+        description="Share of the examples, the last of the file, that is only "
+        "validated on where there is no validation file.",
+    )
+    tokenizer: File = Field(
+        default="char",
+        description="char, byte, or the path of a tokenizer, such as that of a run.",
+    )
+    end: Text | None = Field(
+        default=None,
+        min_length=1,
+        description="Text of one token that ends a completion; null: the tokenizer's "
+        "own end token, or else a new token behind its last.",
+    )
+    packing: bool = Field(
+        default=True, description="Put several examples into a row, kept apart."
+    )
+    too_long: Literal["refuse", "cut"] = Field(
+        default="refuse",
+        description="Examples of more than block_size + 1 tokens are an error, or lose "
+        "the end of their completion.",
     )
 
 
@@ -591,7 +664,7 @@ class Launch(Section):
 
 
 Model = GptModel | SequentialModel | PythonModel
-Data = TextData | TokensData | ArraysData | PythonData
+Data = TextData | TokensData | CompletionsData | ArraysData | PythonData
 Optimizer = Sgd | RmsProp | Adam | AdamW
 Schedule = Constant | Linear | Cosine | Exponential | Step
 

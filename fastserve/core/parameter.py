@@ -22,12 +22,14 @@ BUCKET_BYTES = 4 << 20
 
 
 class Parameter:
-    """A trainable array; ``value`` and ``grad`` are views into the store's vectors.
+    """A weight; ``value`` and ``grad`` are views into the store's vectors.
 
     Attributes:
         path: place in the model's tree, for example ``blocks.0.attention.qkv.kernel``.
         decay: whether weight decay applies; by default to matrices only.
         users: number of layers that hold it; more than one if it is tied.
+        trainable: false: the value stays, and ``grad`` is memory that frozen
+            parameters share and nobody reads; a layer needn't write to it.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Parameter:
         self.name, self.shape, self.init, self.decay = name, shape, init, decay
         self.path = name
         self.users = 1
+        self.trainable = True
         self._value: Array | None = None
         self._grad: Array | None = None
 
@@ -54,6 +57,10 @@ class Parameter:
         if self._grad is None:
             raise self._unbound()
         return self._grad
+
+    @property
+    def bound(self) -> bool:
+        return self._value is not None
 
     def bind(self, value: Array, grad: Array) -> None:
         self._value, self._grad = value, grad
@@ -85,7 +92,8 @@ class ParameterStore:
     The layout is the reverse of the order of execution, so backward completes bucket
     0 first, and each bucket is one slice that goes to MPI without a copy. Inside of a
     bucket, parameters that decay come first, so weight decay is a slice too. Every
-    parameter starts at a multiple of 64 bytes; the gaps hold zeros.
+    parameter starts at a multiple of 64 bytes; the gaps hold zeros. Parameters that
+    aren't trainable have a vector of their own, ``frozen``, and no gradients.
 
     Args:
         root: a built layer.
@@ -111,20 +119,31 @@ class ParameterStore:
         self.values: Array
         self.grads: Array
         self.bucket_bytes, self._root = bucket_bytes, root
-        self._by_bucket = self._group(root, bucket_bytes)
-        self._allocate()
-        for parameter in self.parameters:
-            rng = generator(seed, "init", parameter.path)
-            parameter.value[...] = parameter.init(parameter.shape, rng)
+        self._lay_out()
+        self._initialize(self.parameters + self.frozen_parameters, seed)
 
     def regroup(self, bucket_bytes: int) -> None:
         """Lay the vectors out again, in buckets of another size; values stay."""
-        values = [(p, p.value.copy()) for p in self.parameters]
         self.bucket_bytes = bucket_bytes
-        self._by_bucket = self._group(self._root, bucket_bytes)
-        self._allocate()
+        self.rebuild()
+
+    def rebuild(self, seed: int = 0) -> None:
+        """Lay the vectors out again after parameters came, went or were frozen.
+
+        Values stay; new parameters get their initial ones.
+        """
+        known = [p for p in named_parameters(self._root) if p.bound]
+        values = [(p, p.value.copy()) for p in known]
+        added = [p for p in named_parameters(self._root) if not p.bound]
+        self._lay_out()
         for parameter, value in values:
             parameter.value[...] = value
+        self._initialize(added, seed)
+
+    def _initialize(self, parameters: Iterable[Parameter], seed: int) -> None:
+        for parameter in parameters:
+            rng = generator(seed, "init", parameter.path)
+            parameter.value[...] = parameter.init(parameter.shape, rng)
 
     def move_grads(self, vector: Array) -> None:
         """Keep the gradients in other memory of the same length and type."""
@@ -147,7 +166,8 @@ class ParameterStore:
     def _group(self, root: Layer, bucket_bytes: int) -> list[list[Parameter]]:
         groups: list[list[Parameter]] = [[]]
         room = bucket_bytes
-        for parameter in reversed(list(named_parameters(root))):
+        trained = [p for p in named_parameters(root) if p.trainable]
+        for parameter in reversed(trained):
             if room <= 0:
                 groups.append([])
                 room = bucket_bytes
@@ -155,6 +175,29 @@ class ParameterStore:
             room -= parameter.size * self.dtype.itemsize
         # decaying ones first; the sort is stable, so all ranks agree on the order
         return [sorted(group, key=lambda p: not p.decay) for group in groups if group]
+
+    def _lay_out(self) -> None:
+        self._by_bucket = self._group(self._root, self.bucket_bytes)
+        self._allocate()
+        self._allocate_frozen()
+
+    def _allocate_frozen(self) -> None:
+        """Put what isn't trained behind one another, with one gradient for all."""
+        self.frozen_parameters = [
+            p for p in named_parameters(self._root) if not p.trainable
+        ]
+        step = ALIGNMENT // self.dtype.itemsize
+        spans = [-(-p.size // step) * step for p in self.frozen_parameters]
+        self.frozen = self._vector(sum(spans))
+        unread = self._vector(max(spans, default=0))
+        offset = 0
+        for parameter, span in zip(self.frozen_parameters, spans, strict=True):
+            value = self.frozen[offset : offset + parameter.size]
+            grad = unread[: parameter.size]
+            parameter.bind(
+                value.reshape(parameter.shape), grad.reshape(parameter.shape)
+            )
+            offset += span
 
     def _allocate(self) -> None:
         step = ALIGNMENT // self.dtype.itemsize
@@ -183,7 +226,7 @@ class ParameterStore:
 
     @property
     def parameters(self) -> list[Parameter]:
-        """All parameters in the order of the vectors."""
+        """All parameters that are trained, in the order of the vectors."""
         return [p for group in self._by_bucket for p in group]
 
     @property

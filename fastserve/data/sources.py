@@ -16,11 +16,16 @@ CHECK_ROWS = 1 << 16  # bytes are read in pieces of about so many rows to look f
 
 
 class Batch(NamedTuple):
-    """Inputs, targets and weights of some samples; the arrays are used again."""
+    """Inputs, targets and weights of some samples; the arrays are used again.
+
+    With ``masked`` the weights are 0 or 1, and only losses with 1 count: means are
+    over these alone.
+    """
 
     x: Array
     y: Array
     weights: Array | None
+    masked: bool = False
 
 
 class Source(ABC):
@@ -32,6 +37,14 @@ class Source(ABC):
     @abstractmethod
     def batch(self, rows: Array, epochs: Array) -> Batch:
         """Return the samples ``rows``, in the passes ``epochs`` over the data."""
+
+    def losses(self, rows: Array) -> int | None:
+        """Return how many losses the samples ``rows`` have together if their batches
+        are masked; None: every sample has as many as the model has outputs for it.
+
+        Every rank asks for all rows of a step, so none has to be told by the others.
+        """
+        return None
 
     @property
     @abstractmethod

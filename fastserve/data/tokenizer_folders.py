@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fastserve.data.end_token import WithEnd
 from fastserve.data.tokenizers import (
+    END,
     BPETokenizer,
     ByteTokenizer,
     Tokenizer,
@@ -29,8 +31,16 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     return None
 
 
-def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, Any]:
+def tokenizer_files(tokenizer: Tokenizer | WithEnd, block_size: int) -> dict[str, Any]:
     """Return the JSON files, by name, from which ``AutoTokenizer`` makes the same."""
+    if isinstance(tokenizer, WithEnd):
+        made = tokenizer_files(tokenizer.tokenizer, block_size)
+        if tokenizer.text is None:
+            flags = ("single_word", "lstrip", "rstrip", "normalized")
+            token = {"id": tokenizer.end, "content": END, "special": True}
+            made[NAME]["added_tokens"].append(token | dict.fromkeys(flags, False))
+            made["tokenizer_config.json"]["eos_token"] = END
+        return made
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,

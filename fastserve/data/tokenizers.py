@@ -496,7 +496,7 @@ def _characters_of(data: Mapping[str, Any]) -> str:
     return characters if in_order else ""
 
 
-def tokenizer_from_json(data: Mapping[str, Any]) -> Tokenizer:
+def tokenizer_from_json(data: Mapping[str, Any]) -> Any:
     """Return the tokenizer that ``to_json`` described.
 
     Raises UnknownNameError for another type, DataError for other keys or values.
@@ -508,6 +508,10 @@ def tokenizer_from_json(data: Mapping[str, Any]) -> Tokenizer:
             repr(data)[:80],
             "use what to_json returned",
         )
+    if kind == "with_end":
+        from fastserve.data.end_token import WithEnd  # it is made of tokenizers
+
+        return WithEnd.from_json(data)
     if kind not in _TYPES:
         raise UnknownNameError("tokenizer", kind, _TYPES)
     return _TYPES[kind].from_json(data)

@@ -33,7 +33,13 @@ class MultiHeadAttention(Layer):
             (Ainslie et al., "GQA", 2023); by default num_heads.
         rope_theta: base of the wavelengths of rotary positions (``ops/rotary.py``);
             by default positions have no influence.
+
+    Attributes:
+        starts: (batch, time), where the document of each position starts, or None; with
+            ``causal``, positions of other documents aren't looked at.
     """
+
+    starts: Array | None = None
 
     def __init__(
         self,
@@ -134,6 +140,7 @@ class MultiHeadAttention(Layer):
             self.causal,
             self._bias,
             self._keep,
+            self.starts,
         )
         return self.output.forward(out, training)
 
@@ -158,6 +165,7 @@ class MultiHeadAttention(Layer):
             self.causal,
             self._bias,
             self._keep,
+            self.starts,
         )
         self._rotate(self._heads(dqkv), inverse=True)
         dx = self.qkv.backward(dqkv, done)

@@ -25,8 +25,11 @@ class Dense(Layer):
     (features, units) and, unless ``use_bias`` is false, ``bias`` (units).
 
     Gradients, with z = x W + b: dz = dy activation'(z), dW = xᵀ dz, db = Σ dz,
-    dx = dz Wᵀ.
+    dx = dz Wᵀ. With ``lora``, an adapter for x W (``layers/lora.py``), z also has its
+    output.
     """
+
+    lora: Layer | None = None
 
     def __init__(
         self,
@@ -61,6 +64,8 @@ class Dense(Layer):
         shape = (*x.shape[:-1], self.units)
         z = self.buffer("z", shape)
         np.matmul(as_rows(x), self.kernel.value, out=as_rows(z))
+        if self.lora is not None:
+            np.add(z, self.lora.forward(x, training), out=z)
         # y takes z's place where backward needs neither z nor z's derivative
         apart = self.activation.needs_slope or self.fused_loss is not None
         y = self.buffer("y", shape) if apart else z
@@ -99,14 +104,19 @@ class Dense(Layer):
     def backward_logits(self, dz: Array, done: Done = nothing) -> Any:
         x = self.saved(self._x)
         rows = as_rows(dz)
-        np.matmul(as_rows(x).T, rows, out=self.kernel.grad)
-        if self.use_bias:
+        if self.kernel.trainable:
+            np.matmul(as_rows(x).T, rows, out=self.kernel.grad)
+        if self.use_bias and self.bias.trainable:
             sum_rows(rows, self.bias.grad)
+        dx_lora = None
+        if self.lora is not None:
+            self.lora.input_gradient = self.input_gradient
+            dx_lora = self.lora.backward(dz, done)
         if not self.input_gradient:
             return None
         dx = self.scratch(x.shape)
         np.matmul(rows, self.kernel.value.T, out=as_rows(dx))
-        return dx
+        return dx if dx_lora is None else np.add(dx, dx_lora, out=dx)
 
 
 class Activation(Layer):

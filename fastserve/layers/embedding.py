@@ -69,6 +69,8 @@ class Embedding(Layer):
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         x = self.saved(self._x)
+        if not self.embeddings.trainable:
+            return None
         rows = as_rows(dy)
         embed_backward(
             rows,
@@ -87,7 +89,10 @@ class PositionEmbedding(Layer):
     """y = x + table[:time]: learned positions. (batch, time, features), same out.
 
     Weights: ``embeddings`` (length, features). Raises ShapeError for a longer input.
+    With ``starts`` (batch, time) positions count from there, else from 0.
     """
+
+    starts: Array | None = None
 
     def __init__(
         self,
@@ -116,11 +121,27 @@ class PositionEmbedding(Layer):
                 "shorten the input, or build the model with a longer context",
             )
         y = self.buffer("y", x.shape)
+        if self.starts is not None:
+            embed(self.embeddings.value, self._positions(), as_rows(y))
+            return np.add(x, y, out=y)
         return np.add(x, self.embeddings.value[:time], out=y)
+
+    def _positions(self) -> Array:
+        starts = self.saved(self.starts)
+        place = self.buffer("place", starts.shape, np.int64)
+        np.subtract(np.arange(starts.shape[1]), starts, out=place)
+        return place.reshape(-1)
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         time = dy.shape[1]
         grad = self.embeddings.grad
+        if not self.embeddings.trainable:
+            return dy
+        if self.starts is not None:
+            rows = as_rows(dy)
+            work = self.scratch(rows.shape)
+            embed_backward(rows, self._positions(), grad, work, add=False)
+            return dy
         np.sum(dy, axis=0, out=grad[:time])
         grad[time:] = 0
         return dy
@@ -151,7 +172,8 @@ class TiedHead(Layer):
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         x = self.saved(self._x)
-        np.matmul(as_rows(dy).T, as_rows(x), out=self.table.grad)
+        if self.table.trainable:
+            np.matmul(as_rows(dy).T, as_rows(x), out=self.table.grad)
         dx = self.scratch(x.shape)
         np.matmul(as_rows(dy), self.table.value, out=as_rows(dx))
         return dx

@@ -28,6 +28,7 @@ from fastserve.layers import (
     TiedHead,
     TransformerBlock,
 )
+from fastserve.layers.lora import merged_kernel
 from fastserve.ops import rotary, vector
 from fastserve.ops.swiglu import swiglu
 
@@ -73,6 +74,7 @@ class Decoder:
         """Forget everything, run ``tokens`` at once; return the logits after the last
         one, (vocab_size)."""
         x: Array = np.array([tokens], np.int64)
+        self.model.root.find_documents(x)  # type: ignore[attr-defined]
         for layer in self._inner:
             x = layer.forward(x, False)
         self.count = len(tokens)
@@ -180,7 +182,7 @@ def _one_token(layer: Layer, threads: int) -> Step:
 
 
 def _dense(layer: Dense, threads: int) -> Step:
-    kernel, activation = layer.kernel.value, layer.activation
+    kernel, activation = merged_kernel(layer), layer.activation
     bias = layer.bias.value if layer.use_bias else None
     y = np.empty(layer.units, layer.dtype)
     rows, columns = kernel.shape
@@ -268,12 +270,25 @@ def generate(
     start = len(context)
     decoder = Decoder(model, start + tokens)
     while len(context) < start + tokens:
-        if decoder.count == 0 or decoder.full:
-            logits = decoder.start(context[-model.block_size :])
+        if decoder.count == 0 or decoder.full or _begins(context, model.reset_at):
+            logits = decoder.start(_last_document(context, model))
         else:
             logits = decoder.step(context[-1])
         context.append(choose(logits, temperature, top_k, top_p, rng))
     return context[start:]
+
+
+def _begins(context: list[int], end: int | None) -> bool:
+    """Return whether the last token is the first of a document."""
+    return end is not None and len(context) > 1 and context[-2] == end
+
+
+def _last_document(context: list[int], model: GPT) -> list[int]:
+    """Return what the last token may look at."""
+    tokens = context[-model.block_size :]
+    if model.reset_at in tokens[:-1]:
+        return tokens[len(tokens) - 1 - tokens[-2::-1].index(model.reset_at) :]
+    return tokens
 
 
 def choose(

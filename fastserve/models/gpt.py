@@ -9,6 +9,7 @@ onto the residual stream are scaled by 1 / sqrt(2 x layers), as in GPT-2.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from fastserve.comm import world
 from fastserve.core import Layer
 from fastserve.core.initializers import RandomNormal
+from fastserve.errors import CheckpointError, StateError
 from fastserve.layers import (
     Chain,
     Dense,
@@ -27,9 +29,12 @@ from fastserve.layers import (
     TransformerBlock,
 )
 from fastserve.layers.attention import make_norm
+from fastserve.layers.documents import Documents
+from fastserve.layers.lora import add_lora, merge_lora
 from fastserve.losses import SparseCategoricalCrossentropy
 from fastserve.models import generation, gpt_options
 from fastserve.models.model import Model
+from fastserve.training import checkpoint
 
 INITIAL_STDDEV = 0.02
 
@@ -103,6 +108,18 @@ class GPT(Model):
         self.block_size: int = o["block_size"]
         super().__init__(self._network(), seed, dtype)
         self.build((self.block_size,))
+        self.options_of_lora: dict[str, Any] | None = None
+
+    @property
+    def reset_at(self) -> int | None:
+        """The end token that attention doesn't look across; None: it sees all."""
+        assert isinstance(self.root, Documents)
+        return self.root.end
+
+    @reset_at.setter
+    def reset_at(self, end: int | None) -> None:
+        assert isinstance(self.root, Documents)
+        self.root.end = end
 
     def _network(self) -> Layer:
         o: dict[str, Any] = self.options_of_gpt
@@ -118,7 +135,7 @@ class GPT(Model):
             if o["positions"] == "learned"
             else []
         )
-        return Chain(
+        return Documents(
             tokens,
             *positions,
             Dropout(o["dropout"], name="dropout"),
@@ -184,13 +201,91 @@ class GPT(Model):
             self, prompt, tokens, temperature, top_k, top_p, seed
         )
 
+    # -- LoRA --------------------------------------------------------------------
+
+    def add_lora(
+        self,
+        rank: int = 8,
+        alpha: float = 16.0,
+        targets: Sequence[str] = ("qkv", "output"),
+        dropout: float = 0.0,
+    ) -> None:
+        """Train small corrections of some matrices from now on, and nothing else.
+
+        The formulas are in ``layers/lora.py``; the outputs stay as they are at first.
+
+        Args:
+            rank: of the corrections, at most the smaller side of each matrix.
+            alpha: a correction is multiplied by alpha / rank.
+            targets: the dense layers: qkv, output, expand, contract, gate.
+            dropout: share of a correction's inputs that is dropped in training.
+
+        Raises ArgumentError, UnknownNameError, or StateError if there is LoRA already.
+        """
+        add_lora(self.root, rank, alpha, targets, dropout)
+        self.options_of_lora = {
+            "rank": int(rank),
+            "alpha": float(alpha),
+            "targets": list(targets),
+            "dropout": float(dropout),
+        }
+        self._renew_store()
+
+    def merge_lora(self) -> None:
+        """Make the corrections a part of the matrices, and train all from now on.
+
+        Raises StateError without LoRA.
+        """
+        merge_lora(self.root)
+        self.options_of_lora = None
+        self._renew_store()
+
+    def save_lora(self, path: str | Path) -> None:
+        """Write the corrections alone, as safetensors with LoRA's options."""
+        if self.options_of_lora is None:
+            raise StateError(
+                "expected a model with LoRA", "one without", "add it first"
+            )
+        if world().rank == 0:
+            metadata = {"fastserve_lora": json.dumps(self.options_of_lora)}
+            checkpoint.save_weights(Path(path), self.store, metadata, trained_only=True)
+        world().barrier()
+
+    def load_lora(self, path: str | Path) -> None:
+        """Read what ``save_lora`` wrote; adds LoRA with its options if there is none.
+
+        Raises CheckpointError if the file is damaged, or is for another model.
+        """
+        path = Path(path)
+        text = checkpoint.read_metadata(path).get("fastserve_lora")
+        try:
+            options = json.loads(text or "")
+            if self.options_of_lora is None:
+                self.add_lora(**options)
+        except (ValueError, TypeError) as error:  # ArgumentError is a ValueError
+            raise CheckpointError(
+                "expected a file that save_lora wrote, for a model like this",
+                f"{path}: {error}",
+                "for a whole model use load_weights",
+            ) from None
+        if options != self.options_of_lora:
+            raise CheckpointError(
+                f"{path}: expected LoRA with the model's options, "
+                f"{self.options_of_lora}",
+                f"{options}",
+                "merge the model's first, or load it into the model without LoRA",
+            )
+        checkpoint.load_weights(path, self.store, trained_only=True)
+
     def get_config(self) -> dict[str, Any]:
         """Return class, seed, type and options, as JSON types."""
+        lora = self.options_of_lora
         return {
             "class": "GPT",
             "seed": self.seed,
             "dtype": self.dtype.name,
             **self.options_of_gpt,
+            **({} if lora is None else {"lora": lora}),
         }
 
     @classmethod
@@ -217,4 +312,7 @@ class GPT(Model):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> GPT:
         """Make a model from what ``get_config`` returned; its weights are new."""
-        return cls(**{k: v for k, v in config.items() if k != "class"})
+        model = cls(**{k: v for k, v in config.items() if k not in ("class", "lora")})
+        if "lora" in config:
+            model.add_lora(**config["lora"])
+        return model

@@ -131,6 +131,12 @@ def save_pretrained(
             that neither architecture has, or numbers that ``dtype`` can't hold.
     """
     folder = Path(folder)
+    if model.options_of_lora is not None:
+        raise ArgumentError(
+            "expected a model without LoRA, which the format can't hold",
+            "one with it",
+            "call model.merge_lora() before",
+        )
     if dtype not in DTYPES:
         raise UnknownNameError("type of weights", dtype, DTYPES)
     limit = parse_size(max_shard_size)
@@ -244,7 +250,8 @@ def _head(o: Mapping[str, Any]) -> dict[str, Place]:
 
 
 def _values(model: GPT) -> dict[str, Array]:
-    return {p.path: p.value for p in model.store.parameters}
+    store = model.store
+    return {p.path: p.value for p in (*store.parameters, *store.frozen_parameters)}
 
 
 def _view(place: Place, values: Mapping[str, Array]) -> Array:

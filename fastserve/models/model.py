@@ -487,9 +487,16 @@ class Model:
         """Return what ``load_model`` needs to make the model again, as JSON types."""
         raise NotImplementedError(f"{type(self).__name__}.get_config")
 
+    def _renew_store(self) -> None:
+        """Take the parameters in again after layers came, went or were frozen."""
+        self.root.bind(self.memory, self.dtype)
+        self.store.rebuild(self.seed)
+        self.trainer = None
+
     @property
     def count_params(self) -> int:
-        return self.store.count
+        """Number of all weights, trained or not."""
+        return self.store.count + sum(p.size for p in self.store.frozen_parameters)
 
     def summary(self) -> None:
         """Print the layers with their output shapes and numbers of weights."""
@@ -511,7 +518,9 @@ class Model:
             f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows
         ]
         lines.insert(1, "─" * len(lines[0]))
-        lines.append(f"{self.store.count:,} weights in {self.dtype}")
+        lines.append(f"{self.count_params:,} weights in {self.dtype}")
+        if self.store.frozen_parameters:
+            lines[-1] += f", {self.store.count:,} of them trained"
         return "\n".join(lines)
 
 

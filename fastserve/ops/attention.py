@@ -21,6 +21,10 @@ queries, keys, values; (B, T, 3, H, d) is the same for G = H. The functions for 
 group of heads see (b, H, T, d), and transposed (b, H, d, T); where its heads share
 their keys and values, those are (b, 1, T, d). b is 1 in long contexts; of short ones as
 many samples are taken at once as fit into the cache: there, calls cost the most.
+
+With ``starts`` a row holds several documents: (B, T), for each query the first key that
+it sees, which is where its document starts. Tiles between documents are left out, so
+rows are taken one by one.
 """
 
 from __future__ import annotations
@@ -51,9 +55,9 @@ def head_groups(heads: int, time: int) -> Iterator[slice]:
         yield slice(start, min(heads, start + step))
 
 
-def sample_groups(batch: int, heads: int, time: int) -> Iterator[slice]:
-    """Yield slices of samples whose tiles fit into the cache together."""
-    step = max(1, WORK // (heads * tile_size(time) * time))
+def sample_groups(batch: int, heads: int, time: int, single: bool) -> Iterator[slice]:
+    """Yield slices of samples whose tiles fit into the cache together, or of one."""
+    step = 1 if single else max(1, WORK // (heads * tile_size(time) * time))
     for start in range(0, batch, step):
         yield slice(start, min(batch, start + step))
 
@@ -119,17 +123,20 @@ def attention(
     causal: bool,
     key_bias: Array | None = None,
     keep: Array | None = None,
+    starts: Array | None = None,
 ) -> None:
     """Write ``out`` (B, T, H, d) and ``lse`` (B, H, T).
 
     Args:
         key_bias: (B, T), 0 or MASKED for each key, or None.
         keep: (B, H, T keys, T queries), factors of dropout for P, or None.
+        starts: (B, T) integers that never fall along a row, for causal attention.
     """
+    assert starts is None or causal
     batch, time, heads, _ = out.shape
     q, k, v = split_heads(qkv, heads)
     later = triangle(time) if causal else None
-    for b in sample_groups(batch, heads, time):
+    for b in sample_groups(batch, heads, time, single=starts is not None):
         bias = None if key_bias is None else key_bias[b, None, :, None]
         for group, kv in shared_groups(heads, k.shape[2], time):
             _attend(
@@ -139,6 +146,7 @@ def attention(
                 later,
                 bias,
                 None if keep is None else keep[b, group],
+                None if starts is None else starts[b.start],
             )
 
 
@@ -149,6 +157,7 @@ def _attend(
     later: Array | None,
     bias: Array | None,
     keep: Array | None,
+    starts: Array | None,
 ) -> None:
     """Attention of one group of heads, a tile of queries at a time."""
     q, k, v = map(by_head, qkv)
@@ -156,23 +165,33 @@ def _attend(
     scale = q.dtype.type(width**-0.5)
     for tile in tiles(time):
         end = time if later is None else tile.stop
+        keys = slice(0 if starts is None else int(starts[tile.start]), end)
         queries = tile.stop - tile.start
-        s = room(0, (samples, heads, end, queries), q.dtype)
+        s = room(0, (samples, heads, end - keys.start, queries), q.dtype)
         total = room(8, (samples, heads, queries), q.dtype)
         _exponentials(
-            k[:, :, :end],
+            k[:, :, keys],
             transposed(1, q[:, :, tile], scale),
             s,
             None if later is None else later[:queries, :queries],
-            None if bias is None else bias[:, :, :end],
+            None if bias is None else bias[:, :, keys],
+            _elsewhere(starts, keys, tile),
             lse[..., tile],
             total,
         )
         if keep is not None:
-            np.multiply(s, keep[:, :, :end, tile], out=s)
+            np.multiply(s, keep[:, :, keys, tile], out=s)
         ot = o[:, :, tile]
-        np.matmul(flipped(s), v[:, :, :end], out=ot)
+        np.matmul(flipped(s), v[:, :, keys], out=ot)
         np.divide(ot, total[..., None], out=ot)
+
+
+def _elsewhere(starts: Array | None, keys: slice, queries: slice) -> Array | None:
+    """Return (keys, queries), true for a key of an earlier document; None for none."""
+    if starts is None or starts[queries.stop - 1] <= keys.start:
+        return None
+    hidden: Array = np.arange(keys.start, keys.stop)[:, None] < starts[queries]
+    return hidden
 
 
 def _exponentials(
@@ -181,6 +200,7 @@ def _exponentials(
     s: Array,
     later: Array | None,
     bias: Array | None,
+    elsewhere: Array | None,
     lse: Array,
     total: Array,
 ) -> None:
@@ -191,7 +211,7 @@ def _exponentials(
     would happen anyway.
     """
     one = ones(s.shape[2], s.dtype)
-    _scores(k, qt, s, later, bias)
+    _scores(k, qt, s, later, bias, elsewhere)
     if s.max() < LARGE:
         np.exp(s, out=s)
         np.matmul(one, s, out=total)
@@ -201,11 +221,11 @@ def _exponentials(
     if len(s) > 1:  # one by one: a sample shall have the same bits in any batch
         for i in range(len(s)):
             part = slice(i, i + 1)
-            bias_part = None if bias is None else bias[part]
+            masks = (later, None if bias is None else bias[part], elsewhere)
             into = (lse[part], total[part])
-            _exponentials(k[part], qt[part], s[part], later, bias_part, *into)
+            _exponentials(k[part], qt[part], s[part], *masks, *into)
         return
-    _scores(k, qt, s, later, bias)
+    _scores(k, qt, s, later, bias, elsewhere)
     top = s.max(axis=2)
     np.subtract(s, top[:, :, None], out=s)
     np.exp(s, out=s)
@@ -215,7 +235,12 @@ def _exponentials(
 
 
 def _scores(
-    k: Array, qt: Array, s: Array, later: Array | None, bias: Array | None
+    k: Array,
+    qt: Array,
+    s: Array,
+    later: Array | None,
+    bias: Array | None,
+    elsewhere: Array | None,
 ) -> None:
     """s (b, H, keys, queries) = K Qᵀ, with what the masks add."""
     np.matmul(k, qt, out=s)
@@ -224,6 +249,8 @@ def _scores(
     if later is not None:
         diagonal = s[:, :, -len(later) :]
         np.copyto(diagonal, -np.inf, where=later)
+    if elsewhere is not None:
+        np.copyto(s, -np.inf, where=elsewhere)
 
 
 def attention_backward(
@@ -235,6 +262,7 @@ def attention_backward(
     causal: bool,
     key_bias: Array | None = None,
     keep: Array | None = None,
+    starts: Array | None = None,
 ) -> None:
     """Write ``dqkv``, of the shape of qkv, from ``dout`` and what forward left."""
     batch, time, heads, width = out.shape
@@ -242,7 +270,7 @@ def attention_backward(
     dq, dk, dv = split_heads(dqkv, heads)
     shared = heads != k.shape[2]
     later = triangle(time) if causal else None
-    for b in sample_groups(batch, heads, time):
+    for b in sample_groups(batch, heads, time, single=starts is not None):
         bias = None if key_bias is None else key_bias[b, None, :, None]
         samples = b.stop - b.start
         for group, kv in shared_groups(heads, k.shape[2], time):
@@ -259,6 +287,7 @@ def attention_backward(
                 later,
                 bias,
                 None if keep is None else keep[b, group],
+                None if starts is None else starts[b.start],
             )
             if shared:
                 first = group.start % (heads // k.shape[2]) == 0
@@ -284,6 +313,7 @@ def _attend_backward(
     later: Array | None,
     bias: Array | None,
     keep: Array | None,
+    starts: Array | None,
 ) -> None:
     """Gradients of one group of heads, a tile of keys at a time."""
     q, k, v = map(by_head, qkv)
@@ -296,13 +326,25 @@ def _attend_backward(
     row_sum = room(4, lse.shape, q.dtype)
     np.einsum("bhtd,bhtd->bht", do, o, out=row_sum)
     np.multiply(row_sum, scale, out=row_sum)
+    if starts is not None:
+        dq.fill(0)  # the first tile doesn't reach all queries
     for tile in tiles(time):
         rest = slice(0 if later is None else tile.start, time)
-        shape = (samples, heads, tile.stop - tile.start, time - rest.start)
+        if starts is not None:  # later queries don't see these keys
+            rest = slice(tile.start, int(np.searchsorted(starts, tile.stop)))
+        shape = (samples, heads, tile.stop - tile.start, rest.stop - rest.start)
         kept = None if keep is None else keep[:, :, tile, rest]
         p, ds = room(0, shape, q.dtype), room(1, shape, q.dtype)
         kt = k[:, :, tile]
-        _weights(kt, qt[..., rest], lse[:, :, None, rest], p, later, bias, tile)
+        _weights(
+            kt,
+            qt[..., rest],
+            lse[:, :, None, rest],
+            p,
+            later,
+            None if bias is None else bias[:, :, tile],
+            _elsewhere(starts, tile, rest),
+        )
         np.matmul(v[:, :, tile], dot[..., rest], out=ds)
         if kept is not None:
             np.multiply(ds, kept, out=ds)
@@ -312,7 +354,8 @@ def _attend_backward(
             np.multiply(p, kept, out=p)
         np.matmul(p, do[:, :, rest], out=dv[:, :, tile])
         np.matmul(ds, q[:, :, rest], out=dk[:, :, tile])
-        _add_to_queries(ds, kt, dq[:, :, rest], first=tile.start == 0)
+        first = tile.start == 0 and starts is None
+        _add_to_queries(ds, kt, dq[:, :, rest], first)
 
 
 def _weights(
@@ -322,16 +365,18 @@ def _weights(
     p: Array,
     later: Array | None,
     bias: Array | None,
-    tile: slice,
+    elsewhere: Array | None,
 ) -> None:
     """p (b, H, keys, queries) = the weights of a tile of keys, as forward had them."""
     np.matmul(k, qt, out=p)
     if bias is not None:
-        np.add(p, bias[:, :, tile], out=p)
+        np.add(p, bias, out=p)
     if later is not None:
         size = p.shape[2]
         diagonal = p[..., :size]
         np.copyto(diagonal, -np.inf, where=later[:size, :size])
+    if elsewhere is not None:
+        np.copyto(p, -np.inf, where=elsewhere)
     np.subtract(p, lse, out=p)
     np.exp(p, out=p)
 

@@ -7,10 +7,13 @@
                               state.json             step, state, sizes and checksums
     checkpoints/best/                                the same, of the best validation
     checkpoints/latest                               name of the newest, for scripts
+    checkpoints/base.safetensors                     parameters that aren't trained
 
 A checkpoint is written to ``.step-00000200.tmp-<pid>``, synced to the disk and renamed,
 so a process that is killed at any moment leaves the earlier ones as they were. Nothing
-is pickled. Only one process may write to a folder; in a job that is rank 0.
+is pickled. What isn't trained, such as the model below LoRA's adapters, is written
+once, with the first checkpoint; each has its checksum. Only one process may write to a
+folder; in a job that is rank 0.
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ __all__ = [
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 LATEST, BEST = "latest", "best"
+BASE = "../base.safetensors"  # seen from a checkpoint
 FORMAT = 1  # of state.json and of the tensors' names
 
 _NAME = re.compile(r"step-(\d{8,})(\.old)?")
@@ -114,6 +118,8 @@ def save(
             for name, views in tensors.items():
                 _write_tensors(made / name, views)
                 body["files"][name] = _fingerprint(made / name)
+            if store.frozen_parameters:
+                body["files"][BASE] = _save_base(target.parent / Path(BASE).name, store)
             write(made / STATE, _encode(body))
             sync(made)
             put_folder(made, target)
@@ -142,6 +148,8 @@ def load(
     for name, expected in body["files"].items():
         _check_fingerprint(path / name, expected)
     views = {MODEL: _parameters(store)}
+    if store.frozen_parameters:
+        views[BASE] = _frozen(store)
     if optimizer is not None:
         views[OPTIMIZER] = _slots(store, optimizer)
     with ExitStack() as stack:
@@ -226,9 +234,14 @@ def load_newest(
 
 
 def save_weights(
-    path: Path, store: ParameterStore, metadata: Mapping[str, str]
+    path: Path,
+    store: ParameterStore,
+    metadata: Mapping[str, str],
+    trained_only: bool = False,
 ) -> None:
     """Write the parameters to a .safetensors file; it replaces one that is there.
+
+    With ``trained_only`` those that are frozen are left out.
 
     Raises:
         CheckpointError: it can't be written; a file that was there is as it was.
@@ -238,19 +251,25 @@ def save_weights(
             raise ArgumentError(
                 "expected metadata of strings", f"{key!r}: {value!r}", "use str()"
             )
-    path, views = Path(path), _parameters(store)
+    views = _parameters(store) | ({} if trained_only else _frozen(store))
+    path = Path(path)
     with writing(path):
         clean(path.parent, re.escape(path.name))
         replace(path, lambda p: _write_tensors(p, views, dict(metadata)))
 
 
-def load_weights(path: Path, store: ParameterStore) -> dict[str, str]:
+def load_weights(
+    path: Path, store: ParameterStore, trained_only: bool = False
+) -> dict[str, str]:
     """Fill the store from a .safetensors file, all or nothing; return its metadata.
+
+    With ``trained_only`` the file holds no parameters that are frozen.
 
     Raises:
         CheckpointError: the file is damaged, or was saved from another model.
     """
-    path, views = Path(path), _parameters(store)
+    views = _parameters(store) | ({} if trained_only else _frozen(store))
+    path = Path(path)
     with _tensors(path) as file:
         _compare(path, file, views)
         _copy(file, views)
@@ -272,6 +291,18 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _parameters(store: ParameterStore) -> Views:
     return {p.path: p.value for p in store.parameters}
+
+
+def _frozen(store: ParameterStore) -> Views:
+    return {p.path: p.value for p in store.frozen_parameters}
+
+
+def _save_base(path: Path, store: ParameterStore) -> dict[str, Any]:
+    """Write what isn't trained, unless that is done; return its fingerprint."""
+    if not path.exists():
+        clean(path.parent, re.escape(path.name))
+        replace(path, lambda p: _write_tensors(p, _frozen(store)))
+    return _fingerprint(path)
 
 
 def _slots(store: ParameterStore, optimizer: OptimizerState) -> Views:
@@ -423,7 +454,7 @@ def _check_fields(file: Path, body: dict[str, Any]) -> None:
         if type(body.get(key)) is not kind:
             raise _damaged(file, f"{key} is {body.get(key)!r}")
     files = body["files"]
-    if set(files) != {MODEL, OPTIMIZER} or not all(
+    if set(files) - {BASE} != {MODEL, OPTIMIZER} or not all(
         isinstance(entry, dict) and set(entry) == {"bytes", "sha256"}
         for entry in files.values()
     ):

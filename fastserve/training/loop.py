@@ -82,7 +82,7 @@ def run(
     }
     call = CallbackList([history, *callbacks], model, params)
     model.stop_training = False
-    trainer.comm.broadcast(trainer.store.values)  # rank 0 may have loaded others
+    trainer.share_weights()  # rank 0 may have loaded others
     call("train_begin", {})
     logs: dict[str, float] = {}
     step = schedule.first_step

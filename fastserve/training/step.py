@@ -123,7 +123,13 @@ class Trainer:
         self._sum: Array | None = None  # gradients of earlier micro-batches
         self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
         self.totals = np.zeros_like(self._status)  # since reset_totals, all ranks
-        comm.broadcast(store.values)
+        self.share_weights()
+
+    def share_weights(self) -> None:
+        """Give all ranks the weights of rank 0, also those that aren't trained."""
+        self.comm.broadcast(self.store.values)
+        if self.store.frozen.size:
+            self.comm.broadcast(self.store.frozen)
 
     # -- training ----------------------------------------------------------------
 
@@ -138,21 +144,30 @@ class Trainer:
             batch = source.batch(rows[mine], epochs[mine])
         loading = perf_counter() - start
         time = source.input_shape[0] if source.input_shape else 1
-        result = self.train_batch(batch, mine, len(rows), step, time)
+        count = source.losses(rows)
+        result = self.train_batch(batch, mine, len(rows), step, time, count)
         self.busy += loading
         return result
 
     def train_batch(
-        self, batch: Batch | None, mine: slice, total: int, step: int, time: int = 1
+        self,
+        batch: Batch | None,
+        mine: slice,
+        total: int,
+        step: int,
+        time: int = 1,
+        count: int | None = None,
     ) -> StepResult:
         """Make a step from this rank's rows ``mine`` of a global batch of ``total``.
 
         ``batch`` holds just these rows; it is None if there are none. ``time`` is the
         length of the samples, for outputs that have an axis of unknown length.
+        ``count`` is the number of losses of the global batch if it is masked.
         """
         start = perf_counter()
         self.optimizer.check_store(self.store)
-        count = self._losses_per_row(time) * total
+        if count is None:
+            count = self._losses_per_row(time) * total
         self._status.fill(0)
         self._status[1] = count if self.comm.rank == 0 else 0
         if batch is None:
@@ -252,7 +267,7 @@ class Trainer:
                 status[0] += self.loss.sum_and_gradient(
                     part.y, prediction, part.weights, 1.0, None
                 )
-                status[1] += self.loss.count(prediction.shape)
+                status[1] += _losses(self.loss, part, prediction)
                 self._measure(part, y, status)
         self.comm.allreduce(status)
         return self.results(status)
@@ -277,7 +292,8 @@ class Trainer:
         for piece in micro_batches(mine, self.options.micro_batch):
             local = slice(piece.start - mine.start, piece.stop - mine.start)
             weights = None if batch.weights is None else batch.weights[local]
-            yield piece.start, Batch(batch.x[local], batch.y[local], weights)
+            x, y = batch.x[local], batch.y[local]
+            yield piece.start, Batch(x, y, weights, batch.masked)
 
     def _input(self, x: Array) -> Array:
         """Return x as the model computes it: floats of its type, or integers."""
@@ -294,11 +310,13 @@ class Trainer:
     def _measure(self, batch: Batch, y: Array, status: Array) -> None:
         """Add the metrics of a micro-batch to their places in ``status``.
 
-        As in Keras, ``metrics=`` are not weighted by sample or class weights.
+        As in Keras, ``metrics=`` are not weighted by sample or class weights; what a
+        mask leaves out isn't measured.
         """
+        weights = batch.weights if batch.masked else None
         for metric, part in self._states(status):
             metric.reset()
-            metric.update(batch.y, y, None)
+            metric.update(batch.y, y, weights)
             part += metric.state
 
     def _states(self, status: Array) -> Iterable[tuple[Metric, Array]]:
@@ -332,6 +350,12 @@ class Trainer:
             "lower the learning rate, clip the gradient (clip_norm), or look at the "
             "data of this step; the weights are those before the step",
         )
+
+
+def _losses(loss: Loss, batch: Batch, prediction: Array) -> int:
+    if batch.masked and batch.weights is not None:
+        return int(np.count_nonzero(batch.weights))
+    return loss.count(prediction.shape)
 
 
 def _ignore(layer: Any) -> None:

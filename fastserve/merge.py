@@ -1,0 +1,61 @@
+"""A run of a whole model from a run with LoRA's adapters."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from fastserve import config
+from fastserve.assemble import compile_model, make_model
+from fastserve.config import schema
+from fastserve.data.tokenizers import load_tokenizer
+from fastserve.errors import CheckpointError
+from fastserve.models import GPT
+from fastserve.training import checkpoint, files
+from fastserve.worker import load_newest_weights, open_job
+
+
+def merge_run(run: str, to: str) -> str:
+    """Write a run whose model is that of ``run`` with LoRA's corrections merged.
+
+    It is complete or not there at all. Its checkpoint is of the same step, with an
+    optimizer that has made none. Returns what to say of it.
+
+    Raises CheckpointError if ``run`` has no LoRA, or something is at ``to``.
+    """
+    run_dir, job = open_job(run)
+    target = Path(to).absolute()
+    m = job.model
+    if not isinstance(m, schema.GptModel) or m.lora is None:
+        raise CheckpointError(
+            "merge-lora: expected a run with model.lora",
+            f"{run} without it",
+            "use the run as it is",
+        )
+    if target.exists() or target.is_symlink():
+        raise CheckpointError(
+            "--to: expected a folder that isn't there yet", to, "take another name"
+        )
+    path = run_dir / "tokenizer.json"
+    size = getattr(job.data, "vocab_size", None)
+    model = make_model(job, load_tokenizer(path).vocab_size if path.is_file() else size)
+    assert isinstance(model, GPT)
+    step = load_newest_weights(run_dir, model)
+    model.merge_lora()
+    whole = m.model_copy(update={"lora": None, "init_from": None})
+    merged = job.model_copy(update={"model": whole})
+    compile_model(merged, model, step + 1)
+    assert model.optimizer is not None
+    model.optimizer.bind(model.store)
+    with files.writing(target):
+        files.clean(target.parent, re.escape(target.name))
+        with files.temporary(target) as made:
+            files.write(made / "config.yaml", config.dump_job(merged))
+            if path.is_file():
+                shutil.copyfile(path, made / path.name)
+            checkpoint.save(
+                made / "checkpoints", step, model.store, model.optimizer, {}, keep=1
+            )
+            files.put_folder(made, target)
+    return f"merged {run}, after step {step}, into {to}"
