@@ -358,7 +358,7 @@ def check_wishes(job: config.Job, data: Data, model: Model) -> None:
                 "data without any",
                 f"add some, or leave {key} out",
             )
-    if job.train.sample_every and data.tokens is None:
+    if job.train.sample_every and (not data.tokenizer or not data.tokens):
         raise DataError(
             "expected a text with its tokenizer, as train.sample_every is set",
             data.summary,

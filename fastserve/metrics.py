@@ -229,6 +229,11 @@ class MeanAbsoluteError(MeanLoss):
         super().__init__(losses.MeanAbsoluteError(), name)
 
 
+def perplexity(loss: float) -> float:
+    """Return exp(loss) of a mean loss in nats a token; infinite if it is too large."""
+    return math.exp(loss) if loss < 700 or math.isnan(loss) else math.inf
+
+
 class Perplexity(MeanLoss):
     """exp of the mean cross-entropy of labels; infinite if that is too large.
 
@@ -243,8 +248,7 @@ class Perplexity(MeanLoss):
         super().__init__(loss, name or "perplexity")
 
     def result(self) -> float:
-        mean = super().result()
-        return math.exp(mean) if mean < 700 or math.isnan(mean) else math.inf
+        return perplexity(super().result())
 
 
 class FunctionMetric(Mean):

@@ -15,9 +15,10 @@ from fastserve.comm import Communicator, run_threads
 from fastserve.config import load_job
 from fastserve.data.sources import ArraySource, TokenSource
 from fastserve.losses import MeanSquaredError, SparseCategoricalCrossentropy
+from fastserve.metrics import perplexity
 from fastserve.models import GPT
 from fastserve.training.flops import flops_per_sample
-from fastserve.training.language import bits_per_byte, language_measures, perplexity
+from fastserve.training.language import bits_per_byte, language_measures
 
 
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary() -> None:

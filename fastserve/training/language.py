@@ -6,11 +6,7 @@ import math
 
 from fastserve.data.sources import Source
 from fastserve.losses import Loss, SparseCategoricalCrossentropy
-
-
-def perplexity(loss: float) -> float:
-    """Return exp(loss) of a mean loss in nats a token; infinite if it is too large."""
-    return math.exp(loss) if loss < 700 or math.isnan(loss) else math.inf
+from fastserve.metrics import perplexity
 
 
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
