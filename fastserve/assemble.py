@@ -256,6 +256,7 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
         wire=job.comm.wire,
         check_every=job.comm.check_every,
         bucket_bytes=int(job.comm.bucket_mb * 2**20),
+        recompute=job.train.recompute,
     )
 
 

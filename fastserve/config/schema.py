@@ -231,6 +231,11 @@ class Train(Section):
     epochs: Count | None = Field(
         default=None, description="Passes over the data to train."
     )
+    recompute: bool = Field(
+        default=False,
+        description="Keep only the inputs of a gpt's blocks, and compute the rest "
+        "again in the backward pass: less memory, more time.",
+    )
     clip_norm: Positive | None = Field(
         default=None,
         description="Largest global norm of the gradient; null: no clipping.",

@@ -158,6 +158,10 @@ class Layer:
         array = self._buffers[name] = block[:count].reshape(shape)
         return array
 
+    def share_buffers(self, other: Layer) -> None:
+        """Use another layer's arrays from now on: each overwrites the other's."""
+        self._buffers, self._blocks = other._buffers, other._blocks
+
     def scratch(self, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Array:
         """Return an array of the model's pool; it goes back when it is dropped."""
         return self.memory.take(shape, self.dtype if dtype is None else dtype)

@@ -22,6 +22,7 @@ from fastserve.core.parameter import BUCKET_BYTES
 from fastserve.data.sampler import Sampler, micro_batches, share
 from fastserve.data.sources import Batch, Source
 from fastserve.errors import ArgumentError, NonFiniteError
+from fastserve.layers.recompute import recompute_blocks
 from fastserve.losses import Loss
 from fastserve.metrics import Metric
 from fastserve.optimizers import Optimizer, global_norm
@@ -41,6 +42,8 @@ class Options:
         check_every: steps between comparisons of the ranks' parameters; 0: never.
         bucket_bytes: gradients that are summed at once; a bucket is closed when it
             holds this much.
+        recompute: keep the inputs of transformer blocks only, and compute the rest
+            again in backward.
     """
 
     micro_batch: int | None = None
@@ -49,6 +52,7 @@ class Options:
     wire: str = "float32"
     check_every: int = 100
     bucket_bytes: int = BUCKET_BYTES
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         if self.micro_batch is not None and self.micro_batch < 1:
@@ -105,6 +109,8 @@ class Trainer:
         self.fused = root.fused_loss is not None and root.fused_loss == loss.fused_loss
         self.loss = loss.with_logits() if self.fused else loss
         o = self.options
+        if o.recompute:
+            recompute_blocks(root)
         self.sync = GradientSync(store, comm, o.algorithm, o.overlap, o.wire)
         self.stop_requested = False
         self.busy, self.rows = 0.0, 0
