@@ -44,6 +44,8 @@ class Options:
             holds this much.
         recompute: keep the inputs of transformer blocks only, and compute the rest
             again in backward.
+        shard_optimizer: each rank keeps the optimizer's state of its own part of the
+            weights alone (ZeRO stage 1).
     """
 
     micro_batch: int | None = None
@@ -53,6 +55,7 @@ class Options:
     check_every: int = 100
     bucket_bytes: int = BUCKET_BYTES
     recompute: bool = False
+    shard_optimizer: bool = False
 
     def __post_init__(self) -> None:
         if self.micro_batch is not None and self.micro_batch < 1:
@@ -111,7 +114,11 @@ class Trainer:
         o = self.options
         if o.recompute:
             recompute_blocks(root)
-        self.sync = GradientSync(store, comm, o.algorithm, o.overlap, o.wire)
+        self.sync = GradientSync(
+            store, comm, o.algorithm, o.overlap, o.wire, sharded=o.shard_optimizer
+        )
+        if o.shard_optimizer:
+            optimizer.bind(store, self.sync.own)
         self.stop_requested = False
         self.busy, self.rows = 0.0, 0
         self._sum: Array | None = None  # gradients of earlier micro-batches
@@ -160,19 +167,33 @@ class Trainer:
         computed = perf_counter()
         self.comm.allreduce(self._status)
         waited = self.sync.waited + perf_counter() - computed
-        norm = global_norm(self.store.grads)
+        norm = self._norm()
         loss = float(self._status[0]) / count
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._raise_nonfinite(batch, mine, step, loss)
         rate = self.optimizer.current_lr()
         clip = self.clip_norm
-        self.optimizer.update(1.0 if not clip or norm <= clip else clip / norm)
+        self.optimizer.update(1.0 if not clip or norm <= clip else clip / norm, norm)
+        updated = perf_counter()
+        self.sync.gather(self.store.values)
+        waited += perf_counter() - updated
         self.totals += self._status
         self.busy, self.rows = perf_counter() - start - waited, mine.stop - mine.start
         every = self.options.check_every
         if every and self.comm.size > 1 and (step + 1) % every == 0:
             check_replicas(self.store, self.comm, step)
         return StepResult(loss, norm, rate, total, bool(self._status[2]))
+
+    def _norm(self) -> float:
+        """Return the norm of all gradients, of which this rank may have a part."""
+        if self.sync.own is None:
+            return global_norm(self.store.grads)
+        square = np.zeros(1)
+        with np.errstate(all="ignore"):
+            for part in self.sync.own:
+                square += np.square(np.float64(global_norm(self.store.grads[part])))
+            self.comm.allreduce(square)
+        return float(np.sqrt(square[0]))
 
     def _accumulate(self, batch: Batch, mine: slice, scale: float) -> None:
         pieces = list(self._pieces(batch, mine))
@@ -304,15 +325,27 @@ class Trainer:
         first = next((p for p in found or [] if p), None)
         first = self.comm.broadcast_obj(first)
         if first is None:
-            bad = np.flatnonzero(~np.isfinite(self.store.grads))
-            named = self.store.at(int(bad[0])).path if len(bad) else None
-            first = f"gradient of {named}" if named else "the loss itself"
+            first = self._nonfinite_gradient() or "the loss itself"
         raise NonFiniteError(
             f"step {step + 1}: expected a finite loss and gradient",
             f"loss {loss}; not finite first: {first}",
             "lower the learning rate, clip the gradient (clip_norm), or look at the "
             "data of this step; the weights are those before the step",
         )
+
+    def _nonfinite_gradient(self) -> str | None:
+        """Return the first gradient that isn't finite, alike on all ranks."""
+        grads = self.store.grads
+        parts = self.sync.own or [slice(0, grads.size)]
+        bad = [
+            part.start + int(places[0])
+            for part in parts
+            if len(places := np.flatnonzero(~np.isfinite(grads[part])))
+        ]
+        everyone = self.comm.gather_obj(min(bad, default=None))
+        found = [place for place in everyone or [] if place is not None]
+        place = self.comm.broadcast_obj(min(found, default=None))
+        return None if place is None else f"gradient of {self.store.at(place).path}"
 
 
 def _ignore(layer: Any) -> None:
