@@ -27,6 +27,7 @@ from fastserve.losses import Loss
 from fastserve.metrics import Metric
 from fastserve.optimizers import Optimizer, global_norm
 from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
+from fastserve.training.head import make_head, pieces_of
 
 
 @dataclass
@@ -111,6 +112,7 @@ class Trainer:
         self.clip_norm, self.options = clip_norm, options or Options()
         self.fused = root.fused_loss is not None and root.fused_loss == loss.fused_loss
         self.loss = loss.with_logits() if self.fused else loss
+        self._head = make_head(root, self.loss, self._measure_piece)
         o = self.options
         if o.recompute:
             recompute_blocks(root)
@@ -123,6 +125,7 @@ class Trainer:
         self.busy, self.rows = 0.0, 0
         self._sum: Array | None = None  # gradients of earlier micro-batches
         self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
+        self._measured = self._status  # where metrics of a piece of a batch go
         self.totals = np.zeros_like(self._status)  # since reset_totals, all ranks
         comm.broadcast(store.values)
 
@@ -222,6 +225,12 @@ class Trainer:
         root = self.root
         # gradients of a micro-batch that isn't the last are not yet those of the step
         done = self.sync.done if last else _ignore
+        if self._head is not None and self._in_pieces(batch):
+            x = self._input(batch.x)
+            self._measured = self._status
+            total = self._head.train(x, batch, key, scale, done)
+            done(root)
+            return total
         y = root.forward(self._input(batch.x), key)
         prediction = root.logits() if self.fused else y
         gradient = root.scratch(prediction.shape)
@@ -249,6 +258,11 @@ class Trainer:
                 continue
             batch = source.batch(rows[mine], epochs[mine])
             for _, part in self._pieces(batch, mine):
+                if self._head is not None and self._in_pieces(part):
+                    self._measured = status
+                    status[0] += self._head.evaluate(self._input(part.x), part)
+                    status[1] += part.y.size
+                    continue
                 y = self.root.forward(self._input(part.x), False)
                 prediction = self.root.logits() if self.fused else y
                 status[0] += self.loss.sum_and_gradient(
@@ -281,6 +295,10 @@ class Trainer:
             weights = None if batch.weights is None else batch.weights[local]
             yield piece.start, Batch(batch.x[local], batch.y[local], weights)
 
+    def _in_pieces(self, batch: Batch) -> bool:
+        """Return whether the logits are too large to be computed whole."""
+        return pieces_of(batch.y.size, self.root) > 1
+
     def _input(self, x: Array) -> Array:
         """Return x as the model computes it: floats of its type, or integers."""
         if self.root.takes_integers or x.dtype == self.root.dtype:
@@ -302,6 +320,9 @@ class Trainer:
             metric.reset()
             metric.update(batch.y, y, None)
             part += metric.state
+
+    def _measure_piece(self, part: Batch, y: Array) -> None:
+        self._measure(part, y, self._measured)
 
     def _states(self, status: Array) -> Iterable[tuple[Metric, Array]]:
         start = 4
