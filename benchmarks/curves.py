@@ -60,7 +60,9 @@ def main() -> int:
     model = GPT(tokenizer.vocab_size, seed=1, **SHAPE)
     model.compile(AdamW(rate, weight_decay=0.1, beta_1=BETAS[0], beta_2=BETAS[1]))
     model.clip_norm = 1.0
-    net = torch_gpt(torch, model)  # takes the weights as they are now
+    net = torch_gpt(
+        torch, model.options_of_gpt, model
+    )  # takes the weights as they are now
     trainer = model.prepare(source)
     sides: dict[str, Run] = {
         "fastserve": lambda i, b: (

@@ -436,6 +436,8 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
         check_every=job.comm.check_every,
         bucket_bytes=int(job.comm.bucket_mb * 2**20),
         spike_factor=job.train.spike_factor,
+        recompute=job.train.recompute,
+        shard_optimizer=job.train.shard_optimizer,
     )
 
 

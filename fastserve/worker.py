@@ -33,7 +33,7 @@ from fastserve.data.tokenizers import Tokenizer, load_tokenizer
 from fastserve.errors import CheckpointError, DataError, FastserveError
 from fastserve.models import GPT, Model, huggingface
 from fastserve.summary import conclusion, introduction, sample
-from fastserve.training import checkpoint, files
+from fastserve.training import checkpoint, files, shards
 from fastserve.training.balance import Balance
 from fastserve.training.callbacks import EarlyStopping
 from fastserve.training.language import language_measures
@@ -323,14 +323,16 @@ def _load(
     trainer = model.prepare(data.train)
     source = run_dir if options.resume == "auto" else Path(options.resume).absolute()
     state = None
+    loaded: list[Path] = []
     if comm.rank == 0:
+        goals = trainer.store, trainer.optimizer, loaded.append
         if (source / "state.json").exists():
             _check_tokenizer(source.parent.parent, data)
-            state = checkpoint.load(source, trainer.store, trainer.optimizer)
+            state = checkpoint.load(source, *goals)
         else:
             folder = source / "checkpoints"
             _check_tokenizer(source, data)
-            state = checkpoint.load_newest(folder, trainer.store, trainer.optimizer)
+            state = checkpoint.load_newest(folder, *goals)
         if state is None and options.resume != "auto":
             raise CheckpointError(
                 "--resume: expected a run folder or a checkpoint",
@@ -348,8 +350,9 @@ def _load(
         _clear_later(run_dir, trainer.optimizer.step, options.overwrite)
     step, state = comm.broadcast_obj((trainer.optimizer.step, state or {}))
     comm.broadcast(trainer.store.values)
-    for vector in trainer.optimizer.state.values():
-        comm.broadcast(vector)
+    if step:
+        path = loaded[-1] if loaded else None
+        shards.hand_out(path, trainer.store, trainer.optimizer, comm)
     trainer.optimizer.step = step
     totals = state.get("totals", ())
     if len(totals) == len(trainer.totals):

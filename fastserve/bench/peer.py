@@ -69,10 +69,9 @@ def torch_step(
     return run
 
 
-def torch_gpt(torch: Any, model: GPT) -> Any:
-    """Return a GPT-2 in PyTorch with the weights that ``model`` has now."""
+def torch_gpt(torch: Any, shape: dict[str, Any], model: GPT | None) -> Any:
+    """Return a GPT-2 in PyTorch, with the weights that ``model`` has now, if any."""
     nn, functional = torch.nn, torch.nn.functional
-    shape: dict[str, Any] = model.options_of_gpt
     heads = shape["n_head"]
 
     class Block(nn.Module):  # type: ignore[name-defined]
@@ -109,15 +108,15 @@ def torch_gpt(torch: Any, model: GPT) -> Any:
             return functional.linear(self.norm(x), self.tokens.weight)
 
     net = Net()
-    _copy_weights(torch, net, model)
+    if model is not None:
+        _copy_weights(torch, net, model, shape["n_layer"])
     return net
 
 
-def _copy_weights(torch: Any, net: Any, model: GPT) -> None:
+def _copy_weights(torch: Any, net: Any, model: GPT, layers: int) -> None:
     ours = {p.path: p.value for p in model.store.parameters}
     names = {"tokens": "tokens", "positions": "positions", "norm": "norm"}
-    options: dict[str, Any] = model.options_of_gpt
-    for i in range(options["n_layer"]):
+    for i in range(layers):
         for peer, part in (
             ("norm_1", "attention.norm"),
             ("qkv", "attention.heads.qkv"),

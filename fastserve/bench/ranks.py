@@ -59,7 +59,7 @@ def measure(
     part = np.ascontiguousarray(tokens[mine])
     x, y = np.ascontiguousarray(part[:, :-1]), np.ascontiguousarray(part[:, 1:])
     model = _model(options)
-    peers = _ddp(comm, model, x, y)  # they take the weights as they are now
+    peers = _ddp(comm, options, model, x, y)  # they take the weights as they are now
     sides: dict[str, Run] = {"fastserve": _ours(model, x, y, mine, batch)}
     with in_thread(SingleCommunicator()):
         alone = _ours(_model(options), x, y, slice(0, rows), rows)
@@ -92,13 +92,16 @@ def _ours(model: GPT, x: Any, y: Any, mine: slice, total: int) -> Run:
     return lambda: trainer.train_batch(batch, mine, total, 0).loss
 
 
-def _ddp(comm: Communicator, model: GPT, x: Any, y: Any) -> dict[str, Run]:
+def _ddp(
+    comm: Communicator, options: dict[str, Any], model: GPT, x: Any, y: Any
+) -> dict[str, Run]:
     if not init_gloo(comm):
         return {}
     torch = import_torch()
     sides = {}
     for name, bfloat16 in (("pytorch ddp", False), ("its bfloat16", True)):
-        net = torch.nn.parallel.DistributedDataParallel(torch_gpt(torch, model))
+        net = torch_gpt(torch, options, model)
+        net = torch.nn.parallel.DistributedDataParallel(net)
         sides[name] = torch_step(torch, net, x, y, bfloat16)
     return sides
 

@@ -76,9 +76,10 @@ def step(
     torch = import_torch()
     peers: dict[str, Callable[[], float]] = {}
     if torch is not None:  # they take the weights as they are now
-        peers["pytorch"] = torch_step(torch, torch_gpt(torch, model), x, y)
-        peers["its bfloat16"] = torch_step(torch, torch_gpt(torch, model), x, y, True)
-    sides = {"fastserve": _our_step(model, x, y), **peers}
+        for name, bfloat16 in (("pytorch", False), ("its bfloat16", True)):
+            net = torch_gpt(torch, options, model)
+            peers[name] = torch_step(torch, net, x, y, bfloat16)
+    sides = {"fastserve": our_step(model, x, y), **peers}
     losses = {name: [run()] for name, run in sides.items()}  # the warm-up
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
@@ -91,7 +92,8 @@ def step(
     return result
 
 
-def _our_step(model: GPT, x: Array, y: Array) -> Callable[[], float]:
+def our_step(model: GPT, x: Array, y: Array) -> Callable[[], float]:
+    """Return what makes a step on one batch, and returns its loss."""
     batch = Batch(x, y, None)
     trainer = model.prepare(One(batch))
     mine = slice(0, len(x))

@@ -39,8 +39,19 @@ class Chain(Layer):
         return shape
 
     def forward(self, x: Array, training: Training = False) -> Array:
+        return self._forward(self.layers, x, training)
+
+    def forward_until_last(self, x: Array, training: Training = False) -> Array:
+        """Return the input of the last layer."""
+        return self._forward(self.layers[:-1], x, training)
+
+    def backward_until_last(self, dy: Array, done: Done = nothing) -> Any:
+        """``backward`` from the gradient of the last layer's input."""
+        return self._backward(self.layers[:-1], dy, done)
+
+    def _forward(self, layers: list[Layer], x: Array, training: Training) -> Array:
         mask = self.mask
-        for layer in self.layers:
+        for layer in layers:
             layer.mask = mask
             x = layer.forward(x, training)
             mask = layer.output_mask()

@@ -10,7 +10,7 @@ from fastserve.core import Array, Done, Layer, Shape, Training, initializers, no
 from fastserve.core.initializers import Initializer
 from fastserve.ops import activations
 from fastserve.ops.blocks import FLAT, as_rows, row_blocks
-from fastserve.ops.linear import sum_rows
+from fastserve.ops.linear import add_product, sum_rows
 
 
 def fusable(activation: activations.Activation) -> str | None:
@@ -48,6 +48,7 @@ class Dense(Layer):
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.bias_initializer = initializers.get(bias_initializer)
         self.fused_loss = fusable(self.activation)
+        self.rows_apart = self.activation.name == "linear"
         self._x: Array | None = None
 
     def build(self, input_shape: Shape) -> Shape:
@@ -117,6 +118,19 @@ class Dense(Layer):
         dx = self.scratch(x.shape)
         np.matmul(rows, self.kernel.value.T, out=as_rows(dx))
         return dx if dx_lora is None else np.add(dx, dx_lora, out=dx)
+
+    def backward_rows(self, dy: Array, dx: Array, add: bool) -> None:
+        x = as_rows(self.saved(self._x))
+        if add:
+            add_product(x, dy, self.kernel.grad)
+        else:
+            np.matmul(x.T, dy, out=self.kernel.grad)
+        if self.use_bias:
+            sums = self.bias.grad if not add else self.scratch(self.bias.shape)
+            sum_rows(dy, sums)
+            if add:
+                np.add(self.bias.grad, sums, out=self.bias.grad)
+        np.matmul(dy, self.kernel.value.T, out=dx)
 
 
 class Activation(Layer):

@@ -18,7 +18,7 @@ from typing import Any
 from fastserve import environment
 from fastserve.comm import Communicator
 from fastserve.errors import CheckpointError, FastserveError
-from fastserve.training import checkpoint, files
+from fastserve.training import checkpoint, files, shards
 from fastserve.training.callbacks import Callback, Logs, Monitor
 from fastserve.training.step import Trainer
 
@@ -192,8 +192,8 @@ def _save(
     trainer: Trainer, folder: Path, step: int, state: dict[str, Any], keep: int | None
 ) -> None:
     """Save a checkpoint, or with ``keep`` None the best one; all ranks call it."""
-    if trainer.comm.rank == 0:
-        checkpoint.save(folder, step, trainer.store, trainer.optimizer, state, keep)
+    store, optimizer, comm = trainer.store, trainer.optimizer, trainer.comm
+    shards.save(folder, step, store, optimizer, state, keep, comm)
 
 
 def start_logs(folder: Path, comm: Communicator) -> None:
