@@ -816,6 +816,18 @@ def test_overrides_reach_into_lists() -> None:
         ("comm={algorithm: mpi, wire: float16}", "comm.wire: expected float32 for"),
         ("comm.wire=float8", "comm.wire: expected float32, float16 or bfloat16"),
         ("schedule={type: step}", "schedule.step_size: expected an integer from"),
+        (
+            "model={type: gpt, n_kv_head: 3}",
+            "model.n_kv_head: expected a divisor of n_head (4), received 3",
+        ),
+        (
+            "model={type: gpt, n_embd: 20, variant: llama}",
+            "model.n_embd: expected an even multiple of n_head (4) for rotary",
+        ),
+        (
+            "model={type: gpt, n_embd: 20, positions: rotary}",
+            "model.n_embd: expected an even multiple of n_head (4) for rotary",
+        ),
         ("model={type: gpt, n_head: 3}", "model.n_embd: expected a multiple of n_head"),
         (f"model.{'a.' * 40}b=1", "expected a nesting of at most"),
     ],
