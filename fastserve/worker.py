@@ -301,10 +301,14 @@ def _resumed(options: argparse.Namespace, run_dir: Path) -> Path | None:
     return source.parent.parent if (source / "state.json").exists() else source
 
 
-def _kept_tokenizer(job: config.Job, run_dir: Path | None) -> Tokenizer | None:
-    """Return the tokenizer that a run trained from its text, if it did."""
-    trained = getattr(job.data, "tokenizer", None) == "bpe" and run_dir is not None
-    path = run_dir / "tokenizer.json" if trained and run_dir else None
+def _kept_tokenizer(
+    job: config.Job, run_dir: Path | None, read: bool = False
+) -> Tokenizer | None:
+    """Return the tokenizer that a run trained, or with ``read`` also one that it read
+    from a file, which may be gone."""
+    kind = getattr(job.data, "tokenizer", "char")
+    wanted = kind == "bpe" or (read and kind not in ("char", "byte"))
+    path = run_dir / "tokenizer.json" if wanted and run_dir else None
     return load_tokenizer(path) if path and path.is_file() else None
 
 
@@ -531,7 +535,7 @@ def evaluate(
     run_dir, job = open_job(run, overrides)
     text = None
     if isinstance(job.data, schema.TextData):
-        text = read_text(job.data, _kept_tokenizer(job, run_dir))
+        text = read_text(job.data, _kept_tokenizer(job, run_dir, read=True))
     data = make_data(job, text)
     _check_tokenizer(run_dir, data)
     if data.validation is None:

@@ -274,3 +274,35 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
         BPETokenizer.train(["text"], 300)
     with pytest.raises(DataError, match=r"fastserve-train\[text\]"):
         tokenizer_from_json({"type": "bpe", "end": None, "tokenizer": {}})
+
+
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.parametrize("rule", ["gpt2", "llama3"])
+def test_any_cut_leaves_the_tokens(
+    rule: str, trained: BPETokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random texts in pieces of 5 characters, by the rules of GPT-2 and of Llama 3."""
+    data = trained.description()
+    if rule == "llama3":
+        split = {"type": "Split", "behavior": "Isolated", "invert": False}
+        split["pattern"] = {"Regex": LLAMA3}
+        level = {**data["pre_tokenizer"], "use_regex": False}
+        both = {"type": "Sequence", "pretokenizers": [split, level]}
+        data["pre_tokenizer"] = both
+    tokenizer = BPETokenizer(data, END)
+    assert tokenizer.may_be_cut
+    monkeypatch.setattr("fastserve.data.tokenizers._PIECE", 5)
+    rng = np.random.default_rng(7)
+    signs = [*"aabeth  \n\n\r\t'.,!?19é中\u00a0\u3000\u2028", "'s", " the", "ing"]
+    cut = 0
+    for _ in range(300):
+        text = "".join(rng.choice(signs, 80))
+        whole = tokenizer._library.encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode(text).tolist() == whole, repr(text)
+        cut += len(list(pieces_of(text)))
+    assert cut > 1000

@@ -250,6 +250,7 @@ def test_replaced_bytes(folder: Path) -> None:
         (["text.txt", "--tokenizer", "bep"], "bep, which is not there"),
         (["text.txt", "--tokenizer", "ab.json"], "only the 3 characters"),
         (["text.txt", "--vocab-size", "9"], "at least 257"),
+        (["one.jsonl", "--validation-split", "0.1"], "the part 'validation'"),
         (["text.txt", "--validation-split", "1"], "from 0 to below 1"),
         (["text.txt", "--to", "text.txt/out", "--tokenizer", "byte"], "text.txt/out"),
     ],
@@ -261,6 +262,7 @@ def test_bad_arguments(
     Path("there").mkdir()
     Path("there/file").touch()
     Path("none.txt").touch()
+    Path("one.jsonl").write_text('{"text": "all in one line"}')
     Path("ab.json").write_text('{"type": "char", "characters": "\\nab"}')
     made = left(folder)
     if "--to" not in arguments:

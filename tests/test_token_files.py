@@ -16,6 +16,7 @@ from fastserve.assemble import make_data
 from fastserve.data.sources import TokenSource
 from fastserve.data.token_files import Shards, open_token_file
 from fastserve.errors import ConfigError, DataError
+from launch.preflight import _data_files
 
 TOKENS = np.random.default_rng(0).integers(0, 97, 3000)
 
@@ -261,6 +262,8 @@ def test_faults_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     folder_of(tmp_path / "data")
     (tmp_path / "data/train-00000.u16.bin").write_bytes(b"")
     job = config.load_job("job.yaml")
+    compared = _data_files(job)  # on all hosts, before a job
+    assert compared == sorted(f"data/{path.name}" for path in Path("data").iterdir())
     with pytest.raises(DataError, match="train-00000"):
         make_data(job)
     assert worker.main(["job.yaml"]) == 2

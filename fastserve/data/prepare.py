@@ -227,7 +227,7 @@ def _prepare(options: argparse.Namespace, comm: Communicator, locks: ExitStack) 
         checked.update(found)
 
     def begin() -> Any:
-        _check_whole(parts, checked, given)
+        _check_whole(parts, checked, given, options.validation_split)
         locks.enter_context(work.lock())
         again = work.begin(_description(options, inputs, given))
         _say(_found(checked, inputs) + (f", going on in {work.folder}" * again))
@@ -311,10 +311,13 @@ def _description(
 
 
 def _check_whole(
-    parts: Sequence[Part], checked: dict[int, Checked], given: Tokenizer | None
+    parts: Sequence[Part],
+    checked: dict[int, Checked],
+    given: Tokenizer | None,
+    validation_split: float,
 ) -> None:
     """Raise DataError if there is nothing, or what the tokenizer doesn't know."""
-    for split in sorted({"train", *(part.split for part in parts)}):
+    for split in PARTS if validation_split else PARTS[:1]:
         if not sum(checked[i].bytes for i, p in enumerate(parts) if p.split == split):
             raise DataError(
                 f"expected text for the part {split!r}", "none", "give more text"
