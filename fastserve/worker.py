@@ -25,6 +25,7 @@ from fastserve.assemble import (
 )
 from fastserve.comm import Communicator, init
 from fastserve.config import schema
+from fastserve.core import without_initial_values
 from fastserve.data.encode import share_text
 from fastserve.data.tokenizers import Tokenizer, load_tokenizer
 from fastserve.errors import CheckpointError, DataError, FastserveError
@@ -413,7 +414,8 @@ def generate(
             "use evaluate, or train with data.type text",
         )
     tokenizer = load_tokenizer(path)
-    model = make_model(job, tokenizer.vocab_size)
+    with without_initial_values():
+        model = make_model(job, tokenizer.vocab_size)
     assert isinstance(model, GPT)  # only a gpt's run has a tokenizer
     load_newest_weights(run_dir, model)
     start = tokenizer.encode(prompt or "\n").tolist()
@@ -439,7 +441,8 @@ def evaluate(run: str, overrides: Sequence[str] = ()) -> dict[str, float]:
             f"{run} without any",
             "set data.validation_split or a validation file in the job",
         )
-    model = make_model(job, data.vocab_size, data.train.input_shape)
+    with without_initial_values():
+        model = make_model(job, data.vocab_size, data.train.input_shape)
     load_newest_weights(run_dir, model)
     compile_model(job, model, total_steps(job, make_sampler(job, data)))
     trainer = model.prepare(data.validation)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from fastserve.core.initializers import Initializer
-from fastserve.core.memory import ALIGNMENT, Array, aligned_bytes
+from fastserve.core.memory import ALIGNMENT, Array, aligned_zeros
 from fastserve.core.random import generator
 from fastserve.errors import ArgumentError, ShapeError, StateError
 
@@ -19,6 +21,22 @@ if TYPE_CHECKING:
 # With overlap the last bucket leaves when backward has ended, so it shall be small. A
 # bucket costs little, as messages are cut in another way.
 BUCKET_BYTES = 4 << 20
+
+
+_initialize = ContextVar("_initialize", default=True)
+
+
+@contextmanager
+def without_initial_values() -> Iterator[None]:
+    """Let models that are built inside have zeros as weights: others will be loaded.
+
+    Drawing random numbers takes longer than reading a file.
+    """
+    token = _initialize.set(False)
+    try:
+        yield
+    finally:
+        _initialize.reset(token)
 
 
 class Parameter:
@@ -113,7 +131,7 @@ class ParameterStore:
         self.bucket_bytes, self._root = bucket_bytes, root
         self._by_bucket = self._group(root, bucket_bytes)
         self._allocate()
-        for parameter in self.parameters:
+        for parameter in self.parameters if _initialize.get() else ():
             rng = generator(seed, "init", parameter.path)
             parameter.value[...] = parameter.init(parameter.shape, rng)
 
@@ -177,9 +195,7 @@ class ParameterStore:
         self._bind()
 
     def _vector(self, size: int) -> Array:
-        vector = aligned_bytes(size * self.dtype.itemsize).view(self.dtype)
-        vector.fill(0)
-        return vector
+        return aligned_zeros(size * self.dtype.itemsize).view(self.dtype)
 
     @property
     def parameters(self) -> list[Parameter]:
