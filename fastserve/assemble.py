@@ -14,13 +14,16 @@ from fastserve.config import schema
 from fastserve.core import Array
 from fastserve.data.encode import EncodedText, encode_text
 from fastserve.data.sampler import Sampler
-from fastserve.data.sources import ArraySource, Source, TokenSource, open_tokens
+from fastserve.data.sources import ArraySource, Source, TokenSource
 from fastserve.data.text import bigram_loss
+from fastserve.data.token_files import Shards, open_token_file
 from fastserve.data.tokenizers import Tokenizer
 from fastserve.errors import DataError, ShapeError
 from fastserve.models import GPT, Model, Sequential
 from fastserve.models.config import make_layer
 from fastserve.training.step import Options
+
+_BASELINE_TOKENS = 1 << 24
 
 
 @dataclass
@@ -38,18 +41,26 @@ class Data:
     summary: str
     vocab_size: int | None = None
     tokenizer: Tokenizer | None = None
-    tokens: tuple[Array, Array] | None = None
+    tokens: tuple[Array | Shards, Array | Shards] | None = None
     bytes_per_token: float | None = None
 
     def baseline(self) -> float | None:
         """Return the validation loss of a 2-gram model, in nats a token."""
         if self.tokens is None or self.vocab_size is None or not len(self.tokens[1]):
             return None
-        return bigram_loss(*self.tokens, self.vocab_size)
+        train, validation = self.tokens
+        if len(train) + len(validation) > _BASELINE_TOKENS:
+            return None  # it takes some 50 bytes of memory for each
+        whole = np.asarray(train), np.asarray(validation)
+        return bigram_loss(*whole, self.vocab_size)
 
 
-def make_data(job: config.Job, encoded: EncodedText | None = None) -> Data:
+def make_data(
+    job: config.Job, encoded: EncodedText | None = None, check: bool = True
+) -> Data:
     """Read the job's data, or take its text as ``read_text`` returned it.
+
+    Without ``check`` files of tokens aren't read to find wrong ones.
 
     Raises DataError if it can't be used.
     """
@@ -62,7 +73,7 @@ def make_data(job: config.Job, encoded: EncodedText | None = None) -> Data:
     block = job.model.block_size
     if isinstance(data, schema.TextData):
         return _text(data, encoded or read_text(data), block, job.seed)
-    return _tokens(data, block, job.seed)
+    return _tokens(data, block, job.seed, check)
 
 
 def read_text(data: schema.TextData, kept: Tokenizer | None = None) -> EncodedText:
@@ -90,17 +101,23 @@ def _text(data: schema.TextData, text: EncodedText, block: int, seed: int) -> Da
     )
 
 
-def _tokens(data: schema.TokensData, block: int, seed: int) -> Data:
-    vocabulary = data.vocab_size
-    train = open_tokens(data.train, vocabulary)
-    validation = None
+def _tokens(data: schema.TokensData, block: int, seed: int, check: bool) -> Data:
+    train = open_token_file(data.train, data.vocab_size, "train", check)
+    vocabulary, validation, per_token = train.vocab_size, None, None
     if data.validation is not None:
-        validation = open_tokens(data.validation, vocabulary)
+        validation = open_token_file(data.validation, vocabulary, "validation", check)
+        if validation.text_bytes is not None:
+            per_token = validation.text_bytes / len(validation.tokens)
+    held = f", {len(validation.tokens):,} to validate" if validation else ""
     return Data(
-        TokenSource(train, block, seed),
-        None if validation is None else TokenSource(validation, block, shift=False),
-        f"{data.train}, {len(train):,} tokens, vocabulary of {vocabulary:,}",
+        TokenSource(train.tokens, block, seed),
+        TokenSource(validation.tokens, block, shift=False) if validation else None,
+        f"{data.train}, {len(train.tokens):,} tokens{held}, vocabulary of "
+        f"{vocabulary:,}",
         vocabulary,
+        train.tokenizer,
+        (train.tokens, validation.tokens if validation else train.tokens[:0]),
+        per_token,
     )
 
 

@@ -227,7 +227,7 @@ def _prepare(
         text = read_text(job.data, _kept_tokenizer(job, resumed))
 
     def make() -> tuple[Data, Model]:
-        data = make_data(job, text)
+        data = make_data(job, text, check=comm.rank == 0)
         return data, make_model(job, data.vocab_size, data.train.input_shape)
 
     made = make() if comm.rank == 0 else None

@@ -324,6 +324,60 @@ def export(run: str, to: str, dtype: str, max_shard_size: str) -> int:
     return 0
 
 
+@cli.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--to", required=True, metavar="FOLDER", help="The folder to make.")
+@click.option(
+    "--tokenizer",
+    default="bpe",
+    show_default=True,
+    metavar="char|byte|bpe|PATH",
+    help="What a token is; a path of a tokenizer.json, or of a folder with one.",
+)
+@click.option(
+    "--vocab-size", type=click.IntRange(257), help="Of bpe; 8192 if not given."
+)
+@click.option(
+    "--validation-split",
+    type=click.FloatRange(0.0, 1.0, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Share of the text, at its end, to validate on.",
+)
+@click.option(
+    "--jsonl-key", default="text", show_default=True, help="Key of a line's text."
+)
+@click.option(
+    "--errors",
+    type=click.Choice(["strict", "replace"]),
+    default="strict",
+    show_default=True,
+    help="What to do with bytes that aren't UTF-8.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a folder that is there.")
+@_where
+def prepare(
+    inputs: tuple[str, ...],
+    to: str,
+    tokenizer: str,
+    vocab_size: int | None,
+    validation_split: float,
+    jsonl_key: str,
+    errors: str,
+    overwrite: bool,
+    **where: Any,
+) -> int:
+    """Turn text, JSONL, or folders of them into token files, in parallel over ranks."""
+    _refuse_as_a_rank()
+    words = ["--to", to, "--tokenizer", tokenizer, "--jsonl-key", jsonl_key]
+    words += ["--validation-split", str(validation_split), "--errors", errors]
+    words += ["--vocab-size", str(vocab_size)] if vocab_size is not None else []
+    words += ["--overwrite"] if overwrite else []
+    one = {"TOKENIZERS_PARALLELISM": "false"}  # the ranks are what is parallel
+    words += ["--", *inputs]
+    return _start_program("fastserve.data.prepare", words, one, **where)
+
+
 @cli.group()
 def bench() -> None:
     """Measure this machine."""
@@ -418,6 +472,31 @@ def allreduce(
         plan_program,
         launch,
         [sys.executable, "-m", "fastserve.bench", *words],
+        hosts=hosts,
+        found_mpi=mpi,
+        machine=_machine(hosts),
+        token=secrets.token_hex(8),
+        run_dir=Path.cwd(),
+        allocation=slurm.prepare(allocation, launch, mpi),
+    )
+    return start.run(make(), make, _say)
+
+
+def _start_program(
+    module: str, words: Sequence[str], env: dict[str, str], **where: Any
+) -> int:
+    """Start a module of ours on the ranks that the command line asks for; 1 if none."""
+    from fastserve.config.schema import Launch
+
+    said = {k: v for k, v in _said(**where).items() if v is not None}
+    said.setdefault("threads", 1)
+    launch = Launch(env=env, **said)
+    hosts, allocation = start.where(launch)
+    mpi = _needed_mpi(launch, hosts)
+    make = partial(
+        plan_program,
+        launch,
+        [sys.executable, "-m", module, *words],
         hosts=hosts,
         found_mpi=mpi,
         machine=_machine(hosts),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fastserve.data import ArraySource, Sampler, TokenSource
 from fastserve.data.sampler import micro_batches, share
-from fastserve.data.sources import open_tokens
+from fastserve.data.token_files import open_token_file
 from fastserve.errors import ArgumentError, DataError
 
 SIZES = st.integers(1, 60)
@@ -140,11 +140,11 @@ def test_token_files(tmp_path: Path) -> None:
     np.save(tmp_path / "tokens.npy", tokens)
     tokens.tofile(tmp_path / "tokens.bin")
     for name in ("tokens.npy", "tokens.bin"):
-        opened = open_tokens(tmp_path / name, 60_000)
+        opened = open_token_file(tmp_path / name, 60_000).tokens
         assert isinstance(opened, np.memmap)
         np.testing.assert_array_equal(opened, tokens)
     with pytest.raises(DataError) as error:
-        open_tokens(tmp_path / "tokens.bin", int(tokens.max()))
+        open_token_file(tmp_path / "tokens.bin", int(tokens.max()))
     assert f"{tokens.max()} at place {int(tokens.argmax())}" in str(error.value)
 
 
@@ -170,6 +170,6 @@ def test_bad_token_files(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as error:
-        open_tokens(tmp_path / name, 100)
+        open_token_file(tmp_path / name, 100)
     assert part in str(error.value)
     assert "received" in str(error.value)

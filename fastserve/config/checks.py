@@ -16,6 +16,7 @@ from .explain import JobData
 from .faults import Faults, Path, did_you_mean, listed, show
 
 BUILT_IN_TEXTS = ("pydoc-topics", "shakespeare", "gcide")
+_TOKEN_FILES = (".npy", ".bin", "manifest.json")
 TOKENIZERS = ("char", "byte", "bpe")
 
 
@@ -204,8 +205,8 @@ def _files(job: _Keys) -> None:
         ("model", "python", "file", (".py",)),
         ("data", "python", "file", (".py",)),
         ("data", "text", "source", ()),
-        ("data", "tokens", "train", (".npy", ".bin")),
-        ("data", "tokens", "validation", (".npy", ".bin")),
+        ("data", "tokens", "train", _TOKEN_FILES),
+        ("data", "tokens", "validation", _TOKEN_FILES),
         ("data", "arrays", "file", (".npz",)),
     )
     for section, kind, key, endings in wanted:
@@ -231,6 +232,8 @@ def _file(job: _Keys, key: str, endings: tuple[str, ...]) -> None:
     path = job[key]
     if path is None or (key == "data.source" and path in BUILT_IN_TEXTS):
         return
+    if endings == _TOKEN_FILES and os.path.isdir(path):
+        path = os.path.join(path, "manifest.json")
     if endings and not path.endswith(endings):
         job.fault(key, f"a file that ends in {listed(endings)}", path)
     elif not os.path.isfile(path):

@@ -237,12 +237,16 @@ class TokensData(Section):
 
     type: Literal["tokens"] = Field(description="The kind of data.")
     train: File = Field(
-        description="A .npy file of uint16 or uint32, or a raw uint16 .bin file."
+        description="A .npy file, a .bin file of raw uint16 or with llm.c's header, or "
+        "a folder that fastserve prepare made."
     )
     validation: File | None = Field(
         default=None, description="The same for validation; null: no validation."
     )
-    vocab_size: Level = Field(description="Number of different tokens.")
+    vocab_size: Level | None = Field(
+        default=None,
+        description="Number of different tokens; null: the files tell it.",
+    )
 
 
 class ArraysData(Section):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastserve.core import Array, generator
 from fastserve.errors import DataError, ShapeError
+
+from .token_files import Shards
 
 CHECK_ROWS = 1 << 16  # bytes are read in pieces of about so many rows to look for NaN
 
@@ -95,13 +96,14 @@ class TokenSource(Source):
     each token comes once, and over the passes with all contexts.
 
     Args:
-        tokens: (n,) integers, also memory-mapped.
+        tokens: (n,) integers, also memory-mapped, also in shards.
     """
 
     def __init__(
-        self, tokens: Array, block_size: int, seed: int = 0, shift: bool = True
+        self, tokens: Array | Shards, block_size: int, seed: int = 0, shift: bool = True
     ) -> None:
-        tokens = np.asanyarray(tokens)
+        if not isinstance(tokens, Shards):
+            tokens = np.asanyarray(tokens)
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
             raise DataError(
                 "expected one axis of integer tokens",
@@ -186,45 +188,6 @@ def check_finite(name: str, array: Array) -> None:
                 f"{value} at {tuple(place.tolist())}",
                 "remove or replace such rows",
             )
-
-
-def open_tokens(path: str | Path, vocab_size: int) -> Array:
-    """Map a file of tokens: ``.npy``, or ``.bin`` of raw uint16 as nanoGPT writes it.
-
-    Raises DataError if it isn't there, is cut short, or holds a token that is not
-    below ``vocab_size``.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError("expected a file of tokens", f"{path}", "check data.train")
-    try:
-        if path.suffix == ".npy":
-            tokens: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            if path.stat().st_size % 2:
-                raise ValueError(f"{path.stat().st_size} bytes, an odd number")
-            tokens = np.memmap(path, np.uint16, "r")
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(
-            "expected tokens as .npy, or as raw uint16",
-            f"{path}: {error}",
-            "write the file again",
-        ) from None
-    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-        raise DataError(
-            "expected one axis of integer tokens",
-            f"{path}: shape {tokens.shape}, type {tokens.dtype}",
-        )
-    for start in range(0, len(tokens), 1 << 20):
-        piece = tokens[start : start + (1 << 20)]
-        if piece.max() >= vocab_size or piece.min() < 0:
-            where = int(np.argmax((piece >= vocab_size) | (piece < 0)))
-            raise DataError(
-                f"expected tokens from 0 to {vocab_size - 1}",
-                f"{path}: {piece[where]} at place {start + where}",
-                "raise data.vocab_size, or use the tokenizer the file was made with",
-            )
-    return tokens
 
 
 def check_input(x: Array, input_shape: tuple[int | None, ...]) -> None:

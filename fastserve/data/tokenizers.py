@@ -32,7 +32,7 @@ _PIECE = 1 << 16  # characters that are encoded at a time
 _LONGEST_PIECE = 1 << 20
 # Byte-level BPE never joins what stands on the two sides of such a place: behind the
 # only line end, or before the only space, between what isn't white space.
-_CUT = re.compile(r"(?<=\S\n)(?=\S)|(?<=\S)(?= \S)")
+CUT = re.compile(r"(?<=\S\n)(?=\S)|(?<=\S)(?= \S)")
 _CODES = "utf-32-le"  # four bytes a character: an array of its numbers in Unicode
 
 
@@ -40,6 +40,7 @@ class CharTokenizer:
     """One token a character; ``characters`` are all that it knows, sorted."""
 
     end = None
+    may_be_cut = True
 
     def __init__(self, characters: str) -> None:
         codes = _codes(characters)
@@ -100,6 +101,7 @@ class ByteTokenizer:
 
     vocab_size = 256
     end = None
+    may_be_cut = True
 
     def encode(self, text: str) -> Array:
         """Return the bytes (n,); raise DataError where the text has no UTF-8."""
@@ -136,6 +138,8 @@ class BPETokenizer:
         description: what a ``tokenizer.json`` holds.
         end: name of the token that ends a document; None: there is none.
 
+    ``may_be_cut`` says whether ``pieces_of`` a text have the tokens of the whole.
+
     Raises:
         DataError: it isn't a BPE tokenizer that knows every byte.
     """
@@ -159,7 +163,7 @@ class BPETokenizer:
             self.end = vocabulary.get(end)
             if self.end is None:
                 raise _no_tokenizer(f"none of its tokens is the end token {end!r}")
-        self._cut = _may_be_cut(description)
+        self.may_be_cut = _may_be_cut(description)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> BPETokenizer:
@@ -256,7 +260,7 @@ class BPETokenizer:
     def encode(self, text: str) -> Array:
         """Return the tokens (n,); raise DataError where the text has no UTF-8."""
         kind = np.uint16 if self.vocab_size <= 1 << 16 else np.int32
-        pieces = pieces_of(text) if self._cut else iter((text,))
+        pieces = pieces_of(text) if self.may_be_cut else iter((text,))
         made = [np.empty(0, kind)]
         for piece in pieces:
             found = self._library.encode(_utf8(piece), add_special_tokens=False)
@@ -294,21 +298,40 @@ class BPETokenizer:
         return cls(data["tokenizer"], data["end"])
 
 
-def pieces_of(text: str) -> Iterator[str]:
-    """Cut a text where byte-level BPE gives the same tokens as for the whole.
+def pieces_of(*texts: str) -> Iterator[str]:
+    """Cut a text where byte-level BPE gives the same tokens as for the whole."""
+    return cut_pieces(texts)
 
-    Where there is no such place for 1 Mi characters it is cut there nevertheless: some
-    other tokens then stand for the same text.
+
+def cut_pieces(texts: Iterable[str]) -> Iterator[str]:
+    """Cut one text, that comes in parts, as ``pieces_of`` does.
+
+    The pieces don't depend on the parts. Where there is no place to cut for 1 Mi
+    characters it is cut there nevertheless: some other tokens then stand for the same
+    text.
     """
+    rest = ""
+    for text in texts:
+        rest += text
+        start = 0
+        while len(rest) - start > _LONGEST_PIECE + 2:  # all that decides is there
+            stop = _next_cut(rest, start)
+            yield rest[start:stop]
+            start = stop
+        rest = rest[start:]
     start = 0
-    while len(text) - start > _PIECE:
-        furthest = start + _LONGEST_PIECE
-        # the place itself is seen with the character behind it
-        found = _CUT.search(text, start + _PIECE, furthest + 2)
-        stop = found.start() if found else min(furthest, len(text))
-        yield text[start:stop]
+    while len(rest) - start > _PIECE:
+        stop = _next_cut(rest, start)
+        yield rest[start:stop]
         start = stop
-    yield text[start:]
+    yield rest[start:]
+
+
+def _next_cut(text: str, start: int) -> int:
+    furthest = start + _LONGEST_PIECE
+    # the place itself is seen with the two characters behind it
+    found = CUT.search(text, start + _PIECE, furthest + 2)
+    return found.start() if found else min(furthest, len(text))
 
 
 def _library() -> Any:
