@@ -250,7 +250,8 @@ def _head(o: Mapping[str, Any]) -> dict[str, Place]:
 
 
 def _values(model: GPT) -> dict[str, Array]:
-    return {p.path: p.value for p in model.store.parameters}
+    model.store  # noqa: B018  raises if the model isn't built
+    return {p.path: p.value for p in model.root.parameters()}  # frozen ones too
 
 
 def _view(place: Place, values: Mapping[str, Array]) -> Array:
