@@ -10,7 +10,7 @@ from typing import Any
 
 from fastserve import config
 from fastserve.assemble import make_model
-from fastserve.core import Array
+from fastserve.core import Array, without_initial_values
 from fastserve.data.tokenizer_folders import read_tokenizer
 from fastserve.data.tokenizers import Tokenizer, load_tokenizer
 from fastserve.errors import CheckpointError
@@ -109,7 +109,8 @@ def export_run(
     path = run_dir / _TOKENIZER
     tokenizer = load_tokenizer(path) if path.is_file() else None
     size = tokenizer.vocab_size if tokenizer else getattr(job.data, "vocab_size", None)
-    model = make_model(job, size)
+    with without_initial_values():
+        model = make_model(job, size)
     assert isinstance(model, GPT)
     load_newest_weights(run_dir, model)
     if model.options_of_lora is not None:

@@ -42,6 +42,8 @@ def introduction(
     ]
     if first:
         lines.append(f"resume   after step {first}")
+    elif m.type == "gpt" and m.init_from:
+        lines.append(f"start    from the weights in {m.init_from}")
     return "\n".join(lines)
 
 

@@ -25,6 +25,7 @@ from fastserve.assemble import (
 )
 from fastserve.comm import Communicator, init
 from fastserve.config import schema
+from fastserve.core import without_initial_values
 from fastserve.data.completions import CompletionSource
 from fastserve.data.encode import share_text
 from fastserve.data.tokenizers import Tokenizer, load_tokenizer
@@ -419,7 +420,8 @@ def generate(
             "use evaluate, or train with data.type text",
         )
     tokenizer = load_tokenizer(path)
-    model = make_model(job, tokenizer.vocab_size)
+    with without_initial_values():
+        model = make_model(job, tokenizer.vocab_size)
     assert isinstance(model, GPT)  # only a gpt's run has a tokenizer
     load_newest_weights(run_dir, model)
     start = tokenizer.encode(prompt or "\n").tolist()
@@ -462,7 +464,8 @@ def evaluate(run: str, overrides: Sequence[str] = ()) -> dict[str, float]:
             f"{run} without any",
             "set data.validation_split or a validation file in the job",
         )
-    model = make_model(job, data.vocab_size, data.train.input_shape)
+    with without_initial_values():
+        model = make_model(job, data.vocab_size, data.train.input_shape)
     if isinstance(model, GPT):
         model.reset_at = data.reset_at
     load_newest_weights(run_dir, model)

@@ -11,6 +11,7 @@ import pytest
 from mpi_environments import FLAVOURS, require, run, variables
 
 from fastserve.bench import allreduce
+from fastserve.bench import generate as bench_generate
 from fastserve.bench.allreduce import measure, parse_size, table
 from fastserve.comm import Communicator, run_threads
 from fastserve.errors import ArgumentError
@@ -92,3 +93,41 @@ def test_more_ranks_than_a_single_process(monkeypatch: pytest.MonkeyPatch) -> No
     done = run([*command, "--launcher", "local"], 30, env=variables())
     assert done.returncode == 2
     assert "expected one rank for the launcher 'local'" in done.stderr
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "llama"])
+def test_generation_is_timed(
+    variant: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_generate, "read_bandwidth", lambda: 20e9)
+    result = bench_generate.generate("small", variant, tokens=4, repeats=2, json=True)
+    assert json.loads(capsys.readouterr().out) == result
+    assert (result["tokens"], result["prompt"], result["repeats"]) == (4, 16, 2)
+    assert result["model"]["variant"] == variant
+    assert result["sides"]["fastserve"]["tokens_per_s"] > 0
+    assert result["floor_ms"] == pytest.approx(
+        {"gpt2": 0.160, "llama": 0.170}[variant], rel=0.1
+    )
+    assert ("ratio" in result) == ("pytorch" in result["sides"])
+    bench_generate.generate("small", variant, tokens=4, repeats=1)
+    words = capsys.readouterr().out.splitlines()
+    assert words[0].startswith(f"{variant} of 0.")
+    assert words[2].startswith("fastserve ")
+
+
+def test_bytes_that_a_token_reads() -> None:
+    tied = bench_generate.GPT(10, 8, 1, 2, 4)
+    count = tied.count_params - 8 * 4  # a row of the positions is looked up
+    assert bench_generate.bytes_read(tied, 3) == 4 * (count + 2 * 4 * 3)
+    llama = bench_generate.GPT(10, 8, 1, 2, 4, variant="llama", n_kv_head=1)
+    count = llama.count_params - 10 * 4  # a row of the tokens is
+    assert bench_generate.bytes_read(llama, 3) == 4 * (count + 2 * 2 * 3)
+
+
+def test_generation_beyond_the_context_is_refused() -> None:
+    command = [sys.executable, "-m", "launch.cli", "bench", "generate"]
+    done = run([*command, "--shape", "small", "--tokens", "49"], 30, env=variables())
+    assert done.returncode == 2
+    assert "expected 1 to 48 tokens" in done.stderr
+    assert "received: 49" in done.stderr
+    assert "Traceback" not in done.stderr

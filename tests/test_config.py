@@ -632,14 +632,16 @@ FAULTS = [
         10,
         "  source: pydoc-topic",
         10,
-        "data.source: expected an existing file or the built-in text pydoc-topics, shakespeare or gcide, "
+        "data.source: expected an existing file or the built-in text pydoc-topics, "
+        "shakespeare or gcide, "
         "received 'pydoc-topic', did you mean 'pydoc-topics'?",
     ),
     (
         10,
         "  source: /nowhere/at-all",
         10,
-        "data.source: expected an existing file or the built-in text pydoc-topics, shakespeare or gcide, "
+        "data.source: expected an existing file or the built-in text pydoc-topics, "
+        "shakespeare or gcide, "
         "received '/nowhere/at-all'",
     ),
     (
@@ -659,7 +661,8 @@ FAULTS = [
         9,
         "  type: tokens\n  vocab_size: 256\n  train: a.txt",
         11,
-        "data.train: expected a file that ends in .npy, .bin or manifest.json, received 'a.txt'",
+        "data.train: expected a file that ends in .npy, .bin or manifest.json, "
+        "received 'a.txt'",
     ),
     (
         9,

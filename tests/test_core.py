@@ -18,6 +18,7 @@ from fastserve.core import (
     StepKey,
     generator,
     initializers,
+    without_initial_values,
 )
 from fastserve.errors import (
     ArgumentError,
@@ -205,6 +206,16 @@ def test_decayed_slices_are_the_matrices(bucket_bytes: int) -> None:
         assert inside.all() if len(p.shape) >= 2 else not inside.any()
     if bucket_bytes == 1 << 20:
         assert len(store.decayed) == 1
+
+
+def test_weights_that_will_be_loaded_are_not_drawn() -> None:
+    with without_initial_values():
+        empty = layers.Dense(3, input_shape=(2,))
+        empty.build_once((2,))
+        assert not ParameterStore(empty).values.any()
+    drawn = layers.Dense(3, input_shape=(2,))
+    drawn.build_once((2,))
+    assert ParameterStore(drawn).values.any()
 
 
 def test_a_tied_parameter_counts_once() -> None:

@@ -182,14 +182,25 @@ def test_likeliest_takes_the_first_of_equals() -> None:
     assert likeliest(values, 9).tolist() == [1, 3, 2, 4, 0]
 
 
-def test_table_product_without_vecdot(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = np.random.default_rng(0).standard_normal((7, 5))
-    x, y = table[0].copy(), np.empty(7)
-    vector.table_product(table, x, y)
-    kept = y.copy()
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("rows", "columns"), [(3, 5), (1500, 384), (129, 1025)])
+def test_products(rows: int, columns: int, threads: int) -> None:
+    rng = np.random.default_rng(0)
+    x, matrix = rng.standard_normal(rows), rng.standard_normal((rows, columns))
+    y = np.full(columns, np.nan)
+    vector.product(rows, columns, threads)(x, matrix, y)
+    np.testing.assert_allclose(y, x @ matrix, atol=1e-12)
+    y[:] = np.nan
+    vector.table_product(threads)(x, np.ascontiguousarray(matrix.T), y)
+    np.testing.assert_allclose(y, x @ matrix, atol=1e-12)
+
+
+def test_products_without_vecdot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vector, "_vecdot", None)  # NumPy 1.26
-    vector.table_product(table, x, y)
-    np.testing.assert_allclose(y, kept)
+    table = np.arange(6.0).reshape(3, 2)
+    y = np.empty(3)
+    vector.table_product(1)(table[1], table, y)
+    assert y.tolist() == [3.0, 13.0, 23.0]
 
 
 def test_no_tokens_are_no_work() -> None:

@@ -168,6 +168,10 @@ def test_export_refuses(tmp_path: Path) -> None:
     mixed = GPT(11, 8, 1, 2, 8, norm="rms")
     with pytest.raises(CheckpointError, match="norm rms"):
         mixed.save_pretrained(tmp_path / "x")
+    wider = GPT(11, 8, 1, 2, 8)
+    wider.store.parameters[0].path += ".adapter"
+    with pytest.raises(CheckpointError, match="1 others, such as"):
+        wider.save_pretrained(tmp_path / "x")
     model.set_weights([w * np.nan for w in model.get_weights()])
     with pytest.raises(CheckpointError, match="finite numbers in transformer"):
         model.save_pretrained(tmp_path / "x")

@@ -64,7 +64,7 @@ def read_options(
         options["dropout"] = dropout
     elif options["dropout"] is None:
         raise config.fault(
-            f"one rate of dropout in {' and '.join(config.rates)}",
+            "one rate of dropout for attention weights, residuals and embeddings",
             json.dumps(config.rates),
             "give the rate to train with: dropout=0.1, or model.dropout in a job",
         )

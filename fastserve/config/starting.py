@@ -57,7 +57,8 @@ def _take_tokenizer(data: Any, folder: Path, faults: Faults) -> None:
             (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
         ):
             return
-    if not isinstance(data, dict) or data.get("type") != "text":
+    texts = ("text", "completions")
+    if not isinstance(data, dict) or data.get("type") not in texts:
         return
     given = data.get("tokenizer")
     if given is None:

@@ -2,7 +2,7 @@
 
 from fastserve.core.layer import Done, Layer, Shape, Training, nothing
 from fastserve.core.memory import Array, Memory
-from fastserve.core.parameter import Parameter, ParameterStore
+from fastserve.core.parameter import Parameter, ParameterStore, without_initial_values
 from fastserve.core.random import StepKey, generator
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "Training",
     "generator",
     "nothing",
+    "without_initial_values",
 ]

@@ -23,6 +23,16 @@ def aligned_bytes(size: int) -> Array:
     return raw[start : start + size]
 
 
+def aligned_zeros(size: int) -> Array:
+    """Return ``size`` zero bytes that start at a multiple of 64.
+
+    The system gives a page of them only once it is written to.
+    """
+    raw = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size]
+
+
 class _Lease:
     """Owns a block while arrays refer to it; its end gives the block back."""
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from fastserve.core.initializers import Initializer
-from fastserve.core.memory import ALIGNMENT, Array, aligned_bytes
+from fastserve.core.memory import ALIGNMENT, Array, aligned_zeros
 from fastserve.core.random import generator
 from fastserve.errors import ArgumentError, ShapeError, StateError
 
@@ -19,6 +21,22 @@ if TYPE_CHECKING:
 # With overlap the last bucket leaves when backward has ended, so it shall be small. A
 # bucket costs little, as messages are cut in another way.
 BUCKET_BYTES = 4 << 20
+
+
+_initialize = ContextVar("_initialize", default=True)
+
+
+@contextmanager
+def without_initial_values() -> Iterator[None]:
+    """Let models that are built inside have zeros as weights: others will be loaded.
+
+    Drawing random numbers takes longer than reading a file.
+    """
+    token = _initialize.set(False)
+    try:
+        yield
+    finally:
+        _initialize.reset(token)
 
 
 class Parameter:
@@ -120,7 +138,8 @@ class ParameterStore:
         self.grads: Array
         self.bucket_bytes, self._root = bucket_bytes, root
         self._lay_out()
-        self._initialize(self.parameters + self.frozen_parameters, seed)
+        if _initialize.get():
+            self._draw(self.parameters + self.frozen_parameters, seed)
 
     def regroup(self, bucket_bytes: int) -> None:
         """Lay the vectors out again, in buckets of another size; values stay."""
@@ -138,9 +157,9 @@ class ParameterStore:
         self._lay_out()
         for parameter, value in values:
             parameter.value[...] = value
-        self._initialize(added, seed)
+        self._draw(added, seed)
 
-    def _initialize(self, parameters: Iterable[Parameter], seed: int) -> None:
+    def _draw(self, parameters: Iterable[Parameter], seed: int) -> None:
         for parameter in parameters:
             rng = generator(seed, "init", parameter.path)
             parameter.value[...] = parameter.init(parameter.shape, rng)
@@ -220,9 +239,7 @@ class ParameterStore:
         self._bind()
 
     def _vector(self, size: int) -> Array:
-        vector = aligned_bytes(size * self.dtype.itemsize).view(self.dtype)
-        vector.fill(0)
-        return vector
+        return aligned_zeros(size * self.dtype.itemsize).view(self.dtype)
 
     @property
     def parameters(self) -> list[Parameter]:

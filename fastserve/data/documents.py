@@ -267,22 +267,33 @@ def _no_utf8(one: Input, place: int, error: UnicodeDecodeError) -> DataError:
 def writing(path: Path) -> Iterator[IO[bytes]]:
     """Write a file that is there once it is complete, and synced to the disk."""
     temporary = path.with_name(f".{path.name}.tmp")
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise DataError(
-            f"expected to be able to write {path}",
-            f"{error.strerror or error}",
-            "make room or correct the permissions, and start it again: complete parts "
-            "are kept",
-        ) from None
+        raise _cannot_write(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"expected to be able to write {path}",
+        f"{error.strerror or error}",
+        "make room or correct the permissions, and start it again: complete parts "
+        "are kept",
+    )
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -13,12 +13,12 @@ import argparse
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -36,6 +36,7 @@ from .documents import (
     Part,
     Reader,
     find_inputs,
+    make_folder,
     make_parts,
     write_json,
     writing,
@@ -110,12 +111,12 @@ class Work:
 
     def lock(self) -> IO[bytes]:
         """Keep others from working on the same folder, until this process ends."""
-        with writing(self.state / "host") as file:
-            file.write(os.uname().nodename.encode())
+        make_folder(self.state)
         lock = (self.state / "lock").open("wb")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            lock.close()
             raise DataError(
                 f"expected to be the only one that prepares {self.target}",
                 f"another process works on {self.folder}",
@@ -206,6 +207,11 @@ def ending(tokenizer: Tokenizer) -> Array:
 
 def prepare(options: argparse.Namespace, comm: Communicator) -> str:
     """Prepare the inputs on all ranks; return the report (on all ranks)."""
+    with ExitStack() as locks:
+        return _prepare(options, comm, locks)
+
+
+def _prepare(options: argparse.Namespace, comm: Communicator, locks: ExitStack) -> str:
     work = Work(Path(options.to).absolute())
     given, inputs, parts = _on_first(comm, lambda: _plan(options, work))
     whole = given is not None and not given.may_be_cut
@@ -219,11 +225,10 @@ def prepare(options: argparse.Namespace, comm: Communicator) -> str:
     checked: dict[int, Checked] = {}
     for found in _on_all(comm, check):
         checked.update(found)
-    keeper: list[IO[bytes]] = []
 
     def begin() -> Any:
         _check_whole(parts, checked, given)
-        keeper.append(work.lock())
+        locks.enter_context(work.lock())
         again = work.begin(_description(options, inputs, given))
         _say(_found(checked, inputs) + (f", going on in {work.folder}" * again))
         return _tokenizer(options, given, reader, parts, checked, work).to_json()
@@ -425,7 +430,7 @@ class _Progress:
         self._last = now
         rate = self._made / max(1e-9, now - self._start)
         ranks = self._comm.size
-        each = " of rank 0's" if ranks > 1 else ""
+        each = " rank 0's" if ranks > 1 else ""
         left = (self._total - self._done) / rate if rate else 0.0
         _say(
             f"encoded {self._done / 1e6:,.1f} of{each} {self._total / 1e6:,.1f} MB, "

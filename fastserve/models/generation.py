@@ -57,12 +57,13 @@ class Decoder:
         learned = layers.get("positions")
         self._positions: Array | None = learned and learned.embeddings.value  # type: ignore
         self._x = np.empty(self._tokens.shape[1], model.dtype)
+        threads = vector.blas_threads()
         self._blocks = [
-            _Block(layer, self.length)
+            _Block(layer, self.length, threads)
             for _, layer in model.root.walk()
             if isinstance(layer, TransformerBlock)
         ]
-        self._last = _one_token(self._norm), _one_token(self._head)
+        self._last = _one_token(self._norm, threads), _one_token(self._head, threads)
 
     @property
     def full(self) -> bool:
@@ -101,18 +102,18 @@ class Decoder:
 class _Block:
     """One block: its steps for one token, its keys and values (G, T, d)."""
 
-    def __init__(self, block: TransformerBlock, length: int) -> None:
+    def __init__(self, block: TransformerBlock, length: int, threads: int) -> None:
         attention, mlp = (part.children() for part in block.layers)
-        self._norm = _one_token(attention["norm"])
-        self._mlp_norm = _one_token(mlp["norm"])
+        self._norm = _one_token(attention["norm"], threads)
+        self._mlp_norm = _one_token(mlp["norm"], threads)
         self._mlp = [
-            _one_token(layer)
+            _one_token(layer, threads)
             for name, layer in mlp.items()
             if name not in ("norm", "dropout")
         ]
         self._heads = block.heads
-        self._qkv = _one_token(self._heads.qkv)
-        self._output = _one_token(self._heads.output)
+        self._qkv = _one_token(self._heads.qkv, threads)
+        self._output = _one_token(self._heads.output, threads)
         self._cut_heads(self._heads, length)
 
     def _cut_heads(self, layer: MultiHeadAttention, length: int) -> None:
@@ -161,12 +162,13 @@ class _Block:
         np.add(x, h, out=x)
 
 
-def _one_token(layer: Layer) -> Step:
+def _one_token(layer: Layer, threads: int) -> Step:
     """Return the layer as a function of one token's vector, which keeps its memory.
 
-    A layer that isn't known here runs its own ``forward``.
+    A layer that isn't known here runs its own ``forward``. ``threads`` are those of
+    the BLAS.
     """
-    kinds: dict[type[Layer], Callable[[Any], Step]] = {
+    kinds: dict[type[Layer], Callable[[Any, int], Step]] = {
         Dense: _dense,
         LayerNormalization: _layer_norm,
         RMSNormalization: _rms_norm,
@@ -174,27 +176,32 @@ def _one_token(layer: Layer) -> Step:
         TiedHead: _tied_head,
     }
     make = kinds.get(type(layer))
-    return make(layer) if make else lambda x: layer.forward(x[None, None])[0, 0]
+    if make is not None:
+        return make(layer, threads)
+    return lambda x: layer.forward(x[None, None])[0, 0]
 
 
-def _dense(layer: Dense) -> Step:
+def _dense(layer: Dense, threads: int) -> Step:
     kernel, activation = merged_kernel(layer), layer.activation
     bias = layer.bias.value if layer.use_bias else None
     y = np.empty(layer.units, layer.dtype)
-    row = None if activation.name == "linear" else y[None]
+    rows, columns = kernel.shape
+    product = vector.product(rows, columns, threads)
+    linear = activation.name == "linear"
+    z = y[None] if activation.rows else y
 
     def step(x: Array) -> Array:
-        np.matmul(x, kernel, out=y)
+        product(x, kernel, y)
         if bias is not None:
             np.add(y, bias, out=y)
-        if row is not None:
-            activation.forward(row, row)
+        if not linear:
+            activation.value(z, z)
         return y
 
     return step
 
 
-def _layer_norm(layer: LayerNormalization) -> Step:
+def _layer_norm(layer: LayerNormalization, threads: int) -> Step:
     gamma = layer.gamma.value if layer.scale else None
     beta = layer.beta.value if layer.center else None
     y = _row_of(layer)
@@ -206,7 +213,7 @@ def _layer_norm(layer: LayerNormalization) -> Step:
     return step
 
 
-def _rms_norm(layer: RMSNormalization) -> Step:
+def _rms_norm(layer: RMSNormalization, threads: int) -> Step:
     gamma, y = layer.gamma.value, _row_of(layer)
 
     def step(x: Array) -> Array:
@@ -216,9 +223,10 @@ def _rms_norm(layer: RMSNormalization) -> Step:
     return step
 
 
-def _swiglu(layer: SwiGLU) -> Step:
-    gate, expand = _one_token(layer.gate), _one_token(layer.expand)
-    contract, h = _one_token(layer.contract), np.empty(layer.units, layer.dtype)
+def _swiglu(layer: SwiGLU, threads: int) -> Step:
+    gate, expand = _one_token(layer.gate, threads), _one_token(layer.expand, threads)
+    contract = _one_token(layer.contract, threads)
+    h = np.empty(layer.units, layer.dtype)
 
     def step(x: Array) -> Array:
         swiglu(gate(x), expand(x), h)
@@ -227,11 +235,12 @@ def _swiglu(layer: SwiGLU) -> Step:
     return step
 
 
-def _tied_head(layer: TiedHead) -> Step:
+def _tied_head(layer: TiedHead, threads: int) -> Step:
     table, y = layer.table.value, _row_of(layer)
+    product = vector.table_product(threads)
 
     def step(x: Array) -> Array:
-        vector.table_product(table, x, y)
+        product(x, table, y)
         return y
 
     return step

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from fastserve.config import pretrained
-from fastserve.core import Array
+from fastserve.core import Array, without_initial_values
 from fastserve.data.tokenizer_folders import tokenizer_files
 from fastserve.data.tokenizers import Tokenizer
 from fastserve.errors import ArgumentError, CheckpointError, UnknownNameError
@@ -80,7 +80,8 @@ def load_pretrained(
     """
     options = pretrained.read_options(folder, dropout, block_size)
     with _open(Path(folder), options) as weights:
-        model = GPT(**options, seed=seed)
+        with without_initial_values():
+            model = GPT(**options, seed=seed)
         weights.fill(model)
     return model
 
@@ -149,10 +150,15 @@ def save_pretrained(
     if tokenizer is not None:
         config["eos_token_id"] = tokenizer.end
         texts |= tokenizer_files(tokenizer, model.block_size)
-    views = {
-        name: _view(place, _values(model))
-        for name, place in _places(model.options_of_gpt).items()
-    }
+    places, values = _places(model.options_of_gpt), _values(model)
+    others = sorted(set(values) - {place.path for place in places.values()})
+    if others:
+        raise CheckpointError(
+            "expected a model with the weights of Hugging Face's classes alone",
+            f"{len(others)} others, such as {others[0]}",
+            "merge adapters into the weights first",
+        )
+    views = {name: _view(place, values) for name, place in places.items()}
     with files.writing(folder):
         files.clean(folder.absolute().parent, re.escape(folder.name))
         with files.temporary(folder.absolute()) as made:

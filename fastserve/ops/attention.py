@@ -18,8 +18,7 @@ Ainslie et al., 2023): G of these, and H / G neighbouring query heads for each.
 
 Shapes: B batch, T time, H heads, d width of a head. ``qkv`` is (B, T, H + 2 G, d):
 queries, keys, values; (B, T, 3, H, d) is the same for G = H. The functions for one
-group of heads see (H, T, d), and transposed (H, d, T); where its heads share their
-keys and values, those are (1, T, d).
+group of heads see (H, T, d), and transposed (H, d, T).
 
 With ``starts`` a row holds several documents: (B, T), for each query the first key that
 it sees, which is where its document starts. Tiles between documents are left out.
@@ -51,16 +50,22 @@ def head_groups(heads: int, time: int) -> Iterator[slice]:
 def shared_groups(
     heads: int, kv_heads: int, time: int
 ) -> Iterator[tuple[slice, slice]]:
-    """Yield slices of query heads, and of the heads of their keys and values."""
-    if heads == kv_heads:
-        for group in head_groups(heads, time):
-            yield group, group
-        return
+    """Yield slices of query heads, and of the heads of their keys and values.
+
+    A group has the same number of query heads for each of its heads of keys.
+    """
     share = heads // kv_heads
-    for i in range(kv_heads):
+    step = next(head_groups(heads, time)).stop
+    if step >= share:
+        step -= step % share
+        for start in range(0, heads, step):
+            stop = min(heads, start + step)
+            yield slice(start, stop), slice(start // share, stop // share)
+        return
+    for start in range(0, heads, share):
         for group in head_groups(share, time):
-            start, stop = i * share + group.start, i * share + group.stop
-            yield slice(start, stop), slice(i, i + 1)
+            one = slice(start // share, start // share + 1)
+            yield slice(start + group.start, start + group.stop), one
 
 
 def split_heads(qkv: Array, heads: int) -> tuple[Array, Array, Array]:
@@ -121,7 +126,7 @@ def attention(
         bias = None if key_bias is None else key_bias[b, :, None]
         for group, kv in shared_groups(heads, k.shape[2], time):
             _attend(
-                (q[b, :, group], k[b, :, kv], v[b, :, kv]),
+                _each_head(q[b, :, group], k[b, :, kv], v[b, :, kv]),
                 by_head(out[b, :, group]),
                 lse[b, group],
                 later,
@@ -252,7 +257,7 @@ def attention_backward(
             _attend_backward(
                 by_head(dout[b, :, group]),
                 by_head(out[b, :, group]),
-                (q[b, :, group], k[b, :, kv], v[b, :, kv]),
+                _each_head(q[b, :, group], k[b, :, kv], v[b, :, kv]),
                 lse[b, group],
                 (dq[b, :, group], dk_group, dv_group),
                 later,
@@ -266,13 +271,29 @@ def attention_backward(
                 _sum_heads(dv_group, dv[b, :, kv], first)
 
 
+def _each_head(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Return q (T, H, d), and k and v for each of its heads, in memory for the moment
+    if they are shared."""
+    if q.shape[1] == k.shape[1]:
+        return q, k, v
+    time, kept, width = k.shape
+    copies = []
+    for slot, shared in ((8, k), (9, v)):
+        copy = room(slot, q.shape, q.dtype)
+        copy.reshape(time, kept, -1, width)[...] = shared[:, :, None]
+        copies.append(copy)
+    return q, copies[0], copies[1]
+
+
 def _sum_heads(each: Array, total: Array, first: bool) -> None:
-    """total (T, 1, d) += the sum of each (T, H, d) over the heads; = if ``first``."""
+    """total (T, G, d) += the sums of each (T, H, d); = if ``first``."""
+    time, kept, width = total.shape
+    each = each.reshape(time, kept, -1, width)
     if first:
-        np.sum(each, axis=1, out=total, keepdims=True)
+        np.sum(each, axis=2, out=total)
         return
-    for head in range(each.shape[1]):
-        np.add(total, each[:, head : head + 1], out=total)
+    for head in range(each.shape[2]):
+        np.add(total, each[:, :, head], out=total)
 
 
 def _attend_backward(
