@@ -81,6 +81,9 @@ class Dense(Layer):
                 slope = zr if training and self.activation.needs_slope else None
                 self.activation.forward(zr, y[rows], slope)
 
+    def output_spare(self) -> bool:
+        return self.activation.name == "linear"
+
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         if self.activation.name == "linear":
             return self.backward_logits(dy, done)
