@@ -391,6 +391,8 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
         wire=job.comm.wire,
         check_every=job.comm.check_every,
         bucket_bytes=int(job.comm.bucket_mb * 2**20),
+        recompute=job.train.recompute,
+        shard_optimizer=job.train.shard_optimizer,
     )
 
 

@@ -28,6 +28,7 @@ class _NoOptimizer:
 
     def __init__(self) -> None:
         self.state: dict[str, Array] = {}
+        self.own: list[slice] | None = None
         self.step = 0
 
 

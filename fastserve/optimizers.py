@@ -23,7 +23,7 @@ What Keras does otherwise than PyTorch, and is done here as in Keras:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,8 @@ class Optimizer:
         step: number of updates made.
         state: name -> flat vector with the store's layout, for checkpoints. To resume,
             copy into the vectors and set ``step``.
+        own: slices of the store that this optimizer updates, and whose state alone
+            ``state`` then holds, one after the other; None: all of it.
     """
 
     name = "optimizer"
@@ -90,6 +92,7 @@ class Optimizer:
         self.global_clipnorm = global_clipnorm
         self.step = 0
         self.state: dict[str, Array] = {}
+        self.own: list[slice] | None = None
         self._store: ParameterStore | None = None
 
     # -- what a subclass writes ------------------------------------------------
@@ -122,18 +125,33 @@ class Optimizer:
         rate = self._learning_rate
         return float(rate(self.step)) if callable(rate) else rate
 
-    def bind(self, store: ParameterStore) -> None:
-        """Work on ``store`` from now on, with fresh state and step 0."""
-        self._store = store
+    def bind(self, store: ParameterStore, own: list[slice] | None = None) -> None:
+        """Work on ``store`` from now on, with fresh state and step 0.
+
+        ``own`` are slices in order: this optimizer updates them alone, others the rest.
+        Raises ArgumentError for ``clipnorm``, which needs whole parameters, beside it.
+        """
+        if own is not None and self.clipnorm:
+            raise ArgumentError(
+                f"{self.name}: expected no clipnorm with a sharded optimizer, as a "
+                "rank has only a part of a parameter's gradient",
+                f"clipnorm={self.clipnorm}",
+                "use global_clipnorm or clipvalue, or leave out shard_optimizer",
+            )
+        self._store, self.own = store, own
         self.step = 0
-        size = store.values.size
+        decayed = store.decayed if self.weight_decay else []
+        pieces = _pieces(store.values.size, decayed)
+        self._pieces = list(pieces if own is None else _within(pieces, own))
+        lengths = [part.stop - part.start for part, _ in self._pieces]
+        ends = np.cumsum(lengths, dtype=np.int64).tolist()
+        self._places = [slice(e - n, e) for e, n in zip(ends, lengths, strict=True)]
+        size = ends[-1] if ends else 0
         self.state = {}
         for slot in self.slots:
-            vector = aligned_bytes(store.values.nbytes).view(store.dtype)
+            vector = aligned_bytes(size * store.dtype.itemsize).view(store.dtype)
             vector.fill(0)
             self.state[slot] = vector
-        decayed = store.decayed if self.weight_decay else []
-        self._pieces = list(_pieces(size, decayed))
 
     def check_store(self, store: ParameterStore) -> None:
         """Raise StateError if another model has taken this optimizer since."""
@@ -144,9 +162,10 @@ class Optimizer:
                 "make an optimizer for each model",
             )
 
-    def update(self, scale: float = 1.0) -> None:
+    def update(self, scale: float = 1.0, norm: float | None = None) -> None:
         """Make one update from the store's gradients, times ``scale``.
 
+        ``norm`` is that of all gradients, if the caller knows it.
         The gradients are only read, unless ``clipnorm`` or ``clipvalue`` change them.
         Raises StateError before ``bind``.
         """
@@ -154,23 +173,23 @@ class Optimizer:
         lr = self.current_lr()
         number: Any = store.dtype.type
         with np.errstate(all="ignore"):
-            scale = self._clip(store, scale)
+            scale = self._clip(store, scale, norm)
             k = tuple(number(value) for value in self.constants(lr, scale))
             kept = number(1 - lr * (self.weight_decay or 0.0))
-            vectors = [store.values, store.grads, *self.state.values()]
-            for part, decays in self._pieces:
-                p, g, *slots = [vector[part] for vector in vectors]
+            for (part, decays), place in zip(self._pieces, self._places, strict=True):
+                p, g = store.values[part], store.grads[part]
+                slots = [vector[place] for vector in self.state.values()]
                 if decays:
                     np.multiply(p, kept, out=p)
                 self.apply(k, p, g, spare(0, p), spare(1, p), *slots)
         self.step += 1
 
-    def _clip(self, store: ParameterStore, scale: float) -> float:
+    def _clip(self, store: ParameterStore, scale: float, norm: float | None) -> float:
         """Clip; return the scale by which the gradients are still to be multiplied."""
         number: Any = store.dtype.type
         if self.global_clipnorm:
-            norm = abs(scale) * global_norm(store.grads)
-            return scale * _shrink(norm, self.global_clipnorm)
+            norm = global_norm(store.grads) if norm is None else norm
+            return scale * _shrink(abs(scale) * norm, self.global_clipnorm)
         if self.clipnorm:
             for parameter in store.parameters:
                 grad = parameter.grad.reshape(-1)
@@ -433,6 +452,22 @@ def global_norm(grads: Array) -> float:
             squares = np.multiply(g, g, out=spare(0, g))
             total += float(np.add.reduce(squares))
     return math.sqrt(total)
+
+
+def _within(
+    pieces: Iterable[tuple[slice, bool]], own: list[slice]
+) -> Iterator[tuple[slice, bool]]:
+    """Yield the parts of the pieces that lie in ``own``; both are in order."""
+    left = iter(own)
+    mine = next(left, None)
+    for piece, decays in pieces:
+        while mine is not None and mine.start < piece.stop:
+            start, stop = max(mine.start, piece.start), min(mine.stop, piece.stop)
+            if start < stop:
+                yield slice(start, stop), decays
+            if mine.stop > piece.stop:
+                break
+            mine = next(left, None)
 
 
 def _shrink(norm: float, most: float) -> float:

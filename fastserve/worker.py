@@ -33,7 +33,7 @@ from fastserve.errors import CheckpointError, DataError, FastserveError
 from fastserve.models import GPT, Model
 from fastserve.models.huggingface import load_weights
 from fastserve.summary import conclusion, introduction
-from fastserve.training import checkpoint, files
+from fastserve.training import checkpoint, files, shards
 from fastserve.training.balance import Balance
 from fastserve.training.loop import Schedule, run
 from fastserve.training.progress import Progress
@@ -270,14 +270,16 @@ def _load(
     trainer = model.prepare(data.train)
     source = run_dir if options.resume == "auto" else Path(options.resume).absolute()
     state = None
+    loaded: list[Path] = []
     if comm.rank == 0:
+        goals = trainer.store, trainer.optimizer, loaded.append
         if (source / "state.json").exists():
             _check_tokenizer(source.parent.parent, data)
-            state = checkpoint.load(source, trainer.store, trainer.optimizer)
+            state = checkpoint.load(source, *goals)
         else:
             folder = source / "checkpoints"
             _check_tokenizer(source, data)
-            state = checkpoint.load_newest(folder, trainer.store, trainer.optimizer)
+            state = checkpoint.load_newest(folder, *goals)
         if state is None and options.resume != "auto":
             raise CheckpointError(
                 "--resume: expected a run folder or a checkpoint",
@@ -297,8 +299,9 @@ def _load(
         (trainer.optimizer.step, state["totals"]) if state else (0, None)
     )
     comm.broadcast(trainer.store.values)
-    for vector in trainer.optimizer.state.values():
-        comm.broadcast(vector)
+    if step:
+        path = loaded[-1] if loaded else None
+        shards.hand_out(path, trainer.store, trainer.optimizer, comm)
     trainer.optimizer.step = step
     if totals is not None and len(totals) == len(trainer.totals):
         trainer.totals[...] = [float(total) for total in totals]

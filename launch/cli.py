@@ -441,6 +441,26 @@ def bench_generate(
 
 
 @bench.command()
+@click.option(
+    "--shape",
+    type=click.Choice(["small", "medium", "gpt2"]),
+    default="small",
+    show_default=True,
+    help="Size of the GPT; gpt2: 124 M weights, about 5 GiB of memory.",
+)
+@click.option("--batch", type=click.IntRange(1), help="Samples in a step.")
+@click.option("--threads", default=1, type=click.IntRange(1), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+def memory(shape: str, batch: int | None, threads: int, as_json: bool) -> int:
+    """Show the peak memory of training a GPT, beside PyTorch's."""
+    _prepare(threads)
+    from fastserve.bench.memory import memory as measure
+
+    measure(shape, batch, as_json)
+    return 0
+
+
+@bench.command()
 @_where
 @click.option("--interface", help="Network interface, or subnet, to use.")
 @click.option("--bind", type=click.Choice(["core", "none"]), help="Pin ranks to cores.")

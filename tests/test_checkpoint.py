@@ -65,6 +65,7 @@ class Slots:
     """An optimizer as far as checkpoints know it."""
 
     def __init__(self, store: ParameterStore, *names: str) -> None:
+        self.own = None
         self.step = 0
         self.state = {name: np.zeros_like(store.values) for name in names}
 

@@ -67,10 +67,10 @@ def step(json: bool = False, repeats: int = 5, batch: int = 16) -> dict[str, Any
     model = GPT(seed=1, **SHAPE)
     model.compile(AdamW(1e-4, weight_decay=0.1, beta_2=0.95))
     sides: dict[str, Callable[[], float]] = {}
-    torch_step = _torch_step(model, x, y)  # takes the weights as they are now
-    sides["fastserve"] = _our_step(model, x, y)
-    if torch_step is not None:
-        sides["pytorch"] = torch_step
+    peer = torch_step(SHAPE, model, x, y)  # takes the weights as they are now
+    sides["fastserve"] = our_step(model, x, y)
+    if peer is not None:
+        sides["pytorch"] = peer
     losses = {name: [run()] for name, run in sides.items()}  # the warm-up
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
@@ -83,7 +83,8 @@ def step(json: bool = False, repeats: int = 5, batch: int = 16) -> dict[str, Any
     return result
 
 
-def _our_step(model: GPT, x: Array, y: Array) -> Callable[[], float]:
+def our_step(model: GPT, x: Array, y: Array) -> Callable[[], float]:
+    """Return what makes a step on one batch, and returns its loss."""
     batch = Batch(x, y, None)
     trainer = model.prepare(_One(batch))
     mine = slice(0, len(x))
@@ -104,7 +105,13 @@ class _One(Source):
         return self._batch
 
 
-def _torch_step(model: GPT, x: Array, y: Array) -> Callable[[], float] | None:
+def torch_step(
+    shape: dict[str, Any], model: GPT | None, x: Array, y: Array
+) -> Callable[[], float] | None:
+    """Return PyTorch's step, from the weights of ``model`` if there is one.
+
+    None where PyTorch isn't installed.
+    """
     try:
         import torch
     except ImportError:
@@ -113,7 +120,9 @@ def _torch_step(model: GPT, x: Array, y: Array) -> Callable[[], float] | None:
 
     pools = [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
     torch.set_num_threads(max(pools, default=1))
-    peer = _torch_gpt(torch, model)
+    peer = _torch_gpt(torch, shape)
+    if model is not None:
+        _copy_weights(torch, peer, model, shape["n_layer"])
     decayed = [p for p in peer.parameters() if p.dim() >= 2]
     others = [p for p in peer.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
@@ -137,10 +146,10 @@ def _torch_step(model: GPT, x: Array, y: Array) -> Callable[[], float] | None:
     return run
 
 
-def _torch_gpt(torch: Any, model: GPT) -> Any:
-    """Return the same GPT in PyTorch, as it is written there, with our weights."""
+def _torch_gpt(torch: Any, shape: dict[str, Any]) -> Any:
+    """Return the same GPT in PyTorch, as it is written there."""
     nn, functional = torch.nn, torch.nn.functional
-    heads = SHAPE["n_head"]
+    heads = shape["n_head"]
 
     class Block(nn.Module):  # type: ignore[name-defined]
         def __init__(self, width: int) -> None:
@@ -163,10 +172,10 @@ def _torch_gpt(torch: Any, model: GPT) -> Any:
     class Net(nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
-            width = SHAPE["n_embd"]
-            self.tokens = nn.Embedding(SHAPE["vocab_size"], width)
-            self.positions = nn.Embedding(SHAPE["block_size"], width)
-            self.blocks = nn.ModuleList(Block(width) for _ in range(SHAPE["n_layer"]))
+            width = shape["n_embd"]
+            self.tokens = nn.Embedding(shape["vocab_size"], width)
+            self.positions = nn.Embedding(shape["block_size"], width)
+            self.blocks = nn.ModuleList(Block(width) for _ in range(shape["n_layer"]))
             self.norm = nn.LayerNorm(width)
 
         def forward(self, tokens: Any) -> Any:
@@ -175,15 +184,13 @@ def _torch_gpt(torch: Any, model: GPT) -> Any:
                 x = block(x)
             return self.norm(x) @ self.tokens.weight.T
 
-    net = Net()
-    _copy_weights(torch, net, model)
-    return net
+    return Net()
 
 
-def _copy_weights(torch: Any, net: Any, model: GPT) -> None:
+def _copy_weights(torch: Any, net: Any, model: GPT, layers: int) -> None:
     ours = {p.path: p.value for p in model.store.parameters}
     names = {"tokens": "tokens", "positions": "positions", "norm": "norm"}
-    for i in range(SHAPE["n_layer"]):
+    for i in range(layers):
         for peer, part in (
             ("norm_1", "attention.norm"),
             ("qkv", "attention.heads.qkv"),

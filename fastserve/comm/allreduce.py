@@ -14,12 +14,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from fastserve.comm.base import Array, Communicator, Pending
-from fastserve.comm.ring import packed_steps, ring_steps
+from fastserve.comm.ring import Exchange, packed_steps, ring_steps
 from fastserve.comm.wire import make_wire
 from fastserve.errors import ArgumentError
 
@@ -189,6 +189,9 @@ class AllReduce:
             steps = ring_steps(flat, members, me, scratch)
         else:
             steps = packed_steps(flat, members, me, scratch, self._wire)
+        yield from self._exchange(index, steps)
+
+    def _exchange(self, index: int, steps: Iterable[Exchange]) -> Iterator[Pending]:
         for exchange in steps:
             yield self._comm.start(*exchange, tag=index % _TAGS)
 

@@ -49,6 +49,15 @@ def ring_steps(
         scratch: for what arrives; its size is that of the pieces in which partial sums
             travel.
     """
+    yield from reduce_steps(flat, members, me, scratch)
+    yield from gather_steps(flat, members, me, me + 1)
+
+
+def reduce_steps(
+    flat: Array, members: Sequence[int], me: int, scratch: Array
+) -> Iterator[Exchange]:
+    """The reduce-scatter half: chunk (me + 1) % n of ``flat`` becomes the sum; the
+    others hold partial sums."""
     n = len(members)
     left, right = members[(me - 1) % n], members[(me + 1) % n]
     chunks = cut(flat, n)
@@ -62,9 +71,19 @@ def ring_steps(
             arrived = scratch[: piece.size]
             yield Exchange(outgoing[start:stop], right, arrived, left)
             np.add(piece, arrived, out=piece)
+
+
+def gather_steps(
+    flat: Array, members: Sequence[int], me: int, own: int
+) -> Iterator[Exchange]:
+    """The all-gather half: every member has chunk ``own``, its ``me`` plus a number
+    that is the same for all; then all have all."""
+    n = len(members)
+    left, right = members[(me - 1) % n], members[(me + 1) % n]
+    chunks = cut(flat, n)
     for step in range(n - 1):
-        outgoing = chunks[(me + 1 - step) % n]
-        yield Exchange(outgoing, right, chunks[(me - step) % n], left)
+        outgoing = chunks[(own - step) % n]
+        yield Exchange(outgoing, right, chunks[(own - step - 1) % n], left)
 
 
 def packed_steps(
@@ -81,12 +100,8 @@ def packed_steps(
     """
     n = len(members)
     chunks = cut(flat, n)
-    rows = [row[: wire.length(c.size)] for row, c in zip(packed, chunks, strict=True)]
-    for step in range(1, n):
-        to, source = (me + step) % n, (me - step) % n
-        wire.pack(chunks[to], rows[to])
-        yield Exchange(rows[to], members[to], rows[me], members[source])
-        wire.add(rows[me], chunks[me])
+    rows = _rows(packed, chunks, wire)
+    yield from packed_reduce_steps(flat, members, me, packed, wire)
     wire.pack(chunks[me], rows[me])
     wire.unpack(rows[me], chunks[me])  # as all others will have it
     left, right = members[(me - 1) % n], members[(me + 1) % n]
@@ -94,6 +109,24 @@ def packed_steps(
         coming = (me - step - 1) % n
         yield Exchange(rows[(me - step) % n], right, rows[coming], left)
         wire.unpack(rows[coming], chunks[coming])
+
+
+def packed_reduce_steps(
+    flat: Array, members: Sequence[int], me: int, packed: Array, wire: Wire
+) -> Iterator[Exchange]:
+    """The reduce-scatter half: chunk ``me`` of ``flat`` becomes the sum, in float32."""
+    n = len(members)
+    chunks = cut(flat, n)
+    rows = _rows(packed, chunks, wire)
+    for step in range(1, n):
+        to, source = (me + step) % n, (me - step) % n
+        wire.pack(chunks[to], rows[to])
+        yield Exchange(rows[to], members[to], rows[me], members[source])
+        wire.add(rows[me], chunks[me])
+
+
+def _rows(packed: Array, chunks: Sequence[Array], wire: Wire) -> list[Array]:
+    return [row[: wire.length(c.size)] for row, c in zip(packed, chunks, strict=True)]
 
 
 def ring_allreduce(

@@ -11,7 +11,8 @@ import numpy as np
 
 from fastserve.comm.allreduce import CHUNK_BYTES, AllReduce
 from fastserve.comm.base import Array, Communicator
-from fastserve.errors import CommError, StateError, UnknownNameError
+from fastserve.comm.shard import ShardedSum
+from fastserve.errors import ArgumentError, CommError, StateError, UnknownNameError
 
 ALGORITHMS = ("ring", "mpi")
 CROSSOVER_BYTES = 1 << 16
@@ -75,6 +76,12 @@ class GradientSync:
         wire: type of the numbers in messages between hosts: 'float32', 'float16' or
             'bfloat16'; sums are always taken in the gradients' own type.
         chunk: bytes of a message between hosts.
+        sharded: each rank gets the sums of its own part alone (ZeRO stage 1), and
+            ``gather`` exchanges what it makes of them. Needs the ring.
+
+    Attributes:
+        own: the slices of this rank's part if ``sharded`` and there are several ranks,
+            else None.
     """
 
     def __init__(
@@ -85,19 +92,31 @@ class GradientSync:
         overlap: bool | None = None,
         wire: str = "float32",
         chunk: int = CHUNK_BYTES,
+        sharded: bool = False,
     ) -> None:
         if algorithm not in ALGORITHMS:
             raise UnknownNameError("comm algorithm", algorithm, ALGORITHMS)
+        if sharded and algorithm != "ring":
+            raise ArgumentError(
+                "expected the algorithm ring for a sharded optimizer",
+                algorithm,
+                "leave out algorithm, or shard_optimizer",
+            )
         self._comm, self._store = comm, store
         lengths = [bucket.stop - bucket.start for bucket in store.buckets]
-        layout = (algorithm, overlap, wire, chunk, str(store.grads.dtype), lengths)
+        kind = f"{algorithm}, sharded" if sharded else algorithm
+        layout = (kind, overlap, wire, chunk, str(store.grads.dtype), lengths)
         _check_same(comm, layout)
         self._ring: AllReduce | None = None
         worth_it = comm.size > 1 and store.grads.nbytes > CROSSOVER_BYTES
-        if algorithm == "ring" and worth_it:
+        self.own: list[slice] | None = None
+        if sharded and comm.size > 1:
+            self._ring = ShardedSum(store.grads, store.buckets, comm, wire, chunk)
+            self.own = self._ring.own
+        elif algorithm == "ring" and worth_it:
             self._ring = AllReduce(store.grads, store.buckets, comm, wire, chunk)
-            if self._ring.vector is not store.grads:
-                store.move_grads(self._ring.vector)
+        if self._ring is not None and self._ring.vector is not store.grads:
+            store.move_grads(self._ring.vector)
         self._bucket_of: dict[int, int] = {}
         self._users: list[int] = []  # reports that complete each bucket
         for index in range(len(store.buckets)):
@@ -155,7 +174,7 @@ class GradientSync:
             self._sender.release(self._ready)
 
     def finish(self) -> None:
-        """Replace every gradient by its sum over all ranks.
+        """Replace every gradient by its sum over all ranks; of ``own`` if sharded.
 
         ``waited`` is then how many seconds that took.
         """
@@ -173,6 +192,15 @@ class GradientSync:
                     self._ring.release(len(self._users))
                     self._ring.finish()
         self.waited = time.perf_counter() - start
+
+    def gather(self, values: Array) -> None:
+        """Fill ``values``, of the gradients' layout, from each rank's own part of it.
+
+        The gradients are lost. Nothing is to be done where they aren't sharded.
+        """
+        if isinstance(self._ring, ShardedSum):
+            with self._comm.waiting("exchange of weights"):
+                self._ring.gather(values)
 
     def _sum_natively(self) -> None:
         if self._add is not None:

@@ -181,6 +181,12 @@ def _wire(job: _Keys) -> None:
         job.fault("comm.wire", "float32 for the algorithm mpi", wire)
 
 
+def _shards(job: _Keys) -> None:
+    if job["train.shard_optimizer"] and job["comm.algorithm"] != "ring":
+        expected = "ring beside train.shard_optimizer"
+        job.fault("comm.algorithm", expected, job["comm.algorithm"])
+
+
 def _exact(job: _Keys) -> None:
     if job["comm.algorithm"] == "exact":
         job.fault("comm.algorithm", "ring or mpi", "exact", "it isn't available yet")
@@ -288,6 +294,7 @@ _CHECKS = (
     _exact,
     _overlap,
     _wire,
+    _shards,
     _environment,
     _hosts,
     _chosen_hosts,

@@ -365,6 +365,16 @@ class Train(Section):
     epochs: Count | None = Field(
         default=None, description="Passes over the data to train."
     )
+    recompute: bool = Field(
+        default=False,
+        description="Keep only the inputs of a gpt's blocks, and compute the rest "
+        "again in the backward pass: less memory, more time.",
+    )
+    shard_optimizer: bool = Field(
+        default=False,
+        description="Each rank keeps the optimizer's state of its own part of the "
+        "weights alone (ZeRO stage 1): less memory, the same result.",
+    )
     clip_norm: Positive | None = Field(
         default=None,
         description="Largest global norm of the gradient; null: no clipping.",

@@ -59,6 +59,8 @@ class Layer:
     input_gradient = True  # False: nobody needs dx, so backward may return None
     fused_loss: str | None = None  # 'softmax' or 'sigmoid' if the output is one
 
+    rows_apart = False  # the last axis is mapped linearly; there is backward_rows
+
     arguments: tuple[tuple[Any, ...], dict[str, Any]]  # those of the constructor
 
     def __new__(cls: type[L], *args: Any, **kwargs: Any) -> L:
@@ -105,9 +107,21 @@ class Layer:
         """``backward`` from the gradient of ``logits()``, for a fused loss."""
         raise NotImplementedError(f"{type(self).__name__}.backward_logits")
 
+    def backward_rows(self, dy: Array, dx: Array, add: bool) -> None:
+        """``backward`` of some rows, which ``forward`` was given before; writes dx.
+
+        With ``add`` the parameters' gradients are added to those of rows before them.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.backward_rows")
+
     def output_mask(self) -> Array | None:
         """Return the mask of the output; ``self.mask`` is the input's."""
         return self.mask
+
+    def output_spare(self) -> bool | None:
+        """Return whether the output, an array of this layer's own, isn't needed for
+        backward, so that the next layer may overwrite it; None if it is the input."""
+        return False
 
     # -- what a subclass uses --------------------------------------------------
 
@@ -158,6 +172,10 @@ class Layer:
             block = self._blocks[name] = np.empty(count, dtype)
         array = self._buffers[name] = block[:count].reshape(shape)
         return array
+
+    def share_buffers(self, other: Layer) -> None:
+        """Use another layer's arrays from now on: each overwrites the other's."""
+        self._buffers, self._blocks = other._buffers, other._blocks
 
     def scratch(self, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Array:
         """Return an array of the model's pool; it goes back when it is dropped."""

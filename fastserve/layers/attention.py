@@ -9,11 +9,12 @@ import numpy as np
 from fastserve.core import Array, Done, Layer, Shape, Training, nothing
 from fastserve.core.initializers import Initializer
 from fastserve.errors import ArgumentError, ShapeError, UnknownNameError
-from fastserve.layers.chain import Chain, Residual
+from fastserve.layers.chain import Residual
 from fastserve.layers.dense import Dense
 from fastserve.layers.dropout import Dropout, check_rate, keep_factors
 from fastserve.layers.gated import SwiGLU
 from fastserve.layers.normalization import LayerNormalization, RMSNormalization
+from fastserve.layers.recompute import Block
 from fastserve.ops import rotary
 from fastserve.ops.attention import MASKED, attention, attention_backward
 
@@ -144,6 +145,9 @@ class MultiHeadAttention(Layer):
         )
         return self.output.forward(out, training)
 
+    def output_spare(self) -> bool | None:
+        return self.output.output_spare()
+
     def _key_bias(self) -> Array | None:
         if self.mask is None:
             return None
@@ -173,7 +177,7 @@ class MultiHeadAttention(Layer):
         return dx
 
 
-class TransformerBlock(Chain):
+class TransformerBlock(Block):
     """x + attention(norm(x)), then x + mlp(norm(x)): the pre-norm block of GPT-2.
 
     Radford et al., "Language models are unsupervised multitask learners", 2019.

@@ -39,8 +39,19 @@ class Chain(Layer):
         return shape
 
     def forward(self, x: Array, training: Training = False) -> Array:
+        return self._forward(self.layers, x, training)
+
+    def forward_until_last(self, x: Array, training: Training = False) -> Array:
+        """Return the input of the last layer."""
+        return self._forward(self.layers[:-1], x, training)
+
+    def backward_until_last(self, dy: Array, done: Done = nothing) -> Any:
+        """``backward`` from the gradient of the last layer's input."""
+        return self._backward(self.layers[:-1], dy, done)
+
+    def _forward(self, layers: list[Layer], x: Array, training: Training) -> Array:
         mask = self.mask
-        for layer in self.layers:
+        for layer in layers:
             layer.mask = mask
             x = layer.forward(x, training)
             mask = layer.output_mask()
@@ -91,7 +102,11 @@ class Residual(Chain):
 
     def forward(self, x: Array, training: Training = False) -> Array:
         fx = super().forward(x, training)
-        return np.add(x, fx, out=self.buffer("y", x.shape))
+        last = (layer.output_spare() for layer in reversed(self.layers))
+        spare = next((s for s in last if s is not None), False)
+        alike = x.shape == fx.shape and x.dtype == fx.dtype
+        y = fx if spare and alike else self.buffer("y", x.shape)
+        return np.add(x, fx, out=y)
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         dfx = super().backward(dy, done)

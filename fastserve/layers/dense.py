@@ -10,7 +10,7 @@ from fastserve.core import Array, Done, Layer, Shape, Training, initializers, no
 from fastserve.core.initializers import Initializer
 from fastserve.ops import activations
 from fastserve.ops.blocks import FLAT, as_rows, row_blocks
-from fastserve.ops.linear import sum_rows
+from fastserve.ops.linear import add_product, sum_rows
 
 
 def fusable(activation: activations.Activation) -> str | None:
@@ -48,6 +48,8 @@ class Dense(Layer):
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.bias_initializer = initializers.get(bias_initializer)
         self.fused_loss = fusable(self.activation)
+        plain = type(self).backward is Dense.backward  # not one of a subclass
+        self.rows_apart = plain and self.activation.name == "linear"
         self._x: Array | None = None
 
     def build(self, input_shape: Shape) -> Shape:
@@ -85,6 +87,9 @@ class Dense(Layer):
                 slope = zr if training and self.activation.needs_slope else None
                 self.activation.forward(zr, y[rows], slope)
 
+    def output_spare(self) -> bool:
+        return self.rows_apart
+
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         if self.activation.name == "linear":
             return self.backward_logits(dy, done)
@@ -117,6 +122,19 @@ class Dense(Layer):
         dx = self.scratch(x.shape)
         np.matmul(rows, self.kernel.value.T, out=as_rows(dx))
         return dx if dx_lora is None else np.add(dx, dx_lora, out=dx)
+
+    def backward_rows(self, dy: Array, dx: Array, add: bool) -> None:
+        x = as_rows(self.saved(self._x))
+        if add:
+            add_product(x, dy, self.kernel.grad)
+        else:
+            np.matmul(x.T, dy, out=self.kernel.grad)
+        if self.use_bias:
+            sums = self.bias.grad if not add else self.scratch(self.bias.shape)
+            sum_rows(dy, sums)
+            if add:
+                np.add(self.bias.grad, sums, out=self.bias.grad)
+        np.matmul(dy, self.kernel.value.T, out=dx)
 
 
 class Activation(Layer):

@@ -11,6 +11,7 @@ from fastserve.core.initializers import Initializer
 from fastserve.errors import DataError, ShapeError
 from fastserve.ops.blocks import as_rows
 from fastserve.ops.embedding import embed, embed_backward
+from fastserve.ops.linear import add_product
 
 
 class Embedding(Layer):
@@ -155,6 +156,8 @@ class TiedHead(Layer):
     adds to it.
     """
 
+    rows_apart = True
+
     def __init__(self, embedding: Embedding, name: str | None = None) -> None:
         super().__init__(name=name)
         self.embedding = embedding
@@ -177,3 +180,11 @@ class TiedHead(Layer):
         dx = self.scratch(x.shape)
         np.matmul(as_rows(dy), self.table.value, out=as_rows(dx))
         return dx
+
+    def backward_rows(self, dy: Array, dx: Array, add: bool) -> None:
+        x = as_rows(self.saved(self._x))
+        if add:
+            add_product(dy, x, self.table.grad)
+        else:
+            np.matmul(dy.T, x, out=self.table.grad)
+        np.matmul(dy, self.table.value, out=dx)

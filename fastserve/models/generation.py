@@ -51,7 +51,7 @@ class Decoder:
         self.model, self.length = model, min(length, model.block_size)
         self.count = 0  # tokens so far
         layers = model.root.children()
-        self._inner = list(layers.values())[:-2]  # all but the last norm and the head
+        self._inner = list(layers.values())[:-3]  # what is before the blocks
         self._norm, self._head = layers["norm"], layers["head"]
         self._tokens: Array = layers["tokens"].embeddings.value  # type: ignore
         learned = layers.get("positions")
@@ -78,9 +78,10 @@ class Decoder:
         for layer in self._inner:
             x = layer.forward(x, False)
         self.count = len(tokens)
-        if not self.full:  # or else nothing could follow that looks at them
-            for block in self._blocks:
-                block.keep(self.count)
+        for block in self._blocks:
+            x = block.layer.forward(x, False)
+            if not self.full:  # or else nothing could follow that looks at them
+                block.keep(self.count)  # the next block may use the same memory
         last = np.ascontiguousarray(x[:, -1:])
         logits: Array = self._head.forward(self._norm.forward(last))[0, 0]
         return logits
@@ -103,6 +104,7 @@ class _Block:
     """One block: its steps for one token, its keys and values (G, T, d)."""
 
     def __init__(self, block: TransformerBlock, length: int, threads: int) -> None:
+        self.layer = block
         attention, mlp = (part.children() for part in block.layers)
         self._norm = _one_token(attention["norm"], threads)
         self._mlp_norm = _one_token(mlp["norm"], threads)

@@ -151,7 +151,8 @@ class Model:
             ]
             if self.options.bucket_bytes != self.store.bucket_bytes:
                 self.store.regroup(self.options.bucket_bytes)
-            optimizer.bind(self.store)
+            if not self.options.shard_optimizer:
+                optimizer.bind(self.store)
             self.trainer = Trainer(
                 self.root,
                 self.store,

@@ -22,7 +22,7 @@ import json
 import logging
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,6 +76,7 @@ class OptimizerState(Protocol):
     """What a checkpoint needs of an optimizer; the vectors have the store's layout."""
 
     state: dict[str, Array]
+    own: list[slice] | None  # the state is of these slices alone
     step: int
 
 
@@ -86,6 +87,7 @@ def save(
     optimizer: OptimizerState,
     state: dict[str, Any],
     keep: int,
+    vectors: Iterable[Array] | None = None,
 ) -> Path:
     """Write the checkpoint of ``step`` and return its folder.
 
@@ -95,6 +97,8 @@ def save(
     Args:
         state: what ``load`` shall return; it must be the same after a way through JSON
             (no tuples, no NaN, no keys that aren't strings).
+        vectors: the optimizer's state vectors, whole, one after the other if they
+            don't all fit into memory; None: those that it has.
 
     Raises:
         CheckpointError: it can't be written (no space, no permission, a state that
@@ -106,13 +110,16 @@ def save(
             f"step {step}, keep {keep}",
         )
     body = _body(step, optimizer, state)
-    tensors = {MODEL: _parameters(store), OPTIMIZER: _slots(store, optimizer)}
     target = Path(folder) / f"step-{step:08d}"
     with writing(target):
         clean(target.parent, rf"{_NAME.pattern}|{LATEST}")
         with temporary(target) as made:
-            for name, views in tensors.items():
-                _write_tensors(made / name, views)
+            _write_tensors(made / MODEL, _parameters(store))
+            if vectors is None:
+                _write_tensors(made / OPTIMIZER, _slots(store, optimizer))
+            else:
+                _write_slots(made / OPTIMIZER, store, optimizer, vectors)
+            for name in (MODEL, OPTIMIZER):
                 body["files"][name] = _fingerprint(made / name)
             if store.frozen_parameters:
                 body["files"][BASE] = _save_base(target.parent / Path(BASE).name, store)
@@ -126,12 +133,16 @@ def save(
 
 
 def load(
-    path: Path, store: ParameterStore, optimizer: OptimizerState | None
+    path: Path,
+    store: ParameterStore,
+    optimizer: OptimizerState | None,
+    loaded: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     """Fill the store, and the optimizer if there is one; return the saved state.
 
     The state holds ``step`` besides what was given to ``save``. All of the checkpoint
-    is checked before anything is changed.
+    is checked before anything is changed. The vectors of a sharded optimizer are left
+    to ``read_slots``; ``loaded`` is called with the path that it needs.
 
     Raises:
         CheckpointError: names the file and what is wrong with it.
@@ -150,10 +161,25 @@ def load(
         for name, file in opened.items():
             _compare(path / name, file, views[name])
         for name, file in opened.items():
-            _copy(file, views[name])
+            if name != OPTIMIZER or (optimizer is not None and optimizer.own is None):
+                _copy(file, views[name])
     if optimizer is not None:
         optimizer.step = body["optimizer_step"]
+    if loaded is not None:
+        loaded(path)
     return {**body["state"], "step": body["step"]}
+
+
+def read_slots(
+    path: Path, store: ParameterStore, optimizer: OptimizerState, vector: Array
+) -> Iterator[Array]:
+    """Yield the optimizer's vectors of a loaded checkpoint, whole, all in ``vector``,
+    which has the store's layout."""
+    with _tensors(Path(path) / OPTIMIZER) as file:
+        for slot in optimizer.state:
+            for p in store.parameters:
+                store.view(vector, p)[...] = file.get_tensor(f"{slot}/{p.path}")
+            yield vector
 
 
 def newest(folder: Path) -> Path | None:
@@ -166,7 +192,10 @@ def newest(folder: Path) -> Path | None:
 
 
 def load_newest(
-    folder: Path, store: ParameterStore, optimizer: OptimizerState | None
+    folder: Path,
+    store: ParameterStore,
+    optimizer: OptimizerState | None,
+    loaded: Callable[[Path], None] | None = None,
 ) -> dict[str, Any] | None:
     """Load the newest checkpoint that is sound; None if there are no checkpoints.
 
@@ -178,7 +207,7 @@ def load_newest(
     errors: list[CheckpointError] = []
     for path in _candidates(Path(folder)):
         try:
-            return load(path, store, optimizer)
+            return load(path, store, optimizer, loaded)
         except CheckpointError as error:
             log.warning("%s: trying the one before. %s", path, error)
             errors.append(error)
@@ -264,8 +293,9 @@ def _save_base(path: Path, store: ParameterStore) -> dict[str, Any]:
 
 
 def _slots(store: ParameterStore, optimizer: OptimizerState) -> Views:
+    """Return the state's tensors; of a sharded one their shapes and types alone."""
     return {
-        f"{slot}/{p.path}": store.view(vector, p)
+        f"{slot}/{p.path}": store.view(vector, p) if optimizer.own is None else p.value
         for slot, vector in optimizer.state.items()
         for p in store.parameters
     }
@@ -280,6 +310,34 @@ def _write_tensors(
         raise OSError(str(error)) from error
     # safetensors makes it readable for the owner only; the folder shows the umask
     path.chmod(path.parent.stat().st_mode & 0o666)
+    sync(path)
+
+
+def _write_slots(
+    path: Path,
+    store: ParameterStore,
+    optimizer: OptimizerState,
+    vectors: Iterable[Array],
+) -> None:
+    """Write a safetensors file without holding more than one vector.
+
+    The format: the header's length in 8 bytes, the header as JSON, the tensors' bytes.
+    """
+    header, end = {}, 0
+    for name, view in _slots(store, optimizer).items():
+        start, end = end, end + view.nbytes
+        header[name] = {
+            "dtype": _type(view),
+            "shape": list(view.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for vector in vectors:
+            for parameter in store.parameters:
+                file.write(store.view(vector, parameter).data)
     sync(path)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from fastserve import environment
 from fastserve.comm import Communicator
 from fastserve.errors import FastserveError
-from fastserve.training import checkpoint, files
+from fastserve.training import files, shards
 from fastserve.training.callbacks import Callback, Logs
 
 log = logging.getLogger("fastserve")
@@ -125,16 +125,17 @@ class Checkpoints(Callback):
     def _save(self) -> None:
         self.saved = self.step
         trainer = self.model.trainer
-        if self.rank == 0 and trainer is not None:
+        if trainer is not None:
             # as text, because JSON has no NaN and no infinity
             state = {"totals": [repr(v) for v in trainer.totals.tolist()], **self.plan}
-            checkpoint.save(
+            shards.save(
                 self.folder,
                 self.step,
                 trainer.store,
                 trainer.optimizer,
                 state,
                 self.keep,
+                trainer.comm,
             )
 
 

@@ -22,10 +22,12 @@ from fastserve.core.parameter import BUCKET_BYTES
 from fastserve.data.sampler import Sampler, micro_batches, share
 from fastserve.data.sources import Batch, Source
 from fastserve.errors import ArgumentError, NonFiniteError
+from fastserve.layers.recompute import recompute_blocks
 from fastserve.losses import Loss
 from fastserve.metrics import Metric
 from fastserve.optimizers import Optimizer, global_norm
 from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
+from fastserve.training.head import make_head, pieces_of
 
 
 @dataclass
@@ -41,6 +43,10 @@ class Options:
         check_every: steps between comparisons of the ranks' parameters; 0: never.
         bucket_bytes: gradients that are summed at once; a bucket is closed when it
             holds this much.
+        recompute: keep the inputs of transformer blocks only, and compute the rest
+            again in backward.
+        shard_optimizer: each rank keeps the optimizer's state of its own part of the
+            weights alone (ZeRO stage 1).
     """
 
     micro_batch: int | None = None
@@ -49,6 +55,8 @@ class Options:
     wire: str = "float32"
     check_every: int = 100
     bucket_bytes: int = BUCKET_BYTES
+    recompute: bool = False
+    shard_optimizer: bool = False
 
     def __post_init__(self) -> None:
         if self.micro_batch is not None and self.micro_batch < 1:
@@ -104,12 +112,20 @@ class Trainer:
         self.clip_norm, self.options = clip_norm, options or Options()
         self.fused = root.fused_loss is not None and root.fused_loss == loss.fused_loss
         self.loss = loss.with_logits() if self.fused else loss
+        self._head = make_head(root, self.loss, self._measure_piece)
         o = self.options
-        self.sync = GradientSync(store, comm, o.algorithm, o.overlap, o.wire)
+        if o.recompute:
+            recompute_blocks(root)
+        self.sync = GradientSync(
+            store, comm, o.algorithm, o.overlap, o.wire, sharded=o.shard_optimizer
+        )
+        if o.shard_optimizer:
+            optimizer.bind(store, self.sync.own)
         self.stop_requested = False
         self.busy, self.rows = 0.0, 0
         self._sum: Array | None = None  # gradients of earlier micro-batches
         self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
+        self._measured = self._status  # where metrics of a piece of a batch go
         self.totals = np.zeros_like(self._status)  # since reset_totals, all ranks
         self.share_weights()
 
@@ -169,19 +185,33 @@ class Trainer:
         computed = perf_counter()
         self.comm.allreduce(self._status)
         waited = self.sync.waited + perf_counter() - computed
-        norm = global_norm(self.store.grads)
+        norm = self._norm()
         loss = float(self._status[0]) / count
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._raise_nonfinite(batch, mine, step, loss)
         rate = self.optimizer.current_lr()
         clip = self.clip_norm
-        self.optimizer.update(1.0 if not clip or norm <= clip else clip / norm)
+        self.optimizer.update(1.0 if not clip or norm <= clip else clip / norm, norm)
+        updated = perf_counter()
+        self.sync.gather(self.store.values)
+        waited += perf_counter() - updated
         self.totals += self._status
         self.busy, self.rows = perf_counter() - start - waited, mine.stop - mine.start
         every = self.options.check_every
         if every and self.comm.size > 1 and (step + 1) % every == 0:
             check_replicas(self.store, self.comm, step)
         return StepResult(loss, norm, rate, total, bool(self._status[2]))
+
+    def _norm(self) -> float:
+        """Return the norm of all gradients, of which this rank may have a part."""
+        if self.sync.own is None:
+            return global_norm(self.store.grads)
+        square = np.zeros(1)
+        with np.errstate(all="ignore"):
+            for part in self.sync.own:
+                square += np.square(np.float64(global_norm(self.store.grads[part])))
+            self.comm.allreduce(square)
+        return float(np.sqrt(square[0]))
 
     def _accumulate(self, batch: Batch, mine: slice, scale: float) -> None:
         pieces = list(self._pieces(batch, mine))
@@ -210,6 +240,12 @@ class Trainer:
         root = self.root
         # gradients of a micro-batch that isn't the last are not yet those of the step
         done = self.sync.done if last else _ignore
+        if self._head is not None and self._in_pieces(batch):
+            x = self._input(batch.x)
+            self._measured = self._status
+            total = self._head.train(x, batch, key, scale, done)
+            done(root)
+            return total
         y = root.forward(self._input(batch.x), key)
         prediction = root.logits() if self.fused else y
         gradient = root.scratch(prediction.shape)
@@ -237,6 +273,11 @@ class Trainer:
                 continue
             batch = source.batch(rows[mine], epochs[mine])
             for _, part in self._pieces(batch, mine):
+                if self._head is not None and self._in_pieces(part):
+                    self._measured = status
+                    status[0] += self._head.evaluate(self._input(part.x), part)
+                    status[1] += part.y.size
+                    continue
                 y = self.root.forward(self._input(part.x), False)
                 prediction = self.root.logits() if self.fused else y
                 status[0] += self.loss.sum_and_gradient(
@@ -270,6 +311,10 @@ class Trainer:
             x, y = batch.x[local], batch.y[local]
             yield piece.start, Batch(x, y, weights, batch.masked)
 
+    def _in_pieces(self, batch: Batch) -> bool:
+        """Return whether the logits are too large to be computed whole."""
+        return pieces_of(batch.y.size, self.root) > 1
+
     def _input(self, x: Array) -> Array:
         """Return x as the model computes it: floats of its type, or integers."""
         if self.root.takes_integers or x.dtype == self.root.dtype:
@@ -294,6 +339,9 @@ class Trainer:
             metric.update(batch.y, y, weights)
             part += metric.state
 
+    def _measure_piece(self, part: Batch, y: Array) -> None:
+        self._measure(part, y, self._measured)
+
     def _states(self, status: Array) -> Iterable[tuple[Metric, Array]]:
         start = 4
         for metric in self.metrics:
@@ -316,15 +364,27 @@ class Trainer:
         first = next((p for p in found or [] if p), None)
         first = self.comm.broadcast_obj(first)
         if first is None:
-            bad = np.flatnonzero(~np.isfinite(self.store.grads))
-            named = self.store.at(int(bad[0])).path if len(bad) else None
-            first = f"gradient of {named}" if named else "the loss itself"
+            first = self._nonfinite_gradient() or "the loss itself"
         raise NonFiniteError(
             f"step {step + 1}: expected a finite loss and gradient",
             f"loss {loss}; not finite first: {first}",
             "lower the learning rate, clip the gradient (clip_norm), or look at the "
             "data of this step; the weights are those before the step",
         )
+
+    def _nonfinite_gradient(self) -> str | None:
+        """Return the first gradient that isn't finite, alike on all ranks."""
+        grads = self.store.grads
+        parts = self.sync.own or [slice(0, grads.size)]
+        bad = [
+            part.start + int(places[0])
+            for part in parts
+            if len(places := np.flatnonzero(~np.isfinite(grads[part])))
+        ]
+        everyone = self.comm.gather_obj(min(bad, default=None))
+        found = [place for place in everyone or [] if place is not None]
+        place = self.comm.broadcast_obj(min(found, default=None))
+        return None if place is None else f"gradient of {self.store.at(place).path}"
 
 
 def _losses(loss: Loss, batch: Batch, prediction: Array) -> int:

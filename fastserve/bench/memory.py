@@ -1,0 +1,129 @@
+"""``fastserve bench memory``: the most memory that training takes, beside PyTorch's.
+
+Each side trains the same GPT for three steps with AdamW, in float32, in a process of
+its own. Reported is the peak of the process' resident memory (VmHWM), and what of it
+was added since the imports. PyTorch runs eagerly, with its fused attention and fused
+AdamW. Where it isn't installed only our figures are shown.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json as json_module
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "small": {
+        "vocab_size": 65,
+        "block_size": 256,
+        "n_layer": 6,
+        "n_head": 6,
+        "n_embd": 384,
+    },
+    "medium": {
+        "vocab_size": 8192,
+        "block_size": 512,
+        "n_layer": 8,
+        "n_head": 8,
+        "n_embd": 512,
+    },
+    "gpt2": {
+        "vocab_size": 50257,
+        "block_size": 1024,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_embd": 768,
+    },
+}
+BATCHES = {"small": 16, "medium": 8, "gpt2": 2}
+SIDES = ("fastserve", "recompute", "pytorch")
+INSTALL = "to compare with PyTorch: pip install torch"
+STEPS = 3
+_MB = 1 << 20
+
+
+def memory(
+    shape: str = "small", batch: int | None = None, json: bool = False
+) -> dict[str, Any]:
+    """Measure all sides, print the result, and return it as a dict."""
+    batch = batch or BATCHES[shape]
+    sides = {}
+    for side in SIDES:
+        if side == "pytorch" and importlib.util.find_spec("torch") is None:
+            continue
+        words = [sys.executable, "-m", __name__, side, shape, str(batch)]
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+        sides[side] = json_module.loads(done.stdout)
+    result = {"shape": shape, "batch": batch, "steps": STEPS, "sides": sides}
+    print(json_module.dumps(result) if json else _table(result))
+    return result
+
+
+def _table(result: dict[str, Any]) -> str:
+    shape = SHAPES[result["shape"]]
+    lines = [
+        f"GPT '{result['shape']}': {shape['n_layer']} layers of {shape['n_embd']}, "
+        f"{result['batch']} x {shape['block_size']} tokens, vocabulary of "
+        f"{shape['vocab_size']}; AdamW, float32",
+        f"{'':10}{'peak MiB':>10}{'of it added':>13}{'s/step':>9}",
+    ]
+    for name, side in result["sides"].items():
+        lines.append(
+            f"{name:10}{side['peak'] / _MB:10.0f}{side['added'] / _MB:13.0f}"
+            f"{side['seconds']:9.2f}"
+        )
+    if "pytorch" not in result["sides"]:
+        lines.append(INSTALL)
+    return "\n".join(lines)
+
+
+def peak_memory() -> int:
+    """Return the most bytes of memory that this process has had (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("no VmHWM in /proc/self/status")
+
+
+def _side(side: str, shape: str, batch: int) -> dict[str, float]:
+    import numpy as np
+
+    from fastserve.bench.step import our_step, torch_step
+    from fastserve.models import GPT
+    from fastserve.optimizers import AdamW
+
+    options = SHAPES[shape]
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, options["vocab_size"], (batch, options["block_size"] + 1))
+    x, y = np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
+    if side == "pytorch":
+        import torch  # noqa: F401  what it takes to import isn't counted
+
+    before = peak_memory()
+    if side == "pytorch":
+        run = torch_step(options, None, x, y)
+        assert run is not None
+    else:
+        model = GPT(seed=1, **options)
+        model.options.recompute = side == "recompute"
+        model.compile(AdamW(1e-4, weight_decay=0.1, beta_2=0.95))
+        run = our_step(model, x, y)
+    seconds = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    peak = peak_memory()
+    return {
+        "peak": peak,
+        "added": peak - before,
+        "seconds": min(seconds[1:]),
+    }
+
+
+if __name__ == "__main__":
+    print(json_module.dumps(_side(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

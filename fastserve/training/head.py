@@ -1,0 +1,98 @@
+"""The loss of a large vocabulary, a piece of the rows at a time.
+
+The logits of 2 x 1024 tokens over 50257 words are 412 MB, and their gradient as much.
+Neither is needed whole: a row's loss and gradient depend on this row alone. So the
+last layer, the loss and the last layer's gradient are computed for some rows, then for
+the next ones in the same memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from fastserve.core import Array, Done, Layer, Training
+from fastserve.data.sources import Batch
+from fastserve.layers import Chain
+from fastserve.losses import Loss, spread_weights
+from fastserve.ops.blocks import as_rows
+
+# Of the logits of a piece. Smaller pieces cost time: each one adds to the gradient of
+# the whole table.
+PIECE_BYTES = 128 << 20
+
+Measure = Callable[[Batch, Array], None]
+
+
+class PiecewiseHead:
+    """Runs a network whose last layer is linear, and the loss, in pieces of rows.
+
+    Args:
+        measure: called with the targets and the logits of each piece, for metrics.
+    """
+
+    def __init__(self, root: Chain, loss: Loss, measure: Measure) -> None:
+        self.root, self.loss, self.measure = root, loss, measure
+        self.head = root.layers[-1]
+
+    def train(
+        self, x: Array, batch: Batch, key: Training, scale: float, done: Done
+    ) -> float:
+        """Make forward and backward; return the sum of the losses."""
+        hidden = self.root.forward_until_last(x, key)
+        dhidden = self.root.scratch(hidden.shape)
+        into = as_rows(dhidden)
+        total = 0.0
+        for rows, part, logits in self._pieces(hidden, batch, key):
+            dlogits = self.root.scratch(logits.shape)
+            total += self.loss.sum_and_gradient(
+                part.y, logits, part.weights, scale, dlogits
+            )
+            self.measure(part, logits)
+            self.head.backward_rows(dlogits, into[rows], add=rows.start > 0)
+            del dlogits  # its memory is the next piece's
+        done(self.head)
+        self.root.backward_until_last(dhidden, done)
+        return total
+
+    def evaluate(self, x: Array, batch: Batch) -> float:
+        """Return the sum of the losses."""
+        hidden = self.root.forward_until_last(x, False)
+        total = 0.0
+        for _, part, logits in self._pieces(hidden, batch, False):
+            total += self.loss.sum_and_gradient(part.y, logits, part.weights)
+            self.measure(part, logits)
+        return total
+
+    def _pieces(
+        self, hidden: Array, batch: Batch, key: Training
+    ) -> Iterator[tuple[slice, Batch, Array]]:
+        flat = as_rows(hidden)
+        y = np.reshape(batch.y, len(flat))
+        weights = None
+        if batch.weights is not None:
+            weights = self.root.scratch((len(flat),))
+            spread_weights(batch.weights, hidden.shape, weights, self.loss.name)
+        count = pieces_of(len(flat), self.root)
+        cuts = [len(flat) * i // count for i in range(count + 1)]
+        for start, stop in itertools.pairwise(cuts):
+            rows = slice(start, stop)
+            part = None if weights is None else weights[rows]
+            logits = self.head.forward(flat[rows], key)
+            yield rows, Batch(flat[rows], y[rows], part), logits
+
+
+def pieces_of(rows: int, root: Layer) -> int:
+    """Return in how many pieces the logits of so many rows are computed."""
+    classes = (root.output_shape or (1,))[-1] or 1
+    return -(-rows * classes * root.dtype.itemsize // PIECE_BYTES)
+
+
+def make_head(root: Any, loss: Loss, measure: Measure) -> PiecewiseHead | None:
+    """Return the head of a network whose loss can be computed in pieces, else None."""
+    if not isinstance(root, Chain) or len(root.layers) < 2 or not loss.targets.sparse:
+        return None
+    return PiecewiseHead(root, loss, measure) if root.layers[-1].rows_apart else None
