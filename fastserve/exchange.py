@@ -28,8 +28,8 @@ class _NoOptimizer:
 
     def __init__(self) -> None:
         self.state: dict[str, Array] = {}
-        self.step = 0
         self.own: list[slice] | None = None
+        self.step = 0
 
 
 def import_run(folder: str, run: str, overrides: Sequence[str] = ()) -> str:

@@ -24,7 +24,7 @@ ORDER = [
     {"assemble", "bench"},
     {"summary"},
     {"worker", "estimate"},
-    {"exchange"},
+    {"exchange", "merge"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

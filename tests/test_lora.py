@@ -29,6 +29,7 @@ from fastserve.layers import Dense
 from fastserve.layers.lora import LoRA, add_lora
 from fastserve.merge import merge_run
 from fastserve.models import GPT
+from fastserve.training.step import Options
 
 ALL = ("qkv", "output", "expand", "contract")
 
@@ -314,3 +315,18 @@ def test_two_ranks_make_the_run_of_one(folder: Path) -> None:
     other = load_file(two / last)
     for name, value in load_file(one / last).items():
         np.testing.assert_allclose(other[name], value, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("options", [{"recompute": True}, {"micro_batch": 2}])
+def test_other_ways_to_train_give_the_same(options: dict[str, Any]) -> None:
+    """LoRA with dropout, on rows of several documents."""
+    made = []
+    for chosen in ({}, options):
+        model = gpt("float64", dropout=0.1)
+        model.reset_at = 3
+        model.add_lora(2, 4.0, ALL, 0.2)
+        model.options = Options(**chosen)
+        losses = fit(model)
+        made.append((losses, model.store.values.copy()))
+    np.testing.assert_allclose(made[1][0], made[0][0], rtol=1e-9)
+    np.testing.assert_allclose(made[1][1], made[0][1], atol=1e-9)

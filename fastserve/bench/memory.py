@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import json as json_module
-import os
 import subprocess
 import sys
 import time
@@ -100,5 +99,4 @@ def _side(side: str, shape: str, batch: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     print(json_module.dumps(_side(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

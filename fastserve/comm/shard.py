@@ -10,7 +10,6 @@ optimizations toward training trillion parameter models", 2020).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from fastserve.comm.allreduce import (
     _COMPLETE,
     _COPIED,
     _SUMMED,
+    CHUNK_BYTES,
     AllReduce,
     _add_up,
     _cut,
@@ -39,9 +39,15 @@ class ShardedSum(AllReduce):
     """
 
     def __init__(
-        self, vector: Array, parts: Sequence[slice], comm: Communicator, *more: Any
+        self,
+        vector: Array,
+        parts: Sequence[slice],
+        comm: Communicator,
+        wire: str = "float32",
+        chunk: int = CHUNK_BYTES,
+        shared: bool = True,
     ) -> None:
-        super().__init__(vector, parts, comm, *more)
+        super().__init__(vector, parts, comm, wire, chunk, shared)
         self._target: Array | None = None  # while the second half goes on
         self._group, self._locals = comm.rank, 1
         if self._memory is not None:

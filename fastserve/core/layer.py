@@ -118,6 +118,11 @@ class Layer:
         """Return the mask of the output; ``self.mask`` is the input's."""
         return self.mask
 
+    def output_spare(self) -> bool | None:
+        """Return whether the output, an array of this layer's own, isn't needed for
+        backward, so that the next layer may overwrite it; None if it is the input."""
+        return False
+
     # -- what a subclass uses --------------------------------------------------
 
     def param(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BUCKET_BYTES = 4 << 20
 
 
-_drawing = ContextVar("_drawing", default=True)
+_initialize = ContextVar("_initialize", default=True)
 
 
 @contextmanager
@@ -32,11 +32,11 @@ def without_initial_values() -> Iterator[None]:
 
     Drawing random numbers takes longer than reading a file.
     """
-    token = _drawing.set(False)
+    token = _initialize.set(False)
     try:
         yield
     finally:
-        _drawing.reset(token)
+        _initialize.reset(token)
 
 
 class Parameter:
@@ -138,7 +138,8 @@ class ParameterStore:
         self.grads: Array
         self.bucket_bytes, self._root = bucket_bytes, root
         self._lay_out()
-        self._initialize(self.parameters + self.frozen_parameters, seed)
+        if _initialize.get():
+            self._draw(self.parameters + self.frozen_parameters, seed)
 
     def regroup(self, bucket_bytes: int) -> None:
         """Lay the vectors out again, in buckets of another size; values stay."""
@@ -156,10 +157,10 @@ class ParameterStore:
         self._lay_out()
         for parameter, value in values:
             parameter.value[...] = value
-        self._initialize(added, seed)
+        self._draw(added, seed)
 
-    def _initialize(self, parameters: Iterable[Parameter], seed: int) -> None:
-        for parameter in parameters if _drawing.get() else ():
+    def _draw(self, parameters: Iterable[Parameter], seed: int) -> None:
+        for parameter in parameters:
             rng = generator(seed, "init", parameter.path)
             parameter.value[...] = parameter.init(parameter.shape, rng)
 

@@ -145,6 +145,9 @@ class MultiHeadAttention(Layer):
         )
         return self.output.forward(out, training)
 
+    def output_spare(self) -> bool | None:
+        return self.output.output_spare()
+
     def _key_bias(self) -> Array | None:
         if self.mask is None:
             return None

@@ -102,7 +102,11 @@ class Residual(Chain):
 
     def forward(self, x: Array, training: Training = False) -> Array:
         fx = super().forward(x, training)
-        return np.add(x, fx, out=self.buffer("y", x.shape))
+        last = (layer.output_spare() for layer in reversed(self.layers))
+        spare = next((s for s in last if s is not None), False)
+        alike = x.shape == fx.shape and x.dtype == fx.dtype
+        y = fx if spare and alike else self.buffer("y", x.shape)
+        return np.add(x, fx, out=y)
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         dfx = super().backward(dy, done)

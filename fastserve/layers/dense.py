@@ -48,7 +48,8 @@ class Dense(Layer):
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.bias_initializer = initializers.get(bias_initializer)
         self.fused_loss = fusable(self.activation)
-        self.rows_apart = self.activation.name == "linear"
+        plain = type(self).backward is Dense.backward  # not one of a subclass
+        self.rows_apart = plain and self.activation.name == "linear"
         self._x: Array | None = None
 
     def build(self, input_shape: Shape) -> Shape:
@@ -85,6 +86,9 @@ class Dense(Layer):
             if not linear:
                 slope = zr if training and self.activation.needs_slope else None
                 self.activation.forward(zr, y[rows], slope)
+
+    def output_spare(self) -> bool:
+        return self.rows_apart
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         if self.activation.name == "linear":

@@ -64,6 +64,9 @@ class Dropout(Layer):
         keep_factors(keep, self.rate, training, self.path, work)
         return np.multiply(x, keep, out=self.buffer("y", x.shape))
 
+    def output_spare(self) -> bool | None:
+        return True if self._active else None
+
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         if not self._active:
             return dy

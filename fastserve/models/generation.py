@@ -12,7 +12,7 @@ width of a head.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,6 @@ import numpy as np
 from fastserve.core import Array, Layer, generator
 from fastserve.errors import ArgumentError, DataError
 from fastserve.layers import (
-    Chain,
     Dense,
     LayerNormalization,
     MultiHeadAttention,
@@ -52,8 +51,7 @@ class Decoder:
         self.model, self.length = model, min(length, model.block_size)
         self.count = 0  # tokens so far
         layers = model.root.children()
-        inner = list(layers.values())[:-2]  # all but the last norm and the head
-        self._inner = [part for layer in inner for part in _parts(layer)]
+        self._inner = list(layers.values())[:-3]  # what is before the blocks
         self._norm, self._head = layers["norm"], layers["head"]
         self._tokens: Array = layers["tokens"].embeddings.value  # type: ignore
         learned = layers.get("positions")
@@ -78,13 +76,13 @@ class Decoder:
         x: Array = np.array([tokens], np.int64)
         self.model.root.find_documents(x)  # type: ignore[attr-defined]
         self.count = len(tokens)
-        blocks = iter(self._blocks)
         for layer in self._inner:
             x = layer.forward(x, False)
-            if isinstance(layer, TransformerBlock):
-                block = next(blocks)  # the next one may write to this one's buffers
-                if not self.full:  # or else nothing could follow that looks at them
-                    block.keep(self.count)
+        self.count = len(tokens)
+        for block in self._blocks:
+            x = block.layer.forward(x, False)
+            if not self.full:  # or else nothing could follow that looks at them
+                block.keep(self.count)  # the next block may use the same memory
         last = np.ascontiguousarray(x[:, -1:])
         logits: Array = self._head.forward(self._norm.forward(last))[0, 0]
         return logits
@@ -107,6 +105,7 @@ class _Block:
     """One block: its steps for one token, its keys and values (G, T, d)."""
 
     def __init__(self, block: TransformerBlock, length: int, threads: int) -> None:
+        self.layer = block
         attention, mlp = (part.children() for part in block.layers)
         self._norm = _one_token(attention["norm"], threads)
         self._mlp_norm = _one_token(mlp["norm"], threads)
@@ -164,15 +163,6 @@ class _Block:
         for layer in self._mlp:
             h = layer(h)
         np.add(x, h, out=x)
-
-
-def _parts(layer: Layer) -> Iterator[Layer]:
-    """Yield the layers of chains in order, and blocks whole."""
-    if isinstance(layer, Chain) and not isinstance(layer, TransformerBlock):
-        for part in layer.layers:
-            yield from _parts(part)
-    else:
-        yield layer
 
 
 def _one_token(layer: Layer, threads: int) -> Step:

@@ -168,7 +168,7 @@ def load(
         for name, file in opened.items():
             _compare(path / name, file, views[name])
         for name, file in opened.items():
-            if name == MODEL or (optimizer is not None and optimizer.own is None):
+            if name != OPTIMIZER or (optimizer is not None and optimizer.own is None):
                 _copy(file, views[name])
     if optimizer is not None:
         optimizer.step = body["optimizer_step"]
