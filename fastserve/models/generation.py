@@ -75,7 +75,6 @@ class Decoder:
         one, (vocab_size)."""
         x: Array = np.array([tokens], np.int64)
         self.model.root.find_documents(x)  # type: ignore[attr-defined]
-        self.count = len(tokens)
         for layer in self._inner:
             x = layer.forward(x, False)
         self.count = len(tokens)
