@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from gradcheck import check_layer, frozen
 
 import fastserve as fs
+from fastserve.assemble import make_model
+from fastserve.config import load_job
 from fastserve.core import StepKey
 from fastserve.data import TokenSource
 from fastserve.errors import ArgumentError, UnknownNameError
@@ -225,3 +228,17 @@ def test_every_product_is_counted(keys: dict[str, Any]) -> None:
     attention = 2 * 16 * 12 * 2  # queries x keys, weights x values; half of each
     expected = 3 * 12 * (2 * weights + attention)
     assert flops_per_sample(model.root) == expected
+
+
+def test_a_job_gives_all_options_to_the_model(tmp_path: Path) -> None:
+    given = LLAMA | {"norm": "layer", "bias": True, "tied": True, "epsilon": 1e-4}
+    keys = ", ".join(f"{k}: {json.dumps(v)}" for k, v in given.items())
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f"name: j\nmodel: {{type: gpt, n_embd: 16, rope_theta: 50.0, {keys}}}\n"
+        "data: {type: text, source: pydoc-topics}\ntrain: {steps: 1}\n"
+    )
+    model = make_model(load_job(path), 17)
+    assert isinstance(model, GPT)
+    wanted = given | {"positions": "rotary", "rope_theta": 50.0, "mlp": "swiglu"}
+    assert wanted.items() <= model.options_of_gpt.items()

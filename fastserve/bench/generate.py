@@ -15,19 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from fastserve.bench.peer import INSTALL
+from fastserve.bench.step import SHAPES
 from fastserve.bench.torch_decoder import torch_generate
 from fastserve.errors import ArgumentError
 from fastserve.models import GPT
 
-# name: (vocabulary, context, layers, heads, width), new tokens: nanoGPT's recipe for
-# CPUs, its one for a GPU, and GPT-2's smallest
-SHAPES = {
-    "small": ((65, 64, 4, 4, 128), 48),
-    "medium": ((65, 256, 6, 6, 384), 240),
-    "gpt2": ((50257, 1024, 12, 12, 768), 64),
-}
+NEW = {"small": 48, "medium": 240, "gpt2": 64}  # tokens after the prompt
 PROMPT = 16  # tokens
-INSTALL = "to compare with PyTorch: pip install torch"
 
 
 def generate(
@@ -42,17 +37,20 @@ def generate(
 
     Raises ArgumentError for more ``tokens`` than the context has room for.
     """
-    options, usual = SHAPES[shape]
-    tokens = usual if tokens is None else tokens
-    if not 1 <= tokens <= options[1] - PROMPT:
+    options = SHAPES[shape]
+    tokens = NEW[shape] if tokens is None else tokens
+    context = options["block_size"]
+    if not 1 <= tokens <= context - PROMPT:
         raise ArgumentError(
-            f"bench generate: expected 1 to {options[1] - PROMPT} tokens, so that they "
-            f"fit into the context of {options[1]} after a prompt of {PROMPT}",
+            f"bench generate: expected 1 to {context - PROMPT} tokens, so that they "
+            f"fit into the context of {context} after a prompt of {PROMPT}",
             str(tokens),
             "change --tokens",
         )
-    model = GPT(*options, seed=1, variant=variant)
-    prompt = np.random.default_rng(0).integers(0, options[0], PROMPT).tolist()
+    model = GPT(**options, seed=1, variant=variant)
+    prompt = (
+        np.random.default_rng(0).integers(0, options["vocab_size"], PROMPT).tolist()
+    )
     sides: dict[str, Callable[[], list[int]]] = {
         "fastserve": lambda: model.generate(prompt, tokens, temperature=0)
     }
