@@ -67,7 +67,7 @@ def test_import_generate_evaluate_export(folder: Path) -> None:
     assert worker.generate("runs/a", "Pack", 12, seed=3) == "Pack" + text.decode(made)
     loss = worker.evaluate("runs/a")["loss"]
     assert loss == pytest.approx(np.log(text.vocab_size + 2), abs=0.1)
-    other = worker.evaluate("runs/a", ["data.validation_split=0.5"])["loss"]
+    other = worker.evaluate("runs/a", overrides=["data.validation_split=0.5"])["loss"]
     assert other != loss
     said = exchange.export_run("runs/a", "again")
     assert said.startswith("again: config.json, model.safetensors, tokenizer.json")
@@ -232,7 +232,6 @@ def test_the_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
 def test_import_with_byte_pairs(folder: Path) -> None:
-    pytest.importorskip("tokenizers")
     tokenizer = BPETokenizer.train([TEXT], 300)
     model = GPT(tokenizer.vocab_size + 4, 16, 1, 2, 16)
     model.save_pretrained("pairs", tokenizer=tokenizer)
@@ -254,7 +253,7 @@ def test_import_without_a_tokenizer(folder: Path) -> None:
         worker.generate("runs/b", "x", 1)
     np.save("t.npy", np.random.default_rng(0).integers(0, 40, 300).astype(np.uint16))
     files = ["data.train=t.npy", "data.validation=t.npy"]
-    assert worker.evaluate("runs/b", files)["loss"] > 3
+    assert worker.evaluate("runs/b", overrides=files)["loss"] > 3
 
 
 @pytest.mark.parametrize("folder", ["gpt2"], indirect=True)

@@ -5,19 +5,24 @@ computes for some tokens:
 
     python tests/references/make_huggingface.py
 
-needs torch and transformers (made with torch 2.14.1, transformers 5.24.0). Weights are
-random, biases and norms too, and large enough that each has an influence on the logits.
+needs torch, transformers and this project; made with torch 2.14.1 and transformers
+5.24.0. Weights are random, biases and norms too, and large enough that each has an
+influence on the logits. At the end ``transformers`` loads what this project exports,
+and must compute the same logits.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+
+from fastserve.models import GPT
 
 HERE = Path(__file__).parent
 FOLDERS = HERE / "huggingface"
@@ -90,6 +95,27 @@ def main() -> None:
         config = FOLDERS / name / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()), indent=1) + "\n")
     np.savez_compressed(HERE / "huggingface.npz", **arrays)
+    for name in ("gpt2", "llama"):
+        check_export(name, tokens)
+
+
+def check_export(variant: str, tokens: np.ndarray) -> None:
+    """Raise AssertionError unless ``transformers`` agrees about a model of ours."""
+    heads = 4 if variant == "gpt2" else 2
+    model = GPT(VOCABULARY, CONTEXT, 2, 4, 16, variant=variant, n_kv_head=heads)
+    rng = np.random.default_rng(0)
+    model.set_weights([w + rng.normal(0, 0.3, w.shape) for w in model.get_weights()])
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(Path(folder, "x"), max_shard_size="9KB")
+        other, info = transformers.AutoModelForCausalLM.from_pretrained(
+            Path(folder, "x"), output_loading_info=True
+        )
+    assert not any(info.values()), info
+    with torch.no_grad():
+        found = other.eval()(torch.from_numpy(tokens)).logits.numpy()
+    difference = abs(found - model.forward(tokens)).max()
+    assert difference < 1e-4, difference
+    print(f"{variant}: exported, loaded by transformers, logits differ by {difference}")
 
 
 if __name__ == "__main__":
