@@ -20,6 +20,8 @@ from fastserve.data.completions import (
     read_pairs,
 )
 from fastserve.data.end_token import WithEnd
+from fastserve.data.sampler import Sampler
+from fastserve.data.subset import first_batches
 from fastserve.data.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
@@ -27,6 +29,7 @@ from fastserve.data.tokenizers import (
 )
 from fastserve.errors import DataError
 from fastserve.models import GPT
+from fastserve.training import head
 from fastserve.training.step import Options
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -163,8 +166,6 @@ def gradient(comm: Communicator, packing: bool, **options: Any) -> tuple[float, 
     source = CompletionSource(examples(), 24, END, packing)
     assert model.optimizer is not None
     trainer = model.prepare(source)
-    from fastserve.data.sampler import Sampler
-
     sampler = Sampler(source.samples, source.samples, 0, shuffle=False, wrap=False)
     result = trainer.train(source, sampler, 0)
     return result.loss, model.store.grads.copy()
@@ -220,6 +221,39 @@ def test_evaluation_is_the_mean_of_what_counts() -> None:
     for loss, accuracy in results:
         assert loss == pytest.approx(total / count, rel=1e-9)
         assert accuracy == pytest.approx(results[0][1], abs=1e-12)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_head_in_pieces_counts_and_looks_alike(
+    packing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks, metrics and documents are those of the logits as a whole."""
+    total, grads, count = one_by_one()
+
+    def evaluate(comm: Communicator) -> Any:
+        source = CompletionSource(examples(), 24, END, packing)
+        return gpt(dtype="float64").evaluate(source, batch_size=5, verbose=0)
+
+    whole = run_threads(1, evaluate)[0]
+    monkeypatch.setattr(head, "PIECE_BYTES", 500)  # of 24 x 11 x 8 a row
+    options = {"micro_batch": 3}
+    for loss, found in run_threads(2, lambda c: gradient(c, packing, **options)):
+        assert loss == pytest.approx(total / count, rel=1e-9)
+        np.testing.assert_allclose(found, grads / count, atol=1e-9)
+    for pieces in run_threads(2, evaluate):
+        assert pieces == pytest.approx(whole, rel=1e-9)
+
+
+def test_some_batches_of_completions_divide_by_their_own_losses() -> None:
+    source = CompletionSource(examples(), 24, END, packing=False)
+    sampler = Sampler(source.samples, 5, 3, shuffle=True, wrap=False)
+    chosen = first_batches(source, sampler, 2)
+    plain = Sampler(chosen.samples, 5, 3, shuffle=False, wrap=False)
+    steps = []
+    for data, order in ((source, sampler), (chosen, plain)):
+        trainer = gpt(reset=False).prepare(data)
+        steps.append([trainer.train(data, order, step).loss for step in range(2)])
+    assert steps[0] == steps[1]
 
 
 def test_exact_is_what_generation_gives() -> None:
