@@ -30,6 +30,8 @@ from fastserve.config import schema
 from fastserve.core import without_initial_values
 from fastserve.data.completions import CompletionSource
 from fastserve.data.encode import share_text
+from fastserve.data.end_token import WithEnd
+from fastserve.data.token_files import open_token_file
 from fastserve.data.tokenizers import Tokenizer, load_tokenizer
 from fastserve.errors import CheckpointError, DataError, FastserveError
 from fastserve.models import GPT, Model, huggingface
@@ -456,10 +458,32 @@ def open_job(folder: str, overrides: Sequence[str] = ()) -> tuple[Path, config.J
     return run_dir, config.load_job(run_dir / "config.yaml", overrides, files=False)
 
 
-def load_newest_weights(run_dir: Path, model: Model) -> int:
-    """Load the weights of the run's newest checkpoint and return its step; raises
-    CheckpointError if there is none."""
-    state = checkpoint.load_newest(run_dir / "checkpoints", model.store, None)
+def open_model(
+    run_dir: Path, job: config.Job, which: str = checkpoint.LATEST
+) -> tuple[GPT, Tokenizer | WithEnd | None, int]:
+    """Return a language model's run as model, tokenizer if it has one, and the step of
+    the checkpoint ``which``; raises as ``load_weights``."""
+    path = run_dir / "tokenizer.json"
+    tokenizer = load_tokenizer(path) if path.is_file() else None
+    size = tokenizer.vocab_size if tokenizer else None
+    if isinstance(job.data, schema.TokensData) and size is None:
+        # a file that doesn't tell it needs the key
+        opened = job.data.vocab_size or open_token_file(job.data.train, check=False)
+        size = opened if isinstance(opened, int) else opened.vocab_size
+    with without_initial_values():
+        model = make_model(job, size)
+    assert isinstance(model, GPT)
+    return model, tokenizer, load_weights(run_dir, model, which)
+
+
+def load_weights(run_dir: Path, model: Model, which: str = checkpoint.LATEST) -> int:
+    """Load the weights of one of the run's checkpoints, ``best``, ``latest``, or a
+    step's number; return its step. Raises CheckpointError if it isn't there."""
+    folder, state = run_dir / "checkpoints", None
+    if which != checkpoint.LATEST:
+        state = checkpoint.load(checkpoint.find(folder, which), model.store, None)
+    else:
+        state = checkpoint.load_newest(folder, model.store, None)
     if state is None:
         raise CheckpointError(
             "expected a run with a checkpoint",
@@ -467,17 +491,6 @@ def load_newest_weights(run_dir: Path, model: Model) -> int:
             "train it first: fastserve run, with checkpoint.at_end or checkpoint.every",
         )
     return int(state["step"])
-
-
-def load_weights(run_dir: Path, model: Model, which: str = checkpoint.LATEST) -> None:
-    """Load the weights of one of the run's checkpoints: ``best``, ``latest``, or a
-    step's number; raises CheckpointError if it isn't there."""
-    if which == checkpoint.LATEST:
-        load_newest_weights(run_dir, model)
-    else:
-        checkpoint.load(
-            checkpoint.find(run_dir / "checkpoints", which), model.store, None
-        )
 
 
 def generate(
@@ -492,18 +505,14 @@ def generate(
 ) -> str:
     """Return ``prompt`` and the text that the run's model goes on with."""
     run_dir, job = open_job(run)
-    path = run_dir / "tokenizer.json"
-    if not path.is_file():
+    if not (run_dir / "tokenizer.json").is_file():
         raise CheckpointError(
             "generate: expected a run of a language model, with a tokenizer.json",
             run,
             "use evaluate, or train with data.type text",
         )
-    tokenizer = load_tokenizer(path)
-    with without_initial_values():
-        model = make_model(job, tokenizer.vocab_size)
-    assert isinstance(model, GPT)  # only a gpt's run has a tokenizer
-    load_weights(run_dir, model, which)
+    model, tokenizer, _ = open_model(run_dir, job, which)
+    assert tokenizer is not None
     start = tokenizer.encode(prompt or "\n").tolist()
     made = model.generate(start, tokens, temperature, top_k, top_p, seed)
     end = _end_of(job, tokenizer)

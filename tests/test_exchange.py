@@ -256,6 +256,27 @@ def test_import_without_a_tokenizer(folder: Path) -> None:
     assert worker.evaluate("runs/b", overrides=files)["loss"] > 3
 
 
+def test_export_of_a_run_whose_file_tells_the_vocabulary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a tokenizer nor data.vocab_size says its size."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTSERVE_NO_SIGNALS", "1")
+    header = np.zeros(256, "<i4")
+    header[:3] = 20240520, 1, 200  # llm.c's for GPT-2
+    tokens = np.arange(200, dtype="<u2")
+    Path("tokens.bin").write_bytes(header.tobytes() + tokens.tobytes())
+    Path("job.yaml").write_text(
+        "name: raw\n"
+        "model: {type: gpt, n_layer: 1, n_head: 1, n_embd: 2, block_size: 8}\n"
+        "data: {type: tokens, train: tokens.bin}\n"
+        "train: {global_batch: 2, steps: 1}\n"
+    )
+    assert worker.main(["job.yaml"]) == 0
+    exchange.export_run("runs/raw", "out")
+    assert GPT.from_pretrained("out").vocab_size == 50257
+
+
 @pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
 def test_what_import_and_export_refuse(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="isn't there yet"):

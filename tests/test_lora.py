@@ -252,6 +252,11 @@ def test_a_job_resumes_and_merges(
     assert worker.evaluate("runs/merged")["loss"] == pytest.approx(loss, abs=1e-5)
     with pytest.raises(CheckpointError, match="isn't there yet"):
         merge_run("runs/tuned", "runs/merged")
+    assert "after step 4," in merge_run("runs/tuned", "runs/early", "4")
+    export_run("runs/tuned", "early", which="4")
+    early = load_file("runs/early/checkpoints/step-00000004/model.safetensors")
+    for parameter in GPT.from_pretrained("early").store.parameters:
+        np.testing.assert_array_equal(parameter.value, early[parameter.path])
     assert "model.safetensors" in export_run("runs/tuned", "tuned")
     assert "model.safetensors" in export_run("runs/merged", "merged")
     for one, other in zip(
