@@ -299,9 +299,14 @@ def _prepare(
 def _resumed(options: argparse.Namespace, run_dir: Path) -> Path | None:
     """Return the run folder that training goes on from, if any."""
     if options.resume in (None, "auto"):
-        return run_dir if options.resume else None
+        # without checkpoints it starts anew, with a tokenizer of its own
+        return run_dir if options.resume and _has_checkpoints(run_dir) else None
     source = Path(options.resume).absolute()
     return source.parent.parent if (source / "state.json").exists() else source
+
+
+def _has_checkpoints(run_dir: Path) -> bool:
+    return any(run_dir.glob("checkpoints/*/state.json"))
 
 
 def _kept_tokenizer(
@@ -338,7 +343,8 @@ def _load(
             state = checkpoint.load(source, *goals)
         else:
             folder = source / "checkpoints"
-            _check_tokenizer(source, data)
+            if _has_checkpoints(source):
+                _check_tokenizer(source, data)
             state = checkpoint.load_newest(folder, *goals)
         if state is None and options.resume != "auto":
             raise CheckpointError(
@@ -513,9 +519,9 @@ def generate(
         )
     model, tokenizer, _ = open_model(run_dir, job, which)
     assert tokenizer is not None
+    model.reset_at = end = _end_of(job, tokenizer)
     start = tokenizer.encode(prompt or "\n").tolist()
     made = model.generate(start, tokens, temperature, top_k, top_p, seed)
-    end = _end_of(job, tokenizer)
     if end in made:
         made = made[: made.index(end)]
     # the vocabulary may be padded: such tokens stand for no text
