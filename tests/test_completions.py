@@ -343,7 +343,10 @@ def test_a_job_goes_on_from_another_tokenizer(folder: Path) -> None:
 
 @pytest.mark.parametrize("end", [0, None, 99])
 def test_text_whose_attention_is_reset(
-    folder: Path, end: int | None, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    end: int | None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (folder / "text").write_text("one two three\nfour five six\n" * 40)
     lines = JOB.replace(
@@ -358,6 +361,12 @@ def test_text_whose_attention_is_reset(
     assert worker.main(["job.yaml", *arguments]) == (0 if end == 0 else 2)
     if end == 0:
         assert "\n" not in worker.generate("runs/tiny", "on", 40)
+        seen = []
+        monkeypatch.setattr(
+            GPT, "generate", lambda model, *_: seen.append(model.reset_at) or []
+        )
+        worker.generate("runs/tiny", "one\ntwo", 1)
+        assert seen == [0]  # the line's end
         worker.evaluate("runs/tiny")
     else:
         expected = "data.end_token: expected a token" if end is None else "received: 99"
