@@ -24,7 +24,8 @@ from fastserve.data.sampler import Sampler
 from fastserve.data.sources import ArraySource, Source, TokenSource
 from fastserve.data.subset import Subset, first_batches
 from fastserve.data.text import bigram_loss
-from fastserve.data.token_files import Shards, open_token_file
+from fastserve.data.token_files import TOKENIZER, Shards, open_token_file
+from fastserve.data.tokenizer_folders import read_tokenizer
 from fastserve.data.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
@@ -37,6 +38,7 @@ from fastserve.models.config import make_layer
 from fastserve.training.step import Options
 
 _BASELINE_TOKENS = 1 << 24
+_COMPARED = 1000  # tokens, to see whether two tokenizers are the same
 
 
 @dataclass
@@ -364,6 +366,31 @@ def check_wishes(job: config.Job, data: Data, model: Model) -> None:
             data.summary,
             "train on data.type text, or leave train.sample_every out",
         )
+
+
+def check_start(job: config.Job, data: Data) -> None:
+    """Raise DataError if the data's tokens aren't those that the weights to start from
+    know, as far as both tokenizers are there to tell."""
+    folder = getattr(job.model, "init_from", None)
+    given = getattr(job.data, "tokenizer", None)  # a file of tokens has its own
+    if folder is None or data.tokenizer is None:
+        return
+    if given and Path(given) in (Path(folder), Path(folder, TOKENIZER)):
+        return
+    known = read_tokenizer(Path(folder))
+    if known is None:
+        return
+    count = min(known.vocab_size, data.tokenizer.vocab_size)
+    for token in np.unique(np.linspace(0, count - 1, _COMPARED, dtype=int)).tolist():
+        texts = [t.decode([token]) for t in (known, data.tokenizer)]
+        if texts[0] != texts[1]:
+            raise DataError(
+                f"expected the tokens of the weights in {folder}, where token {token} "
+                f"is {texts[0]!r}",
+                f"data whose token {token} is {texts[1]!r}",
+                f"encode the data with the tokenizer in {folder}, for example with "
+                "fastserve prepare --tokenizer",
+            )
 
 
 def _vocabulary(model: schema.GptModel, data: int) -> int:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from fastserve import config, environment
 from fastserve.assemble import (
     Data,
+    check_start,
     check_wishes,
     compile_model,
     make_data,
@@ -39,6 +41,7 @@ from fastserve.summary import conclusion, introduction, sample
 from fastserve.training import checkpoint, files, shards
 from fastserve.training.balance import Balance
 from fastserve.training.callbacks import EarlyStopping
+from fastserve.training.head import pieces_of
 from fastserve.training.language import language_measures
 from fastserve.training.loop import Schedule, run
 from fastserve.training.progress import Progress
@@ -282,9 +285,13 @@ def _prepare(
 
     def make() -> tuple[Data, Model]:
         data = make_data(job, text, check=comm.rank == 0)
+        if comm.rank == 0:
+            check_start(job, data)
         if job.train.overfit_batches:
             data = only_first_batches(job, data)
-        model = make_model(job, data.vocab_size, data.train.input_shape)
+        loads = getattr(job.model, "init_from", None)  # all but what LoRA adds
+        with without_initial_values() if loads else nullcontext():
+            model = make_model(job, data.vocab_size, data.train.input_shape)
         if isinstance(model, GPT):
             model.reset_at = data.reset_at
         return data, model
@@ -573,5 +580,7 @@ def evaluate(
         results["loss"], trainer.loss, data.validation, data.bytes_per_token
     )
     if isinstance(data.validation, CompletionSource):
-        results["exact"] = data.validation.exact(model.forward)
+        # logits of so many rows that they aren't too large
+        rows = 16 // pieces_of(16 * data.validation.block_size, model.root)
+        results["exact"] = data.validation.exact(model.forward, max(1, rows))
     return results

@@ -300,7 +300,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_job_from_the_file_to_answers(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert worker.main(["job.yaml"]) == 0
     out = capsys.readouterr().out
@@ -313,6 +313,16 @@ def test_a_job_from_the_file_to_answers(
     found = worker.evaluate("runs/tiny")
     assert found["loss"] < 0.05
     assert found["exact"] == 1
+    shapes, forward = [], GPT.forward
+
+    def seen(model: GPT, x: Any) -> Any:
+        shapes.append(x.shape)
+        return forward(model, x)
+
+    monkeypatch.setattr(GPT, "forward", seen)
+    monkeypatch.setattr(head, "PIECE_BYTES", 2000)  # less than a row's logits
+    assert worker.evaluate("runs/tiny") == pytest.approx(found, rel=1e-3)
+    assert set(shapes) == {(1, 24)}
 
 
 def test_a_job_that_cuts_and_ends_lines(
