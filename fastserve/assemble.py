@@ -78,11 +78,15 @@ class Data:
 
 
 def make_data(
-    job: config.Job, encoded: EncodedText | None = None, check: bool = True
+    job: config.Job,
+    encoded: EncodedText | None = None,
+    check: bool = True,
+    kept: Tokenizer | WithEnd | None = None,
 ) -> Data:
     """Read the job's data, or take its text as ``read_text`` returned it.
 
-    Without ``check`` files of tokens aren't read to find wrong ones.
+    Without ``check`` files of tokens aren't read to find wrong ones. ``kept`` is the
+    tokenizer that a run has for its completions.
 
     Raises DataError if it can't be used.
     """
@@ -96,7 +100,7 @@ def make_data(
     if isinstance(data, schema.TextData):
         return _text(data, encoded or read_text(data), block, job.seed)
     if isinstance(data, schema.CompletionsData):
-        return _completions(data, block)
+        return _completions(data, block, kept)
     return _tokens(data, block, job.seed, check)
 
 
@@ -168,17 +172,22 @@ def _reset_at(
     return int(end)
 
 
-def _completions(data: schema.CompletionsData, block: int) -> Data:
+def _completions(
+    data: schema.CompletionsData, block: int, kept: Tokenizer | WithEnd | None
+) -> Data:
     pairs = read_pairs(data.file)
     tokenizer: Any
-    if data.tokenizer == "char":
+    if kept is not None:
+        tokenizer = kept
+    elif data.tokenizer == "char":
         text = "".join(p.prompt + p.completion for p in pairs) + (data.end or "")
         tokenizer = CharTokenizer.train(text)
     elif data.tokenizer == "byte":
         tokenizer = ByteTokenizer()
     else:
         tokenizer = load_tokenizer(data.tokenizer)
-    if data.end is not None or getattr(tokenizer, "end", None) is None:
+    wanted = data.end is not None and kept is None
+    if wanted or getattr(tokenizer, "end", None) is None:
         inner = tokenizer.tokenizer if isinstance(tokenizer, WithEnd) else tokenizer
         tokenizer = WithEnd(inner, data.end)
 

@@ -319,10 +319,10 @@ def _has_checkpoints(run_dir: Path) -> bool:
 def _kept_tokenizer(
     job: config.Job, run_dir: Path | None, read: bool = False
 ) -> Tokenizer | None:
-    """Return the tokenizer that a run trained, or with ``read`` also one that it read
-    from a file, which may be gone."""
-    kind = getattr(job.data, "tokenizer", "char")
-    wanted = kind == "bpe" or (read and kind not in ("char", "byte"))
+    """Return the tokenizer that a run trained as bpe, or with ``read`` any that it has:
+    the file it was read from may be gone, and other data have other characters."""
+    kind = getattr(job.data, "tokenizer", None)
+    wanted = kind == "bpe" or (read and kind not in (None, "byte"))
     path = run_dir / "tokenizer.json" if wanted and run_dir else None
     return load_tokenizer(path) if path and path.is_file() else None
 
@@ -557,10 +557,10 @@ def evaluate(
     ``overrides`` change the run's job: data.source=FILE gives it other data.
     """
     run_dir, job = open_job(run, overrides)
-    text = None
+    text, kept = None, _kept_tokenizer(job, run_dir, read=True)
     if isinstance(job.data, schema.TextData):
-        text = read_text(job.data, _kept_tokenizer(job, run_dir, read=True))
-    data = make_data(job, text)
+        text = read_text(job.data, kept)
+    data = make_data(job, text, kept=kept)
     _check_tokenizer(run_dir, data)
     if data.validation is None:
         raise DataError(

@@ -313,6 +313,14 @@ def test_a_job_from_the_file_to_answers(
     found = worker.evaluate("runs/tiny")
     assert found["loss"] < 0.05
     assert found["exact"] == 1
+    pair = {"prompt": "h:", "completion": "HH"}  # with few of the characters
+    (folder / "other.jsonl").write_text(json.dumps(pair) + "\n" + json.dumps(pair))
+    other = worker.evaluate("runs/tiny", overrides=["data.validation=other.jsonl"])
+    assert other["exact"] == 1
+    other = worker.evaluate(
+        "runs/tiny", overrides=["data.file=other.jsonl", "data.validation_split=0.5"]
+    )
+    assert other["exact"] == 1
     shapes, forward = [], GPT.forward
 
     def seen(model: GPT, x: Any) -> Any:
@@ -349,6 +357,8 @@ def test_a_job_goes_on_from_another_tokenizer(folder: Path) -> None:
         (folder / f"runs/{n}/tokenizer.json").read_text() for n in ("tiny", "next")
     ]
     assert texts[0] == texts[1]
+    (folder / "runs/tiny/tokenizer.json").unlink()  # the other run has a copy
+    assert worker.evaluate("runs/next")["loss"] > 0
 
 
 @pytest.mark.parametrize("end", [0, None, 99])
