@@ -155,7 +155,8 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
         )
     if first == 0:
         _load_start(job, model, comm)
-    _start_folder(run_dir, job, data, comm, fresh=first == 0)
+    fresh = first == 0 or _from_another(options, run_dir)
+    _start_folder(run_dir, job, data, comm, fresh)
     started.append(run_dir)
     start_logs(run_dir / "logs", comm)
     _catch_signals(trainer)
@@ -255,7 +256,8 @@ def _agree(options: argparse.Namespace, comm: Communicator) -> tuple[config.Job,
         job = config.load_job(options.config, options.overrides)
         given = environment.setting("RUN_DIR")
         run_dir = Path(given or job.run_dir or Path("runs") / job.name).absolute()
-        if not options.resume and not options.overwrite:
+        new = not options.resume or _from_another(options, run_dir)
+        if new and not options.overwrite:
             _refuse_to_replace(run_dir)
         found = (job.model_dump(), str(run_dir))
     values, folder = comm.broadcast_obj(found)
@@ -310,6 +312,14 @@ def _resumed(options: argparse.Namespace, run_dir: Path) -> Path | None:
         return run_dir if options.resume and _has_checkpoints(run_dir) else None
     source = Path(options.resume).absolute()
     return source.parent.parent if (source / "state.json").exists() else source
+
+
+def _from_another(options: argparse.Namespace, run_dir: Path) -> bool:
+    """Return whether training goes on from another run than that of ``run_dir``."""
+    source = _resumed(options, run_dir)
+    if source is None or not source.exists():
+        return False
+    return source.resolve() != run_dir.resolve()
 
 
 def _has_checkpoints(run_dir: Path) -> bool:
