@@ -28,6 +28,7 @@ from fastserve.data.tokenizers import (
     tokenizer_from_json,
 )
 from fastserve.errors import DataError
+from fastserve.exchange import export_run
 from fastserve.models import GPT
 from fastserve.training import head
 from fastserve.training.step import Options
@@ -357,6 +358,13 @@ def test_a_job_goes_on_from_another_tokenizer(folder: Path) -> None:
         (folder / f"runs/{n}/tokenizer.json").read_text() for n in ("tiny", "next")
     ]
     assert texts[0] == texts[1]
+    export_run("runs/tiny", "start")
+    for name in ("runs/tiny/tokenizer.json", "start/tokenizer.json"):
+        more = ["model.init_from=start", f"data.tokenizer={name}", "train.steps=1"]
+        raw = JOB.replace("n_layer: 1, n_head: 2, n_embd: 32, block_size: 24", "")
+        (folder / "more.yaml").write_text(raw.replace("gpt, }", "gpt}"))
+        words = [x for o in [*more, "name=more"] for x in ("--set", o)]
+        assert worker.main(["more.yaml", *words, "--overwrite"]) == 0
     (folder / "runs/tiny/tokenizer.json").unlink()  # the other run has a copy
     assert worker.evaluate("runs/next")["loss"] > 0
 
