@@ -11,6 +11,7 @@ import pytest
 
 from fastserve import worker
 from fastserve.comm import Communicator, run_threads
+from fastserve.config import load_job
 from fastserve.data.completions import (
     CompletionSource,
     Example,
@@ -27,7 +28,7 @@ from fastserve.data.tokenizers import (
     CharTokenizer,
     tokenizer_from_json,
 )
-from fastserve.errors import DataError
+from fastserve.errors import ConfigError, DataError
 from fastserve.exchange import export_run
 from fastserve.models import GPT
 from fastserve.training import head
@@ -348,6 +349,20 @@ def test_a_job_that_cuts_and_ends_lines(
     assert "too long: 1 cut, 0 left out" in out
     tokenizer = json.loads((folder / "runs/tiny/tokenizer.json").read_text())
     assert tokenizer["text"] == "\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("data.tokenizer=bpe", "expected char or byte, or an existing tokenizer"),
+        ("data.tokenizer=nope.json", "received 'nope.json'"),
+        ("train.sample_every=5", "train.sample_every: expected null"),
+    ],
+)
+def test_faults_that_a_check_finds(folder: Path, override: str, fault: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_job("job.yaml", [override])
+    assert fault in str(error.value)
 
 
 def test_a_job_goes_on_from_another_tokenizer(folder: Path) -> None:
