@@ -24,7 +24,8 @@ from fastserve.data.sampler import Sampler
 from fastserve.data.sources import ArraySource, Source, TokenSource
 from fastserve.data.subset import Subset, first_batches
 from fastserve.data.text import bigram_loss
-from fastserve.data.token_files import Shards, open_token_file
+from fastserve.data.token_files import TOKENIZER, Shards, open_token_file
+from fastserve.data.tokenizer_folders import read_tokenizer
 from fastserve.data.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
@@ -37,6 +38,7 @@ from fastserve.models.config import make_layer
 from fastserve.training.step import Options
 
 _BASELINE_TOKENS = 1 << 24
+_COMPARED = 1000  # tokens, to see whether two tokenizers are the same
 
 
 @dataclass
@@ -76,11 +78,15 @@ class Data:
 
 
 def make_data(
-    job: config.Job, encoded: EncodedText | None = None, check: bool = True
+    job: config.Job,
+    encoded: EncodedText | None = None,
+    check: bool = True,
+    kept: Tokenizer | WithEnd | None = None,
 ) -> Data:
     """Read the job's data, or take its text as ``read_text`` returned it.
 
-    Without ``check`` files of tokens aren't read to find wrong ones.
+    Without ``check`` files of tokens aren't read to find wrong ones. ``kept`` is the
+    tokenizer that a run has for its completions.
 
     Raises DataError if it can't be used.
     """
@@ -94,7 +100,7 @@ def make_data(
     if isinstance(data, schema.TextData):
         return _text(data, encoded or read_text(data), block, job.seed)
     if isinstance(data, schema.CompletionsData):
-        return _completions(data, block)
+        return _completions(data, block, kept)
     return _tokens(data, block, job.seed, check)
 
 
@@ -166,17 +172,22 @@ def _reset_at(
     return int(end)
 
 
-def _completions(data: schema.CompletionsData, block: int) -> Data:
+def _completions(
+    data: schema.CompletionsData, block: int, kept: Tokenizer | WithEnd | None
+) -> Data:
     pairs = read_pairs(data.file)
     tokenizer: Any
-    if data.tokenizer == "char":
+    if kept is not None:
+        tokenizer = kept
+    elif data.tokenizer == "char":
         text = "".join(p.prompt + p.completion for p in pairs) + (data.end or "")
         tokenizer = CharTokenizer.train(text)
     elif data.tokenizer == "byte":
         tokenizer = ByteTokenizer()
     else:
         tokenizer = load_tokenizer(data.tokenizer)
-    if data.end is not None or getattr(tokenizer, "end", None) is None:
+    wanted = data.end is not None and kept is None
+    if wanted or getattr(tokenizer, "end", None) is None:
         inner = tokenizer.tokenizer if isinstance(tokenizer, WithEnd) else tokenizer
         tokenizer = WithEnd(inner, data.end)
 
@@ -364,6 +375,32 @@ def check_wishes(job: config.Job, data: Data, model: Model) -> None:
             data.summary,
             "train on data.type text, or leave train.sample_every out",
         )
+
+
+def check_start(job: config.Job, data: Data) -> None:
+    """Raise DataError if the data's tokens aren't those that the weights to start from
+    know, as far as both tokenizers are there to tell."""
+    folder = getattr(job.model, "init_from", None)
+    given = getattr(job.data, "tokenizer", None)  # a file of tokens has its own
+    if folder is None or data.tokenizer is None:
+        return
+    if given and Path(given) in (Path(folder), Path(folder, TOKENIZER)):
+        return
+    known = read_tokenizer(Path(folder))
+    if known is None:
+        return
+    count = min(known.vocab_size, data.tokenizer.vocab_size)
+    ends = known.end, data.tokenizer.end  # they may have no text
+    for token in np.unique(np.linspace(0, count - 1, _COMPARED, dtype=int)).tolist():
+        texts = [t.decode([token]) for t in (known, data.tokenizer)]
+        if texts[0] != texts[1] and token not in ends:
+            raise DataError(
+                f"expected the tokens of the weights in {folder}, where token {token} "
+                f"is {texts[0]!r}",
+                f"data whose token {token} is {texts[1]!r}",
+                f"encode the data with the tokenizer in {folder}, for example with "
+                "fastserve prepare --tokenizer",
+            )
 
 
 def _vocabulary(model: schema.GptModel, data: int) -> int:

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from fastserve import config
-from fastserve.assemble import make_model
-from fastserve.core import Array, without_initial_values
+from fastserve.core import Array
 from fastserve.data.tokenizer_folders import read_tokenizer
-from fastserve.data.tokenizers import Tokenizer, load_tokenizer
+from fastserve.data.tokenizers import Tokenizer
 from fastserve.errors import CheckpointError
 from fastserve.models import GPT
 from fastserve.models.huggingface import load_pretrained
 from fastserve.models.huggingface import save_pretrained as save
 from fastserve.training import checkpoint, files
-from fastserve.worker import load_newest_weights, open_job
+from fastserve.worker import open_job, open_model
 
 _TOKENIZER, _CONFIG = "tokenizer.json", "config.yaml"
 
@@ -95,9 +94,14 @@ def _job(model: GPT, target: Path, tokenizer: Tokenizer | None) -> dict[str, Any
 
 
 def export_run(
-    run: str, folder: str, dtype: str = "float32", max_shard_size: str = "5GB"
+    run: str,
+    folder: str,
+    dtype: str = "float32",
+    max_shard_size: str = "5GB",
+    which: str = checkpoint.LATEST,
 ) -> str:
-    """Write a run's newest weights as a folder of Hugging Face's; return what to say.
+    """Write the weights of a run's checkpoint ``which`` as a folder of Hugging Face's;
+    return what to say.
 
     Raises:
         CheckpointError: there is no such run, or ``save_pretrained`` refuses it.
@@ -107,13 +111,7 @@ def export_run(
         raise CheckpointError(
             "export: expected the run of a gpt", f"a model of type {job.model.type}"
         )
-    path = run_dir / _TOKENIZER
-    tokenizer = load_tokenizer(path) if path.is_file() else None
-    size = tokenizer.vocab_size if tokenizer else getattr(job.data, "vocab_size", None)
-    with without_initial_values():
-        model = make_model(job, size)
-    assert isinstance(model, GPT)
-    load_newest_weights(run_dir, model)
+    model, tokenizer, _ = open_model(run_dir, job, which)
     if model.options_of_lora is not None:
         model.merge_lora()
     save(model, folder, tokenizer, dtype, max_shard_size)

@@ -7,20 +7,18 @@ import shutil
 from pathlib import Path
 
 from fastserve import config
-from fastserve.assemble import compile_model, make_model
+from fastserve.assemble import compile_model
 from fastserve.config import schema
-from fastserve.data.tokenizers import load_tokenizer
 from fastserve.errors import CheckpointError
-from fastserve.models import GPT
 from fastserve.training import checkpoint, files
-from fastserve.worker import load_newest_weights, open_job
+from fastserve.worker import open_job, open_model
 
 
-def merge_run(run: str, to: str) -> str:
+def merge_run(run: str, to: str, which: str = checkpoint.LATEST) -> str:
     """Write a run whose model is that of ``run`` with LoRA's corrections merged.
 
-    It is complete or not there at all. Its checkpoint is of the same step, with an
-    optimizer that has made none. Returns what to say of it.
+    It is complete or not there at all. It has the checkpoint ``which``, with an
+    optimizer that has made no step. Returns what to say of it.
 
     Raises CheckpointError if ``run`` has no LoRA, or something is at ``to``.
     """
@@ -38,10 +36,7 @@ def merge_run(run: str, to: str) -> str:
             "--to: expected a folder that isn't there yet", to, "take another name"
         )
     path = run_dir / "tokenizer.json"
-    size = getattr(job.data, "vocab_size", None)
-    model = make_model(job, load_tokenizer(path).vocab_size if path.is_file() else size)
-    assert isinstance(model, GPT)
-    step = load_newest_weights(run_dir, model)
+    model, _, step = open_model(run_dir, job, which)
     model.merge_lora()
     whole = m.model_copy(update={"lora": None, "init_from": None})
     merged = job.model_copy(update={"model": whole})

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from fastserve import config, environment
 from fastserve.assemble import (
     Data,
+    check_start,
     check_wishes,
     compile_model,
     make_data,
@@ -30,6 +32,8 @@ from fastserve.config import schema
 from fastserve.core import without_initial_values
 from fastserve.data.completions import CompletionSource
 from fastserve.data.encode import share_text
+from fastserve.data.end_token import WithEnd
+from fastserve.data.token_files import open_token_file
 from fastserve.data.tokenizers import Tokenizer, load_tokenizer
 from fastserve.errors import CheckpointError, DataError, FastserveError
 from fastserve.models import GPT, Model, huggingface
@@ -37,6 +41,7 @@ from fastserve.summary import conclusion, introduction, sample
 from fastserve.training import checkpoint, files, shards
 from fastserve.training.balance import Balance
 from fastserve.training.callbacks import EarlyStopping
+from fastserve.training.head import pieces_of
 from fastserve.training.language import language_measures
 from fastserve.training.loop import Schedule, run
 from fastserve.training.progress import Progress
@@ -150,7 +155,8 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
         )
     if first == 0:
         _load_start(job, model, comm)
-    _start_folder(run_dir, job, data, comm, fresh=first == 0)
+    fresh = first == 0 or _from_another(options, run_dir)
+    _start_folder(run_dir, job, data, comm, fresh)
     started.append(run_dir)
     start_logs(run_dir / "logs", comm)
     _catch_signals(trainer)
@@ -250,7 +256,8 @@ def _agree(options: argparse.Namespace, comm: Communicator) -> tuple[config.Job,
         job = config.load_job(options.config, options.overrides)
         given = environment.setting("RUN_DIR")
         run_dir = Path(given or job.run_dir or Path("runs") / job.name).absolute()
-        if not options.resume and not options.overwrite:
+        new = not options.resume or _from_another(options, run_dir)
+        if new and not options.overwrite:
             _refuse_to_replace(run_dir)
         found = (job.model_dump(), str(run_dir))
     values, folder = comm.broadcast_obj(found)
@@ -280,9 +287,13 @@ def _prepare(
 
     def make() -> tuple[Data, Model]:
         data = make_data(job, text, check=comm.rank == 0)
+        if comm.rank == 0:
+            check_start(job, data)
         if job.train.overfit_batches:
             data = only_first_batches(job, data)
-        model = make_model(job, data.vocab_size, data.train.input_shape)
+        loads = getattr(job.model, "init_from", None)  # all but what LoRA adds
+        with without_initial_values() if loads else nullcontext():
+            model = make_model(job, data.vocab_size, data.train.input_shape)
         if isinstance(model, GPT):
             model.reset_at = data.reset_at
         return data, model
@@ -297,18 +308,31 @@ def _prepare(
 def _resumed(options: argparse.Namespace, run_dir: Path) -> Path | None:
     """Return the run folder that training goes on from, if any."""
     if options.resume in (None, "auto"):
-        return run_dir if options.resume else None
+        # without checkpoints it starts anew, with a tokenizer of its own
+        return run_dir if options.resume and _has_checkpoints(run_dir) else None
     source = Path(options.resume).absolute()
     return source.parent.parent if (source / "state.json").exists() else source
+
+
+def _from_another(options: argparse.Namespace, run_dir: Path) -> bool:
+    """Return whether training goes on from another run than that of ``run_dir``."""
+    source = _resumed(options, run_dir)
+    if source is None or not source.exists():
+        return False
+    return source.resolve() != run_dir.resolve()
+
+
+def _has_checkpoints(run_dir: Path) -> bool:
+    return any(run_dir.glob("checkpoints/*/state.json"))
 
 
 def _kept_tokenizer(
     job: config.Job, run_dir: Path | None, read: bool = False
 ) -> Tokenizer | None:
-    """Return the tokenizer that a run trained, or with ``read`` also one that it read
-    from a file, which may be gone."""
-    kind = getattr(job.data, "tokenizer", "char")
-    wanted = kind == "bpe" or (read and kind not in ("char", "byte"))
+    """Return the tokenizer that a run trained as bpe, or with ``read`` any that it has:
+    the file it was read from may be gone, and other data have other characters."""
+    kind = getattr(job.data, "tokenizer", None)
+    wanted = kind == "bpe" or (read and kind not in (None, "byte"))
     path = run_dir / "tokenizer.json" if wanted and run_dir else None
     return load_tokenizer(path) if path and path.is_file() else None
 
@@ -336,7 +360,8 @@ def _load(
             state = checkpoint.load(source, *goals)
         else:
             folder = source / "checkpoints"
-            _check_tokenizer(source, data)
+            if _has_checkpoints(source):
+                _check_tokenizer(source, data)
             state = checkpoint.load_newest(folder, *goals)
         if state is None and options.resume != "auto":
             raise CheckpointError(
@@ -456,10 +481,32 @@ def open_job(folder: str, overrides: Sequence[str] = ()) -> tuple[Path, config.J
     return run_dir, config.load_job(run_dir / "config.yaml", overrides, files=False)
 
 
-def load_newest_weights(run_dir: Path, model: Model) -> int:
-    """Load the weights of the run's newest checkpoint and return its step; raises
-    CheckpointError if there is none."""
-    state = checkpoint.load_newest(run_dir / "checkpoints", model.store, None)
+def open_model(
+    run_dir: Path, job: config.Job, which: str = checkpoint.LATEST
+) -> tuple[GPT, Tokenizer | WithEnd | None, int]:
+    """Return a language model's run as model, tokenizer if it has one, and the step of
+    the checkpoint ``which``; raises as ``load_weights``."""
+    path = run_dir / "tokenizer.json"
+    tokenizer = load_tokenizer(path) if path.is_file() else None
+    size = tokenizer.vocab_size if tokenizer else None
+    if isinstance(job.data, schema.TokensData) and size is None:
+        # a file that doesn't tell it needs the key
+        opened = job.data.vocab_size or open_token_file(job.data.train, check=False)
+        size = opened if isinstance(opened, int) else opened.vocab_size
+    with without_initial_values():
+        model = make_model(job, size)
+    assert isinstance(model, GPT)
+    return model, tokenizer, load_weights(run_dir, model, which)
+
+
+def load_weights(run_dir: Path, model: Model, which: str = checkpoint.LATEST) -> int:
+    """Load the weights of one of the run's checkpoints, ``best``, ``latest``, or a
+    step's number; return its step. Raises CheckpointError if it isn't there."""
+    folder, state = run_dir / "checkpoints", None
+    if which != checkpoint.LATEST:
+        state = checkpoint.load(checkpoint.find(folder, which), model.store, None)
+    else:
+        state = checkpoint.load_newest(folder, model.store, None)
     if state is None:
         raise CheckpointError(
             "expected a run with a checkpoint",
@@ -467,17 +514,6 @@ def load_newest_weights(run_dir: Path, model: Model) -> int:
             "train it first: fastserve run, with checkpoint.at_end or checkpoint.every",
         )
     return int(state["step"])
-
-
-def load_weights(run_dir: Path, model: Model, which: str = checkpoint.LATEST) -> None:
-    """Load the weights of one of the run's checkpoints: ``best``, ``latest``, or a
-    step's number; raises CheckpointError if it isn't there."""
-    if which == checkpoint.LATEST:
-        load_newest_weights(run_dir, model)
-    else:
-        checkpoint.load(
-            checkpoint.find(run_dir / "checkpoints", which), model.store, None
-        )
 
 
 def generate(
@@ -492,21 +528,17 @@ def generate(
 ) -> str:
     """Return ``prompt`` and the text that the run's model goes on with."""
     run_dir, job = open_job(run)
-    path = run_dir / "tokenizer.json"
-    if not path.is_file():
+    if not (run_dir / "tokenizer.json").is_file():
         raise CheckpointError(
             "generate: expected a run of a language model, with a tokenizer.json",
             run,
             "use evaluate, or train with data.type text",
         )
-    tokenizer = load_tokenizer(path)
-    with without_initial_values():
-        model = make_model(job, tokenizer.vocab_size)
-    assert isinstance(model, GPT)  # only a gpt's run has a tokenizer
-    load_weights(run_dir, model, which)
+    model, tokenizer, _ = open_model(run_dir, job, which)
+    assert tokenizer is not None
+    model.reset_at = end = _end_of(job, tokenizer)
     start = tokenizer.encode(prompt or "\n").tolist()
     made = model.generate(start, tokens, temperature, top_k, top_p, seed)
-    end = _end_of(job, tokenizer)
     if end in made:
         made = made[: made.index(end)]
     # the vocabulary may be padded: such tokens stand for no text
@@ -535,10 +567,10 @@ def evaluate(
     ``overrides`` change the run's job: data.source=FILE gives it other data.
     """
     run_dir, job = open_job(run, overrides)
-    text = None
+    text, kept = None, _kept_tokenizer(job, run_dir, read=True)
     if isinstance(job.data, schema.TextData):
-        text = read_text(job.data, _kept_tokenizer(job, run_dir, read=True))
-    data = make_data(job, text)
+        text = read_text(job.data, kept)
+    data = make_data(job, text, kept=kept)
     _check_tokenizer(run_dir, data)
     if data.validation is None:
         raise DataError(
@@ -558,5 +590,7 @@ def evaluate(
         results["loss"], trainer.loss, data.validation, data.bytes_per_token
     )
     if isinstance(data.validation, CompletionSource):
-        results["exact"] = data.validation.exact(model.forward)
+        # logits of so many rows that they aren't too large
+        rows = 16 // pieces_of(16 * data.validation.block_size, model.root)
+        results["exact"] = data.validation.exact(model.forward, max(1, rows))
     return results

@@ -299,12 +299,13 @@ def evaluate(run: str, which: str, overrides: tuple[str, ...]) -> int:
 @cli.command("merge-lora")
 @click.argument("run")
 @click.option("--to", required=True, help="The folder of the new run.")
-def merge_lora(run: str, to: str) -> int:
+@_checkpoint
+def merge_lora(run: str, to: str, which: str) -> int:
     """Make a run whose model has the corrections of a run's LoRA merged."""
     _prepare()
     from fastserve.merge import merge_run
 
-    click.echo(merge_run(run, to))
+    click.echo(merge_run(run, to, which))
     return 0
 
 
@@ -392,12 +393,13 @@ def import_(folder: str, to: str, overrides: tuple[str, ...]) -> int:
     show_default=True,
     help="Weights that need more go into several files.",
 )
-def export(run: str, to: str, dtype: str, max_shard_size: str) -> int:
+@_checkpoint
+def export(run: str, to: str, dtype: str, max_shard_size: str, which: str) -> int:
     """Write the model of a run folder in Hugging Face's layout."""
     _prepare()
     from fastserve.exchange import export_run
 
-    click.echo(export_run(run, to, dtype, max_shard_size))
+    click.echo(export_run(run, to, dtype, max_shard_size, which))
     return 0
 
 

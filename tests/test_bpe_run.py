@@ -64,6 +64,14 @@ def test_a_run_and_what_comes_after(folder: Path) -> None:
     assert worker.evaluate("runs/other")["loss"] == pytest.approx(shown, rel=1e-3)
 
 
+def test_a_run_without_checkpoints_starts_with_its_own_tokenizer(folder: Path) -> None:
+    (folder / "runs/pairs").mkdir(parents=True)
+    older = BPETokenizer.train([TEXT], 270)
+    (folder / "runs/pairs/tokenizer.json").write_text(json.dumps(older.to_json()))
+    done = train(folder, "--resume", "auto", "--set", "train.steps=1")
+    assert "tokens, 300 different, the last" in done.stdout, done.stderr
+
+
 @pytest.mark.mpi
 def test_two_ranks_have_the_tokenizer_of_the_first(folder: Path) -> None:
     assert train(folder).returncode == 0

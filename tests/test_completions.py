@@ -11,6 +11,7 @@ import pytest
 
 from fastserve import worker
 from fastserve.comm import Communicator, run_threads
+from fastserve.config import load_job
 from fastserve.data.completions import (
     CompletionSource,
     Example,
@@ -20,13 +21,17 @@ from fastserve.data.completions import (
     read_pairs,
 )
 from fastserve.data.end_token import WithEnd
+from fastserve.data.sampler import Sampler
+from fastserve.data.subset import first_batches
 from fastserve.data.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
     tokenizer_from_json,
 )
-from fastserve.errors import DataError
+from fastserve.errors import ConfigError, DataError
+from fastserve.exchange import export_run
 from fastserve.models import GPT
+from fastserve.training import head
 from fastserve.training.step import Options
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -163,8 +168,6 @@ def gradient(comm: Communicator, packing: bool, **options: Any) -> tuple[float, 
     source = CompletionSource(examples(), 24, END, packing)
     assert model.optimizer is not None
     trainer = model.prepare(source)
-    from fastserve.data.sampler import Sampler
-
     sampler = Sampler(source.samples, source.samples, 0, shuffle=False, wrap=False)
     result = trainer.train(source, sampler, 0)
     return result.loss, model.store.grads.copy()
@@ -222,6 +225,39 @@ def test_evaluation_is_the_mean_of_what_counts() -> None:
         assert accuracy == pytest.approx(results[0][1], abs=1e-12)
 
 
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_head_in_pieces_counts_and_looks_alike(
+    packing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks, metrics and documents are those of the logits as a whole."""
+    total, grads, count = one_by_one()
+
+    def evaluate(comm: Communicator) -> Any:
+        source = CompletionSource(examples(), 24, END, packing)
+        return gpt(dtype="float64").evaluate(source, batch_size=5, verbose=0)
+
+    whole = run_threads(1, evaluate)[0]
+    monkeypatch.setattr(head, "PIECE_BYTES", 500)  # of 24 x 11 x 8 a row
+    options = {"micro_batch": 3}
+    for loss, found in run_threads(2, lambda c: gradient(c, packing, **options)):
+        assert loss == pytest.approx(total / count, rel=1e-9)
+        np.testing.assert_allclose(found, grads / count, atol=1e-9)
+    for pieces in run_threads(2, evaluate):
+        assert pieces == pytest.approx(whole, rel=1e-9)
+
+
+def test_some_batches_of_completions_divide_by_their_own_losses() -> None:
+    source = CompletionSource(examples(), 24, END, packing=False)
+    sampler = Sampler(source.samples, 5, 3, shuffle=True, wrap=False)
+    chosen = first_batches(source, sampler, 2)
+    plain = Sampler(chosen.samples, 5, 3, shuffle=False, wrap=False)
+    steps = []
+    for data, order in ((source, sampler), (chosen, plain)):
+        trainer = gpt(reset=False).prepare(data)
+        steps.append([trainer.train(data, order, step).loss for step in range(2)])
+    assert steps[0] == steps[1]
+
+
 def test_exact_is_what_generation_gives() -> None:
     model = gpt(reset=False)
     rng = np.random.default_rng(1)
@@ -266,7 +302,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_job_from_the_file_to_answers(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert worker.main(["job.yaml"]) == 0
     out = capsys.readouterr().out
@@ -279,6 +315,24 @@ def test_a_job_from_the_file_to_answers(
     found = worker.evaluate("runs/tiny")
     assert found["loss"] < 0.05
     assert found["exact"] == 1
+    pair = {"prompt": "h:", "completion": "HH"}  # with few of the characters
+    (folder / "other.jsonl").write_text(json.dumps(pair) + "\n" + json.dumps(pair))
+    other = worker.evaluate("runs/tiny", overrides=["data.validation=other.jsonl"])
+    assert other["exact"] == 1
+    other = worker.evaluate(
+        "runs/tiny", overrides=["data.file=other.jsonl", "data.validation_split=0.5"]
+    )
+    assert other["exact"] == 1
+    shapes, forward = [], GPT.forward
+
+    def seen(model: GPT, x: Any) -> Any:
+        shapes.append(x.shape)
+        return forward(model, x)
+
+    monkeypatch.setattr(GPT, "forward", seen)
+    monkeypatch.setattr(head, "PIECE_BYTES", 2000)  # less than a row's logits
+    assert worker.evaluate("runs/tiny") == pytest.approx(found, rel=1e-3)
+    assert set(shapes) == {(1, 24)}
 
 
 def test_a_job_that_cuts_and_ends_lines(
@@ -297,6 +351,20 @@ def test_a_job_that_cuts_and_ends_lines(
     assert tokenizer["text"] == "\n"
 
 
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("data.tokenizer=bpe", "expected char or byte, or an existing tokenizer"),
+        ("data.tokenizer=nope.json", "received 'nope.json'"),
+        ("train.sample_every=5", "train.sample_every: expected null"),
+    ],
+)
+def test_faults_that_a_check_finds(folder: Path, override: str, fault: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_job("job.yaml", [override])
+    assert fault in str(error.value)
+
+
 def test_a_job_goes_on_from_another_tokenizer(folder: Path) -> None:
     assert worker.main(["job.yaml", "--set", "train.steps=1"]) == 0
     other = ["--set", "data.tokenizer=runs/tiny/tokenizer.json", "--set", "name=next"]
@@ -305,11 +373,23 @@ def test_a_job_goes_on_from_another_tokenizer(folder: Path) -> None:
         (folder / f"runs/{n}/tokenizer.json").read_text() for n in ("tiny", "next")
     ]
     assert texts[0] == texts[1]
+    export_run("runs/tiny", "start")
+    for name in ("runs/tiny/tokenizer.json", "start/tokenizer.json"):
+        more = ["model.init_from=start", f"data.tokenizer={name}", "train.steps=1"]
+        raw = JOB.replace("n_layer: 1, n_head: 2, n_embd: 32, block_size: 24", "")
+        (folder / "more.yaml").write_text(raw.replace("gpt, }", "gpt}"))
+        words = [x for o in [*more, "name=more"] for x in ("--set", o)]
+        assert worker.main(["more.yaml", *words, "--overwrite"]) == 0
+    (folder / "runs/tiny/tokenizer.json").unlink()  # the other run has a copy
+    assert worker.evaluate("runs/next")["loss"] > 0
 
 
 @pytest.mark.parametrize("end", [0, None, 99])
 def test_text_whose_attention_is_reset(
-    folder: Path, end: int | None, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    end: int | None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (folder / "text").write_text("one two three\nfour five six\n" * 40)
     lines = JOB.replace(
@@ -324,6 +404,12 @@ def test_text_whose_attention_is_reset(
     assert worker.main(["job.yaml", *arguments]) == (0 if end == 0 else 2)
     if end == 0:
         assert "\n" not in worker.generate("runs/tiny", "on", 40)
+        seen = []
+        monkeypatch.setattr(
+            GPT, "generate", lambda model, *_: seen.append(model.reset_at) or []
+        )
+        worker.generate("runs/tiny", "one\ntwo", 1)
+        assert seen == [0]  # the line's end
         worker.evaluate("runs/tiny")
     else:
         expected = "data.end_token: expected a token" if end is None else "received: 99"

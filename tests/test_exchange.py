@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file
 
 from fastserve import exchange, worker
 from fastserve.config import Job, load_job
+from fastserve.core.initializers import RandomNormal
 from fastserve.data.tokenizers import BPETokenizer, CharTokenizer
 from fastserve.errors import CheckpointError, ConfigError, DataError, FastserveError
 from fastserve.models import GPT
@@ -99,6 +101,38 @@ def test_training_starts_from_the_weights(folder: Path) -> None:
     expected = model.options_of_gpt | {"dropout": 0.0}
     assert {k: resolved[k] for k in expected} == expected
     assert worker.generate("runs/fine", "Pack", 3, temperature=0)
+
+
+@pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
+def test_no_random_weights_are_drawn_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RandomNormal, "__call__", None)
+    assert worker.main(["job.yaml"]) == 0
+
+
+@pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
+def test_tokens_of_another_tokenizer_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(tokens: str) -> int:
+        data = f"data={{type: tokens, train: {tokens}, validation: {tokens}}}"
+        return worker.main(["job.yaml", "--set", data, "--overwrite"])
+
+    prepare = "fastserve.data.prepare", "--validation-split", "0.2", "text.txt"
+    for name, kind in (("same", "small/tokenizer.json"), ("other", "char")):
+        text = TEXT if name == "same" else TEXT.replace("j", "J")
+        Path("text.txt").write_text(text)
+        words = ["-m", *prepare, "--tokenizer", kind, "--to", name]
+        done = run([sys.executable, *words], 60, cwd=folder, env=variables())
+        assert done.returncode == 0, done.stderr
+    assert start("same") == 0
+    assert start("other") == 2
+    expected = "expected the tokens of the weights in small, where token 3 is 'P'"
+    assert expected in capsys.readouterr().err
+    shutil.rmtree("small")
+    small(variant="gpt2").save_pretrained("small")  # nothing says what they mean
+    assert start("other") == 0
 
 
 def launched(folder: Path, ranks: int, name: str) -> subprocess.CompletedProcess[str]:
@@ -254,6 +288,27 @@ def test_import_without_a_tokenizer(folder: Path) -> None:
     np.save("t.npy", np.random.default_rng(0).integers(0, 40, 300).astype(np.uint16))
     files = ["data.train=t.npy", "data.validation=t.npy"]
     assert worker.evaluate("runs/b", overrides=files)["loss"] > 3
+
+
+def test_export_of_a_run_whose_file_tells_the_vocabulary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a tokenizer nor data.vocab_size says its size."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTSERVE_NO_SIGNALS", "1")
+    header = np.zeros(256, "<i4")
+    header[:3] = 20240520, 1, 200  # llm.c's for GPT-2
+    tokens = np.arange(200, dtype="<u2")
+    Path("tokens.bin").write_bytes(header.tobytes() + tokens.tobytes())
+    Path("job.yaml").write_text(
+        "name: raw\n"
+        "model: {type: gpt, n_layer: 1, n_head: 1, n_embd: 2, block_size: 8}\n"
+        "data: {type: tokens, train: tokens.bin}\n"
+        "train: {global_batch: 2, steps: 1}\n"
+    )
+    assert worker.main(["job.yaml"]) == 0
+    exchange.export_run("runs/raw", "out")
+    assert GPT.from_pretrained("out").vocab_size == 50257
 
 
 @pytest.mark.parametrize("folder", ["gpt2"], indirect=True)

@@ -76,6 +76,33 @@ def test_pieces_change_nothing(
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("make", [gpt, lambda: sequential(True)])
+def test_a_frozen_head_has_no_gradient(
+    monkeypatch: pytest.MonkeyPatch, make: Any
+) -> None:
+    """Neither time nor memory is spent on it, and the others' are the same."""
+    found = []
+    for size in (1 << 30, 100_000):
+        monkeypatch.setattr(head, "PIECE_BYTES", size)
+        model = make()
+        assert model.count_params
+        if isinstance(model, GPT):
+            model.add_lora(2, 4, dropout=0.0)
+        else:
+            for parameter in model.root.layers[-1].parameters():
+                parameter.trainable = False
+            model._renew_store()
+        tokens = np.random.default_rng(0).integers(0, VOCABULARY, (7, TIME + 1))
+        x, y = tokens[:, :-1].copy(), tokens[:, 1:].copy()
+        trainer = model.prepare(ArraySource(x, y))
+        trainer.train_batch(Batch(x, y, None), slice(0, 7), 7, 0, TIME)
+        # they share memory, and the smaller ones may have written to its start
+        kernel = max(model.store.frozen_parameters, key=lambda p: p.size)
+        assert not kernel.grad.reshape(-1)[1000:].any()
+        found.append(model.store.values.copy())
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-9, atol=1e-12)
+
+
 def test_logits_are_never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "PIECE_BYTES", 100_000)
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (64, TIME + 1))

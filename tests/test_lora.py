@@ -29,6 +29,7 @@ from fastserve.layers import Dense
 from fastserve.layers.lora import LoRA, add_lora
 from fastserve.merge import merge_run
 from fastserve.models import GPT
+from fastserve.training.flops import flops_per_sample
 from fastserve.training.step import Options
 
 ALL = ("qkv", "output", "expand", "contract")
@@ -73,6 +74,18 @@ def test_gradients_of_an_adapted_layer(dropout: float) -> None:
     assert [p.path for p in store.parameters] == ["expand.lora.b", "expand.lora.a"]
     x = np.random.default_rng(0).standard_normal((2, 3, 4))
     check_layer(chain, store, x, StepKey(1, 2, 3))
+
+
+def test_operations_of_frozen_matrices_have_no_gradient() -> None:
+    model = gpt()
+    matrices = [p for p in model.root.parameters() if p.path.endswith(".kernel")]
+    before = flops_per_sample(model.root)
+    model.add_lora(2, 4.0, ALL)
+    table = 11 * 16  # of the tied head
+    added = sum(p.size for p in model.store.parameters)
+    frozen = sum(p.size for p in matrices) + table
+    expected = before + 12 * 2 * (3 * added - frozen)
+    assert flops_per_sample(model.root) == expected
 
 
 def test_the_first_output_is_the_base_model() -> None:
@@ -252,6 +265,11 @@ def test_a_job_resumes_and_merges(
     assert worker.evaluate("runs/merged")["loss"] == pytest.approx(loss, abs=1e-5)
     with pytest.raises(CheckpointError, match="isn't there yet"):
         merge_run("runs/tuned", "runs/merged")
+    assert "after step 4," in merge_run("runs/tuned", "runs/early", "4")
+    export_run("runs/tuned", "early", which="4")
+    early = load_file("runs/early/checkpoints/step-00000004/model.safetensors")
+    for parameter in GPT.from_pretrained("early").store.parameters:
+        np.testing.assert_array_equal(parameter.value, early[parameter.path])
     assert "model.safetensors" in export_run("runs/tuned", "tuned")
     assert "model.safetensors" in export_run("runs/merged", "merged")
     for one, other in zip(

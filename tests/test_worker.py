@@ -181,6 +181,17 @@ def test_resume_from_an_earlier_step(folder: Path) -> None:
     one, two = weights(folder / "runs/tiny"), weights(folder / "runs/other")
     for key in one:
         np.testing.assert_array_equal(one[key], two[key])
+    # nothing of a third run is mixed with what goes on in its folder
+    kept = folder / "runs/third/checkpoints"
+    (kept / "step-00000002").mkdir(parents=True)
+    (kept / "base.safetensors").touch()
+    refused = rank_program(folder, *start, "--set", "name=third")
+    assert refused.returncode == 2
+    assert "folder without checkpoints" in refused.stderr
+    third = rank_program(folder, *start, "--set", "name=third", "--overwrite")
+    assert third.returncode == 0, third.stderr
+    assert not (kept / "step-00000002").exists()
+    assert not (kept / "base.safetensors").exists()
     nowhere = rank_program(folder, "--resume", "runs/nowhere")
     assert nowhere.returncode == 2
     assert "--resume: expected a run folder" in nowhere.stderr
@@ -195,13 +206,11 @@ def test_resume_with_another_plan_is_refused(folder: Path) -> None:
     assert short.returncode == 2
     assert "at most 5 steps" in short.stderr
     (folder / "text.txt").write_text("Another text, with other letters! " * 90)
-    for command in (["-m", "fastserve", "job.yaml", "--resume", "auto"], EVALUATE):
-        text = run([sys.executable, *command], 60, cwd=folder, env=variables())
-        assert text.returncode != 0
-        assert "text that the run was started with" in text.stderr
-
-
-EVALUATE = ["-m", "launch.cli", "evaluate", "runs/tiny"]
+    text = rank_program(folder, "--resume", "auto")
+    assert text.returncode == 2
+    assert "text that the run was started with" in text.stderr
+    with pytest.raises(DataError, match=r"'A' \(U\+0041\) at character 0"):
+        worker.evaluate("runs/tiny")
 
 
 def test_a_run_folder_that_cannot_be_written(folder: Path) -> None:

@@ -156,6 +156,9 @@ def _samples(job: _Keys) -> None:
     if job["model.type"] != "gpt":
         expected = "null for a model that isn't of type gpt"
         job.fault("train.sample_every", expected, every)
+    elif job["data.type"] == "completions":
+        expected = "null for data of type completions, which is no text to go on with"
+        job.fault("train.sample_every", expected, every)
     elif not job["train.sample_tokens"]:
         expected = "more than 0, as train.sample_every is set"
         job.fault("train.sample_tokens", expected, 0)
@@ -279,15 +282,16 @@ def _files(job: _Keys) -> None:
     with suppress(_Unknown):
         _file(job, "launch.hostfile", ())
     with suppress(_Unknown):
-        if job["data.type"] == "text":
+        if job["data.type"] in ("text", "completions"):
             _tokenizer(job)
 
 
 def _tokenizer(job: _Keys) -> None:
     given = job["data.tokenizer"]
-    if given not in TOKENIZERS and not os.path.exists(given):
-        expected = f"{listed(TOKENIZERS)}, or an existing tokenizer.json or folder"
-        hint = did_you_mean(given, TOKENIZERS)
+    known = TOKENIZERS if job["data.type"] == "text" else ("char", "byte")
+    if given not in known and not os.path.exists(given):
+        expected = f"{listed(known)}, or an existing tokenizer.json or folder"
+        hint = did_you_mean(given, known)
         job.fault("data.tokenizer", expected, given, hint)
 
 

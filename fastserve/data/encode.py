@@ -62,13 +62,14 @@ def encode_text(
     Raises DataError if that can't be done.
     """
     text = load_text(source)
+    made: Tokenizer
     if tokenizer == "byte":
         # cut between any two bytes
         return _cut_tokens(ByteTokenizer(), text, validation_split)
-    if tokenizer == "char":
-        made: Tokenizer = CharTokenizer.train(text)
-    elif kept is not None:
+    if kept is not None:
         made = kept
+    elif tokenizer == "char":
+        made = CharTokenizer.train(text)
     elif tokenizer == "bpe":
         assert vocab_size is not None  # config asks for it
         made = BPETokenizer.train([text], vocab_size)

@@ -26,6 +26,9 @@ class Subset(Source):
     def input_shape(self) -> tuple[int, ...]:
         return self.source.input_shape
 
+    def losses(self, rows: Array) -> int | None:
+        return self.source.losses(self.rows[rows])
+
     def batch(self, rows: Array, epochs: Array) -> Batch:
         return self.source.batch(self.rows[rows], self.epochs[rows])
 

@@ -125,11 +125,13 @@ class Dense(Layer):
 
     def backward_rows(self, dy: Array, dx: Array, add: bool) -> None:
         x = as_rows(self.saved(self._x))
-        if add:
+        if not self.kernel.trainable:
+            pass
+        elif add:
             add_product(x, dy, self.kernel.grad)
         else:
             np.matmul(x.T, dy, out=self.kernel.grad)
-        if self.use_bias:
+        if self.use_bias and self.bias.trainable:
             sums = self.bias.grad if not add else self.scratch(self.bias.shape)
             sum_rows(dy, sums)
             if add:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastserve.core import Array, Training
+from fastserve.core import Array, Layer, Training
 from fastserve.layers.chain import Chain
 
 
@@ -31,9 +31,9 @@ class Documents(Chain):
 
     end: int | None = None
 
-    def forward(self, x: Array, training: Training = False) -> Array:
+    def _forward(self, layers: list[Layer], x: Array, training: Training) -> Array:
         self.find_documents(x)
-        return super().forward(x, training)
+        return super()._forward(layers, x, training)
 
     def find_documents(self, x: Array) -> None:
         """Tell the layers inside where the documents of x (batch, time) start."""

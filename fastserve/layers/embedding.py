@@ -183,7 +183,9 @@ class TiedHead(Layer):
 
     def backward_rows(self, dy: Array, dx: Array, add: bool) -> None:
         x = as_rows(self.saved(self._x))
-        if add:
+        if not self.table.trainable:
+            pass
+        elif add:
             add_product(dy, x, self.table.grad)
         else:
             np.matmul(dy.T, x, out=self.table.grad)

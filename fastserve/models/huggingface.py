@@ -26,6 +26,7 @@ import numpy as np
 
 from fastserve.config import pretrained
 from fastserve.core import Array, without_initial_values
+from fastserve.data.end_token import WithEnd
 from fastserve.data.tokenizer_folders import tokenizer_files
 from fastserve.data.tokenizers import Tokenizer
 from fastserve.errors import ArgumentError, CheckpointError, UnknownNameError
@@ -115,7 +116,7 @@ def load_weights(model: GPT, folder: str | Path) -> None:
 def save_pretrained(
     model: GPT,
     folder: str | Path,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | WithEnd | None = None,
     dtype: str = "float32",
     max_shard_size: str | int = "5GB",
 ) -> None:

@@ -82,7 +82,7 @@ class PiecewiseHead:
             rows = slice(start, stop)
             part = None if weights is None else weights[rows]
             logits = self.head.forward(flat[rows], key)
-            yield rows, Batch(flat[rows], y[rows], part), logits
+            yield rows, Batch(flat[rows], y[rows], part, batch.masked), logits
 
 
 def pieces_of(rows: int, root: Layer) -> int:

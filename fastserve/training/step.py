@@ -302,14 +302,14 @@ class Trainer:
                 if self._head is not None and self._in_pieces(part):
                     self._measured = status
                     status[0] += self._head.evaluate(self._input(part.x), part)
-                    status[1] += part.y.size
+                    status[1] += _losses(part, part.y.size)
                     continue
                 y = self.root.forward(self._input(part.x), False)
                 prediction = self.root.logits() if self.fused else y
                 status[0] += self.loss.sum_and_gradient(
                     part.y, prediction, part.weights, 1.0, None
                 )
-                status[1] += _losses(self.loss, part, prediction)
+                status[1] += _losses(part, self.loss.count(prediction.shape))
                 self._measure(part, y, status)
         self.comm.allreduce(status)
         return self.results(status)
@@ -413,10 +413,11 @@ class Trainer:
         return None if place is None else f"gradient of {self.store.at(place).path}"
 
 
-def _losses(loss: Loss, batch: Batch, prediction: Array) -> int:
+def _losses(batch: Batch, outputs: int) -> int:
+    """Return how many of the losses of so many outputs count."""
     if batch.masked and batch.weights is not None:
         return int(np.count_nonzero(batch.weights))
-    return loss.count(prediction.shape)
+    return outputs
 
 
 def _ignore(layer: Any) -> None:
