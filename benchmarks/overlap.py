@@ -27,6 +27,7 @@ BUCKETS = 40
 
 class Weight:
     users = 1
+    trainable = True
 
 
 class Bucket:

@@ -13,7 +13,7 @@ def test_sides_and_their_order(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(memory, "SIDES", ("fastserve", "recompute"))
-    memory.memory("small", 2, json=True)
+    memory.memory("medium", 2, json=True)
     result = json.loads(capsys.readouterr().out)
     kept, again = (result["sides"][name] for name in ("fastserve", "recompute"))
     weights = 10.8e6 * 4

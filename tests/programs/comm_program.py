@@ -46,6 +46,7 @@ class Weight:
     """A parameter and the layer that holds it."""
 
     users = 1
+    trainable = True
 
     def own_parameters(self) -> list[Weight]:
         return [self]
