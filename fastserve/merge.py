@@ -39,7 +39,8 @@ def merge_run(run: str, to: str, which: str = checkpoint.LATEST) -> str:
     model, _, step = open_model(run_dir, job, which)
     model.merge_lora()
     whole = m.model_copy(update={"lora": None, "init_from": None})
-    merged = job.model_copy(update={"model": whole})
+    # its own folder: else --resume would go on in that of the run it is made from
+    merged = job.model_copy(update={"model": whole, "run_dir": str(target)})
     compile_model(merged, model, step + 1)
     assert model.optimizer is not None
     model.optimizer.bind(model.store)

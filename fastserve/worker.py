@@ -369,6 +369,14 @@ def _load(
                 str(source),
                 "give a folder: runs/NAME or runs/NAME/checkpoints/step-00000200",
             )
+        made = trainer.optimizer.step
+        if state and state["step"] != made:
+            raise CheckpointError(
+                "--resume: expected a checkpoint to train on from",
+                f"weights of step {state['step']} with an optimizer of step {made}, as "
+                "merge-lora makes them",
+                "export the run, and start from that folder with model.init_from",
+            )
         for name, value in plan.items() if state else ():
             if state and state.get(name, value) != value:
                 raise CheckpointError(

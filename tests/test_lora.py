@@ -262,6 +262,10 @@ def test_a_job_resumes_and_merges(
     loss = worker.evaluate("runs/tuned")["loss"]
     merge_run("runs/tuned", "runs/merged")
     assert worker.generate("runs/merged", "Pack", 30, 0) == text
+    capsys.readouterr()
+    more = ["runs/merged/config.yaml", "--resume", "auto", "--overwrite"]
+    assert worker.main(more) == 2  # in its own folder
+    assert "expected a checkpoint to train on from" in capsys.readouterr().err
     assert worker.evaluate("runs/merged")["loss"] == pytest.approx(loss, abs=1e-5)
     with pytest.raises(CheckpointError, match="isn't there yet"):
         merge_run("runs/tuned", "runs/merged")
