@@ -7,20 +7,20 @@ import shutil
 from pathlib import Path
 
 from fastserve import config
-from fastserve.assemble import compile_model, make_model
+from fastserve.assemble import make_model
 from fastserve.config import schema
 from fastserve.data.tokenizers import load_tokenizer
 from fastserve.errors import CheckpointError
 from fastserve.models import GPT
 from fastserve.training import checkpoint, files
-from fastserve.worker import load_newest_weights, open_job
+from fastserve.worker import load_newest_weights, name_of, open_job
 
 
 def merge_run(run: str, to: str) -> str:
     """Write a run whose model is that of ``run`` with LoRA's corrections merged.
 
-    It is complete or not there at all. Its checkpoint is of the same step, with an
-    optimizer that has made none. Returns what to say of it.
+    It is complete or not there at all. Its checkpoint is of the same step, and holds
+    weights alone, so it is no start for ``--resume``. Returns what to say of it.
 
     Raises CheckpointError if ``run`` has no LoRA, or something is at ``to``.
     """
@@ -44,10 +44,8 @@ def merge_run(run: str, to: str) -> str:
     step = load_newest_weights(run_dir, model)
     model.merge_lora()
     whole = m.model_copy(update={"lora": None, "init_from": None})
-    merged = job.model_copy(update={"model": whole})
-    compile_model(merged, model, step + 1)
-    assert model.optimizer is not None
-    model.optimizer.bind(model.store)
+    of_itself = {"model": whole, "name": name_of(target), "run_dir": None}
+    merged = job.model_copy(update=of_itself)
     with files.writing(target):
         files.clean(target.parent, re.escape(target.name))
         with files.temporary(target) as made:
@@ -55,7 +53,7 @@ def merge_run(run: str, to: str) -> str:
             if path.is_file():
                 shutil.copyfile(path, made / path.name)
             checkpoint.save(
-                made / "checkpoints", step, model.store, model.optimizer, {}, keep=1
+                made / "checkpoints", step, model.store, checkpoint.NoOptimizer(), {}, 1
             )
             files.put_folder(made, target)
     return f"merged {run}, after step {step}, into {to}"
