@@ -408,7 +408,8 @@ def _vocabulary(model: schema.GptModel, data: int) -> int:
         raise ShapeError(
             f"model.vocab_size: expected at least the data's {data:,} different tokens",
             f"{model.vocab_size:,}",
-            "use the tokenizer that the model was trained with"
+            "use the tokenizer that the model was trained with; of completions, set "
+            "data.end to a text of one token if it has no end token of its own"
             if model.init_from
             else "raise it, or leave it out",
         )

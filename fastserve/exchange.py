@@ -9,26 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from fastserve import config
-from fastserve.core import Array
 from fastserve.data.tokenizer_folders import read_tokenizer
 from fastserve.data.tokenizers import Tokenizer
-from fastserve.errors import CheckpointError
+from fastserve.errors import CheckpointError, ConfigError
 from fastserve.models import GPT
 from fastserve.models.huggingface import load_pretrained
 from fastserve.models.huggingface import save_pretrained as save
+from fastserve.summary import opening
 from fastserve.training import checkpoint, files
-from fastserve.worker import open_job, open_model
+from fastserve.worker import name_of, open_job, open_model
 
 _TOKENIZER, _CONFIG = "tokenizer.json", "config.yaml"
-
-
-class _NoOptimizer:
-    """What a checkpoint of weights that nothing was trained on has of an optimizer."""
-
-    def __init__(self) -> None:
-        self.state: dict[str, Array] = {}
-        self.own: list[slice] | None = None
-        self.step = 0
 
 
 def import_run(folder: str, run: str, overrides: Sequence[str] = ()) -> str:
@@ -55,12 +46,15 @@ def import_run(folder: str, run: str, overrides: Sequence[str] = ()) -> str:
         with files.temporary(target) as made:
             raw = _job(model, target, tokenizer)
             files.write(made / _CONFIG, config.dump_yaml(raw))
-            job = config.load_job(made / _CONFIG, overrides, files=False)
+            try:
+                job = config.load_job(made / _CONFIG, overrides, files=False)
+            except ConfigError as error:  # of the overrides, not of the draft
+                raise ConfigError(f"import {folder}", error.faults) from None
             files.write(made / _CONFIG, config.dump_job(job))
             if tokenizer is not None:
                 files.write(made / _TOKENIZER, json.dumps(tokenizer.to_json()))
             checkpoint.save(
-                made / "checkpoints", 0, model.store, _NoOptimizer(), {}, keep=1
+                made / "checkpoints", 0, model.store, checkpoint.NoOptimizer(), {}, 1
             )
             files.put_folder(made, target)
     o = model.options_of_gpt
@@ -70,8 +64,10 @@ def import_run(folder: str, run: str, overrides: Sequence[str] = ()) -> str:
     ]
     if tokenizer is None:
         said.append(f"no {_TOKENIZER} in {folder}: generate needs one for text")
+        files_of_tokens = "--set data.train=FILE --set data.validation=FILE"
+        said.append(f"next     fastserve evaluate {run} {files_of_tokens}")
     else:
-        said.append(f"next     fastserve generate {run} --prompt 'The '")
+        said.append(f"next     fastserve generate {run} --prompt {opening(tokenizer)}")
     return "\n".join(said)
 
 
@@ -84,9 +80,8 @@ def _job(model: GPT, target: Path, tokenizer: Tokenizer | None) -> dict[str, Any
     else:
         path = str(target / _TOKENIZER)
         data = {"type": "text", "source": "pydoc-topics", "tokenizer": path}
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", target.name).lstrip(".-")[:100]
     return {
-        "name": name or "imported",
+        "name": name_of(target),
         "model": {"type": "gpt", **model.options_of_gpt},
         "data": data,
         "train": {"global_batch": 4, "steps": 1},
@@ -115,5 +110,9 @@ def export_run(
     if model.options_of_lora is not None:
         model.merge_lora()
     save(model, folder, tokenizer, dtype, max_shard_size)
-    written = ", ".join(sorted(p.name for p in Path(folder).iterdir()))
-    return f"{folder}: {written}"
+    names = sorted(p.name for p in Path(folder).iterdir())
+    shards = [name for name in names if re.fullmatch(r"model-\d+-of-.*", name)]
+    if len(shards) > 2:
+        place = names.index(shards[0])
+        names[place : place + len(shards)] = [f"{shards[0]} ... {shards[-1]}"]
+    return f"{folder}: {', '.join(names)}"

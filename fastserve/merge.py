@@ -7,18 +7,17 @@ import shutil
 from pathlib import Path
 
 from fastserve import config
-from fastserve.assemble import compile_model
 from fastserve.config import schema
 from fastserve.errors import CheckpointError
 from fastserve.training import checkpoint, files
-from fastserve.worker import open_job, open_model
+from fastserve.worker import name_of, open_job, open_model
 
 
 def merge_run(run: str, to: str, which: str = checkpoint.LATEST) -> str:
     """Write a run whose model is that of ``run`` with LoRA's corrections merged.
 
-    It is complete or not there at all. It has the checkpoint ``which``, with an
-    optimizer that has made no step. Returns what to say of it.
+    It is complete or not there at all. It has the checkpoint ``which``, weights alone,
+    so it is no start for ``--resume``. Returns what to say of it.
 
     Raises CheckpointError if ``run`` has no LoRA, or something is at ``to``.
     """
@@ -40,10 +39,8 @@ def merge_run(run: str, to: str, which: str = checkpoint.LATEST) -> str:
     model.merge_lora()
     whole = m.model_copy(update={"lora": None, "init_from": None})
     # its own folder: else --resume would go on in that of the run it is made from
-    merged = job.model_copy(update={"model": whole, "run_dir": str(target)})
-    compile_model(merged, model, step + 1)
-    assert model.optimizer is not None
-    model.optimizer.bind(model.store)
+    of_itself = {"model": whole, "name": name_of(target), "run_dir": str(target)}
+    merged = job.model_copy(update=of_itself)
     with files.writing(target):
         files.clean(target.parent, re.escape(target.name))
         with files.temporary(target) as made:
@@ -51,7 +48,7 @@ def merge_run(run: str, to: str, which: str = checkpoint.LATEST) -> str:
             if path.is_file():
                 shutil.copyfile(path, made / path.name)
             checkpoint.save(
-                made / "checkpoints", step, model.store, model.optimizer, {}, keep=1
+                made / "checkpoints", step, model.store, checkpoint.NoOptimizer(), {}, 1
             )
             files.put_folder(made, target)
     return f"merged {run}, after step {step}, into {to}"

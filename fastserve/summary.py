@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from fastserve import config
 from fastserve.assemble import Data
 from fastserve.comm import Communicator
 from fastserve.core import generator
+from fastserve.data.end_token import WithEnd
 from fastserve.data.sampler import Sampler
+from fastserve.data.tokenizers import Tokenizer
+from fastserve.errors import DataError
 from fastserve.models import GPT, Model
 from fastserve.training.progress import Progress, count, duration, number
 
@@ -107,8 +111,20 @@ def conclusion(
         lines += ["sample", *(f"  {line}" for line in text.splitlines())]
     lines.append(f"run      {short(run_dir)}")
     if isinstance(model, GPT) and data.tokenizer is not None:
-        lines.append(f"next     fastserve generate {short(run_dir)} --prompt 'The '")
+        prompt = opening(data.tokenizer)
+        lines.append(f"next     fastserve generate {short(run_dir)} --prompt {prompt}")
     return "\n".join(lines)
+
+
+def opening(tokenizer: Tokenizer | WithEnd) -> str:
+    """Return a prompt that the tokenizer knows, quoted for a shell."""
+    if isinstance(tokenizer, WithEnd):  # its last token may be the end
+        tokenizer = tokenizer.tokenizer
+    try:
+        tokenizer.encode("The ")
+    except DataError:  # of characters
+        return shlex.quote(tokenizer.decode([tokenizer.vocab_size - 1]))
+    return "'The '"
 
 
 def _meaning(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import shutil
 import signal
 import sys
@@ -37,7 +38,7 @@ from fastserve.data.token_files import open_token_file
 from fastserve.data.tokenizers import Tokenizer, load_tokenizer
 from fastserve.errors import CheckpointError, DataError, FastserveError
 from fastserve.models import GPT, Model, huggingface
-from fastserve.summary import conclusion, introduction, sample
+from fastserve.summary import conclusion, introduction, opening, sample
 from fastserve.training import checkpoint, files, shards
 from fastserve.training.balance import Balance
 from fastserve.training.callbacks import EarlyStopping
@@ -489,6 +490,12 @@ def open_job(folder: str, overrides: Sequence[str] = ()) -> tuple[Path, config.J
     return run_dir, config.load_job(run_dir / "config.yaml", overrides, files=False)
 
 
+def name_of(run_dir: Path) -> str:
+    """Return a job's name after its run folder."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", run_dir.name).lstrip(".-")[:100]
+    return name or "imported"
+
+
 def open_model(
     run_dir: Path, job: config.Job, which: str = checkpoint.LATEST
 ) -> tuple[GPT, Tokenizer | WithEnd | None, int]:
@@ -542,15 +549,33 @@ def generate(
             run,
             "use evaluate, or train with data.type text",
         )
-    model, tokenizer, _ = open_model(run_dir, job, which)
-    assert tokenizer is not None
+    tokenizer = load_tokenizer(run_dir / "tokenizer.json")
+    start = _prompt(tokenizer, prompt)  # before the model, which may take long
+    model, _, _ = open_model(run_dir, job, which)
     model.reset_at = end = _end_of(job, tokenizer)
-    start = tokenizer.encode(prompt or "\n").tolist()
     made = model.generate(start, tokens, temperature, top_k, top_p, seed)
     if end in made:
         made = made[: made.index(end)]
     # the vocabulary may be padded: such tokens stand for no text
     return prompt + tokenizer.decode([t for t in made if t < tokenizer.vocab_size])
+
+
+def _prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Return the tokens to start with: those of a line end without a prompt."""
+    try:
+        return list(tokenizer.encode(prompt or "\n").tolist())
+    except DataError as error:
+        if prompt:
+            raise DataError(
+                f"--prompt: {error.expected}",
+                error.received,
+                "leave it out of the prompt",
+            ) from None
+        raise DataError(
+            "generate: expected a --prompt, as the tokenizer knows no line end",
+            "none",
+            f"add one, such as --prompt {opening(tokenizer)}",
+        ) from None
 
 
 def _end_of(job: config.Job, tokenizer: Any) -> int | None:

@@ -57,6 +57,21 @@ _checkpoint = click.option(
     metavar="best|latest|N",
     help="Which checkpoint: of the lowest validation loss, the newest, or of step N.",
 )
+_SHAPES = "A GPT of 0.8, 10.8 or 124 M weights."
+_repeats = click.option(
+    "--repeats",
+    default=5,
+    type=click.IntRange(1),
+    show_default=True,
+    help="Measurements of each; shown is their median.",
+)
+_threads = click.option(
+    "--threads",
+    default=1,
+    type=click.IntRange(1),
+    show_default=True,
+    help="Of the BLAS, in each process.",
+)
 _Command = TypeVar("_Command", bound=Callable[..., int])
 
 
@@ -240,7 +255,9 @@ def env() -> int:
 
 @cli.command()
 @click.argument("run")
-@click.option("--prompt", default="", help="The text to go on from.")
+@click.option(
+    "--prompt", default="", help="The text to go on from; a line end if not given."
+)
 @click.option(
     "--tokens",
     default=200,
@@ -261,7 +278,13 @@ def env() -> int:
     type=click.FloatRange(0.0, 1.0, min_open=True),
     help="Choose among the likeliest that together have this probability.",
 )
-@click.option("--seed", default=0, type=click.IntRange(0), show_default=True)
+@click.option(
+    "--seed",
+    default=0,
+    type=click.IntRange(0),
+    show_default=True,
+    help="The same one gives the same text.",
+)
 @_checkpoint
 def generate(
     run: str,
@@ -298,7 +321,7 @@ def evaluate(run: str, which: str, overrides: tuple[str, ...]) -> int:
 
 @cli.command("merge-lora")
 @click.argument("run")
-@click.option("--to", required=True, help="The folder of the new run.")
+@click.option("--to", required=True, metavar="RUN", help="Run folder to make.")
 @_checkpoint
 def merge_lora(run: str, to: str, which: str) -> int:
     """Make a run whose model has the corrections of a run's LoRA merged."""
@@ -415,15 +438,15 @@ def bench() -> None:
     default="medium",
     type=click.Choice(["small", "medium", "gpt2"]),
     show_default=True,
-    help="Of 0.8, 10.8 or 124 M weights.",
+    help=_SHAPES,
 )
 @click.option(
     "--batch",
     type=click.IntRange(1),
-    help="Over all ranks; default: 12, 16 or 2 by shape.",
+    help="Samples over all ranks; default: 12, 16 or 2 by shape.",
 )
-@click.option("--repeats", default=5, type=click.IntRange(1), show_default=True)
-@click.option("--threads", default=1, type=click.IntRange(1), show_default=True)
+@_repeats
+@_threads
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 def step(
     shape: str,
@@ -462,15 +485,23 @@ def step(
     type=click.Choice(["small", "medium", "gpt2"]),
     default="medium",
     show_default=True,
-    help="0.8 M, 10.8 M or 124 M weights.",
+    help=_SHAPES,
 )
 @click.option(
-    "--variant", type=click.Choice(["gpt2", "llama"]), default="gpt2", show_default=True
+    "--variant",
+    type=click.Choice(["gpt2", "llama"]),
+    default="gpt2",
+    show_default=True,
+    help="The model's set of options.",
 )
-@click.option("--tokens", type=click.IntRange(1), help="Number of new tokens.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(1),
+    help="Number of new tokens; default: 48, 240 or 64 by shape.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
-@click.option("--repeats", default=5, type=click.IntRange(1), show_default=True)
-@click.option("--threads", default=1, type=click.IntRange(1), show_default=True)
+@_repeats
+@_threads
 def bench_generate(
     shape: str,
     variant: str,
@@ -493,10 +524,12 @@ def bench_generate(
     type=click.Choice(["small", "medium", "gpt2"]),
     default="medium",
     show_default=True,
-    help="Size of the GPT; gpt2: 124 M weights, about 5 GiB of memory.",
+    help=f"{_SHAPES} gpt2 needs about 5 GiB of memory.",
 )
-@click.option("--batch", type=click.IntRange(1), help="Default: 12, 16 or 2 by shape.")
-@click.option("--threads", default=1, type=click.IntRange(1), show_default=True)
+@click.option(
+    "--batch", type=click.IntRange(1), help="Samples; default: 12, 16 or 2 by shape."
+)
+@_threads
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 def memory(shape: str, batch: int | None, threads: int, as_json: bool) -> int:
     """Show the peak memory of training a GPT, beside PyTorch's."""
@@ -515,7 +548,11 @@ def memory(shape: str, batch: int | None, threads: int, as_json: bool) -> int:
     "--sizes", metavar="LIST", help="Sizes, as 4,64k,16M; default: 4 to 256M."
 )
 @click.option(
-    "--algorithms", default="ring,mpi,gloo", show_default=True, metavar="LIST"
+    "--algorithms",
+    default="ring,mpi,gloo",
+    show_default=True,
+    metavar="LIST",
+    help="What to time.",
 )
 @click.option("--seconds", default=1.0, show_default=True, help="For each measurement.")
 @click.option("--chunk", type=click.IntRange(8), help="Bytes of a message of the ring.")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 OK, NOTE, FAIL = "ok", "note", "FAIL"
 _LINK_SECONDS = 1.0
+_UNREACHED = "not known: no host of the ranks was reached"
 _SKEW_NOTE, _SKEW_FAIL = 1.0, 60.0  # seconds between two clocks
 _DISK_TIMES = 1.5  # of the checkpoints that are kept
 _BUSY = 0.5  # load for each core that is said
@@ -156,7 +157,10 @@ def _look(
     rows.append(_memory(plan, facts, cost))
     rows += _disk(job, plan, agents, cost)
     rows.append(_clocks(facts, skews))
-    rows.append(_network(agents, facts, plan.interface))
+    if len(names) == 1 < len(hosts):
+        rows.append(Row("network", NOTE, "not known: no two hosts were reached"))
+    else:
+        rows.append(_network(agents, facts, plan.interface))
     links: list[tuple[str, str, Link]] = []
     if len(names) > 1 and rows[-1].state == OK:
         links = _links(agents, facts, plan.interface, names)
@@ -275,6 +279,8 @@ def _cores(plan: LaunchPlan, facts: cluster.Facts) -> Row:
             crowded.append(f"{part.host.name}: {needs} threads on {cores} cores")
         if known["load"] > _BUSY * cores:
             busy.append(f"{part.host.name}: load {known['load']:.1f}")
+    if not told:
+        return Row("cores", NOTE, _UNREACHED)
     if crowded:
         cure = "give these hosts fewer slots: ranks that take turns are slower"
         return Row("cores", NOTE, "; ".join(crowded), cure)
@@ -297,7 +303,9 @@ def _memory(plan: LaunchPlan, facts: cluster.Facts, cost: Estimate | str) -> Row
             cure = "take fewer ranks on a host, or a smaller model"
             text = f"{part.host.name}: {_size(free)} free, about {_size(needs)} needed"
             faults.append((text, cure))
-    return _row("memory", faults, f"{_size(least or 0)} free or more")
+    if least is None:
+        return Row("memory", NOTE, _UNREACHED)
+    return _row("memory", faults, f"{_size(least)} free or more")
 
 
 def _disk(

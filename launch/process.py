@@ -232,7 +232,8 @@ class _Run:
         # Ranks that fail once others have been stopped are not the cause of the end.
         if self.caught and not (records and records[0].time < self._asked_at):
             name = signal.Signals(self.caught[0]).name
-            self.say(f"stopped by {name} before the ranks could save")
+            unsaved = " before the ranks could save" if plan.split is not None else ""
+            self.say(f"stopped by {name}{unsaved}")
             return 128 + self.caught[0]
         if self._late:
             self.say(str(_not_in_time(plan, self._late)))
@@ -335,8 +336,10 @@ class _Run:
     def _stop_requested(self) -> None:
         if self._asked == 1:
             self._asked_at = time.time()
+            trains = self.plan.split is not None  # others have nothing to save
+            what = ": the ranks finish their step and save" if trains else ""
             self.say(
-                "stopping: the ranks finish their step and save "
+                f"stopping{what} "
                 f"(once more: at once; at the latest in {self._grace:g} s)"
             )
             self._end_by(

@@ -312,10 +312,22 @@ def test_export_of_a_run_whose_file_tells_the_vocabulary(
 
 
 @pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
+def test_an_imported_run_is_no_start_of_training_to_resume(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange.import_run("small", "runs/a", ["data.source=text.txt"])
+    monkeypatch.setenv("FASTSERVE_NO_SIGNALS", "1")
+    assert worker.main(["runs/a/config.yaml", "--resume", "auto"]) == 2
+    said = capsys.readouterr().err
+    assert "start a new run with model.init_from" in said
+    assert said.count("received:") == said.count("to do:") == 1
+
+
+@pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
 def test_what_import_and_export_refuse(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="isn't there yet"):
         exchange.import_run("small", "small")
-    with pytest.raises(ConfigError, match=r"seed"):
+    with pytest.raises(ConfigError, match=r"^import small: 1 fault\n.*seed"):
         exchange.import_run("small", "runs/a", ["seed=-1"])
     Path("small/tokenizer.json").write_text("{")
     with pytest.raises(DataError, match=r"tokenizer\.json"):
@@ -328,7 +340,7 @@ def test_what_import_and_export_refuse(folder: Path) -> None:
         exchange.import_run("small", "runs/a")
     assert not Path("runs/a").exists()
     path.write_bytes(whole)
-    exchange.import_run("small", "runs/a")
+    assert "evaluate runs/a --set data.train=" in exchange.import_run("small", "runs/a")
     for run_dir, to, reason in (
         ("runs/none", "x", "folder of a run"),
         ("runs/a", "small", "isn't there yet"),

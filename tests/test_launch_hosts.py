@@ -11,7 +11,7 @@ import pytest
 
 from fastserve.config.schema import Launch
 from fastserve.errors import LaunchError
-from launch import cluster, start
+from launch import cluster, preflight, start
 from launch.hosts import Host, parse_hosts
 from launch.mpi import FoundMPI
 from launch.plan import LaunchPlan, Machine, plan_program
@@ -322,3 +322,12 @@ def test_subnets_that_lead_nowhere() -> None:
     assert cluster.dead_ends(facts) == ("172.17.0.0/16",)
     facts["node2"]["interfaces"].remove(docker)
     assert cluster.dead_ends(facts) == ()
+
+
+def test_preflight_claims_nothing_of_hosts_that_it_did_not_reach(
+    tmp_path: Path,
+) -> None:
+    here = {"localhost": fact(9, memory_free=1, load=0.0)}
+    cores = preflight._cores(plan(tmp_path), here)
+    for row in (cores, preflight._memory(plan(tmp_path), here, "none")):
+        assert row.state == preflight.NOTE and "no host of the ranks" in row.found

@@ -267,6 +267,7 @@ def test_a_job_resumes_and_merges(
     assert worker.main(more) == 2  # in its own folder
     assert "expected a checkpoint to train on from" in capsys.readouterr().err
     assert worker.evaluate("runs/merged")["loss"] == pytest.approx(loss, abs=1e-5)
+    assert worker.open_job("runs/merged")[1].name == "merged"  # not the run it is of
     with pytest.raises(CheckpointError, match="isn't there yet"):
         merge_run("runs/tuned", "runs/merged")
     assert "after step 4," in merge_run("runs/tuned", "runs/early", "4")
@@ -283,6 +284,9 @@ def test_a_job_resumes_and_merges(
         np.testing.assert_array_equal(one, other)
     with pytest.raises(CheckpointError, match="without it"):
         merge_run("runs/merged", "runs/x")
+    capsys.readouterr()
+    assert worker.main(["runs/merged/config.yaml", "--resume", "auto"]) == 2
+    assert "a checkpoint of weights alone" in capsys.readouterr().err
 
     shutil.rmtree(folder / "base")  # the run has all that it needs
     worker.evaluate("runs/tuned")

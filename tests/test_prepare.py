@@ -250,7 +250,7 @@ def test_replaced_bytes(folder: Path) -> None:
         (["text.txt", "--tokenizer", "bep"], "bep, which is not there"),
         (["text.txt", "--tokenizer", "ab.json"], "only the 3 characters"),
         (["text.txt", "--vocab-size", "9"], "at least 257"),
-        (["one.jsonl", "--validation-split", "0.1"], "the part 'validation'"),
+        (["one.jsonl", "--validation-split", "0.1"], "text for validation"),
         (["text.txt", "--validation-split", "1"], "from 0 to below 1"),
         (["text.txt", "--to", "text.txt/out", "--tokenizer", "byte"], "text.txt/out"),
     ],
@@ -317,6 +317,25 @@ def test_the_command_on_two_ranks(folder: Path) -> None:
     bad = run([*start, "--to", "bad", "-n", "2"], 90, env=env)
     assert bad.returncode == 2, bad.stderr
     assert bad.stderr.count("byte 0xff at byte 0") == 1
+
+
+def test_an_interrupt_of_the_command(folder: Path) -> None:
+    words = [sys.executable, "-m", "launch.cli", "prepare", "pydoc-topics", "text.txt"]
+    process = subprocess.Popen(
+        [*words, "--to", "out"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=variables(FASTSERVE_CACHE_DIR=str(folder / "cache")),
+    )
+    limit = time.monotonic() + 60
+    while not (folder / "out.unfinished").exists() and time.monotonic() < limit:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert said.endswith("stopped by SIGINT\n") and "Traceback" not in said
+    assert "save" not in said  # as a training does
+    assert left(folder) <= {"out.unfinished", "cache"}
 
 
 def test_errors_of_the_system_while_reading(folder: Path) -> None:

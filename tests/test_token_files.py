@@ -110,7 +110,8 @@ U16 = TOKENS.astype(np.uint16)
             "llm.c's header has 1024 bytes, the file 12",
         ),
         (lambda p: p.write_bytes(U16.tobytes()), "data.vocab_size"),
-        (lambda p: p.write_bytes(b""), "empty"),
+        (lambda p: p.write_bytes(b""), "an empty file"),
+        (lambda p: llmc(p, 20240520, 1, U16[:0]), "a header alone"),
     ],
 )
 def test_bad_files(make: Callable[[Path], object], part: str, tmp_path: Path) -> None:

@@ -15,7 +15,10 @@ from mpi_environments import Started, mpi_command, require, run, variables
 from safetensors.numpy import load_file
 
 from fastserve import worker
+from fastserve.data.end_token import WithEnd
+from fastserve.data.tokenizers import CharTokenizer
 from fastserve.errors import CheckpointError, DataError
+from fastserve.summary import opening
 
 JOB = """
 name: tiny
@@ -533,3 +536,14 @@ def test_the_slowest_rank_is_named(flavour: str, folder: Path) -> None:
     done = launch(folder, flavour, 3, *keys, equal, "--overwrite")
     assert done.returncode == 0, done.stderr
     assert "slowest" not in done.stderr
+
+
+def test_generation_without_a_prompt_or_with_a_strange_one() -> None:
+    tokenizer = CharTokenizer("abc")
+    with pytest.raises(DataError, match=r"add one, such as --prompt c$"):
+        worker._prompt(tokenizer, "")
+    with pytest.raises(DataError, match=r"^--prompt: (.|\n)*'d' \(U\+0064\)"):
+        worker._prompt(tokenizer, "ad")
+    assert worker._prompt(CharTokenizer.train("\nThe "), "") == [0]
+    assert opening(CharTokenizer.train("\nThe ")) == "'The '"
+    assert opening(WithEnd(CharTokenizer("abc"))) == "c"

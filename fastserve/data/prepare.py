@@ -280,7 +280,9 @@ def _plan(
         )
     if options.vocab_size is not None and options.tokenizer != "bpe":
         raise DataError(
-            "--vocab-size: expected with --tokenizer bpe only", options.tokenizer
+            "--vocab-size: expected with --tokenizer bpe only",
+            f"--tokenizer {options.tokenizer}",
+            "leave --vocab-size out: this tokenizer has its own",
         )
     given: Tokenizer | None = None
     if options.tokenizer == "byte":
@@ -319,8 +321,13 @@ def _check_whole(
     """Raise DataError if there is nothing, or what the tokenizer doesn't know."""
     for split in PARTS if validation_split else PARTS[:1]:
         if not sum(checked[i].bytes for i, p in enumerate(parts) if p.split == split):
+            part = "training" if split == "train" else split
             raise DataError(
-                f"expected text for the part {split!r}", "none", "give more text"
+                f"expected text for {part}",
+                "none",
+                "give more text, or change --validation-split"
+                if validation_split
+                else "give files that aren't empty",
             )
     if isinstance(given, CharTokenizer):
         known = set(given.characters)

@@ -156,7 +156,9 @@ def check_tokens(tokens: Array, vocab_size: int, name: str) -> None:
             raise DataError(
                 f"expected tokens from 0 to {vocab_size - 1}",
                 f"{name}: {piece[where]} at place {start + where}",
-                "raise data.vocab_size, or use the tokenizer the file was made with",
+                "raise data.vocab_size, or use the tokenizer the file was made with"
+                if piece[where] >= 0
+                else "write the file again, with token numbers alone",
             )
 
 
@@ -195,6 +197,8 @@ def _bin(path: Path) -> tuple[Array, int | None]:
 
 def _map(path: Path, kind: str, start: int, size: int) -> Array:
     width = np.dtype(kind).itemsize
+    if size == start:
+        raise ValueError("an empty file, or one with a header alone")
     if (size - start) % width:
         odd = "an odd number" if width == 2 else f"no multiple of {width}"
         raise ValueError(f"{size} bytes, {odd}: it is cut short")

@@ -179,7 +179,7 @@ def parse_size(size: str | int) -> int:
         count = int(match[1]) * base ** _UNITS[match[2].upper()]
     if count < 1:
         raise ArgumentError(
-            "expected a size of shards such as 300MB or 5GB", repr(size), "change it"
+            "expected a size of shards", repr(size), "give one such as 300MB or 5GB"
         )
     return count
 

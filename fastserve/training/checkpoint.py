@@ -83,6 +83,15 @@ class OptimizerState(Protocol):
     step: int
 
 
+class NoOptimizer:
+    """The optimizer of a checkpoint of weights alone."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Array] = {}
+        self.own: list[slice] | None = None
+        self.step = 0
+
+
 def save(
     folder: Path,
     step: int,
@@ -165,6 +174,14 @@ def load(
         views[OPTIMIZER] = _slots(store, optimizer)
     with ExitStack() as stack:
         opened = {n: stack.enter_context(_tensors(path / n)) for n in views}
+        if views.get(OPTIMIZER) and not opened[OPTIMIZER].keys():
+            raise CheckpointError(
+                f"{path}: expected the optimizer's state, to go on from it",
+                "a checkpoint of weights alone, as import and merge-lora write it",
+                "start a new run with model.init_from: FOLDER and without --resume; "
+                "the folder is the one that was imported, or what fastserve export "
+                "makes of the run",
+            )
         for name, file in opened.items():
             _compare(path / name, file, views[name])
         for name, file in opened.items():
@@ -247,17 +264,23 @@ def load_newest(
     """
     errors: list[CheckpointError] = []
     best = [path for path in _places(Path(folder), BEST) if path.exists()]
-    for path in [*_candidates(Path(folder)), *best]:
+    paths = [*_candidates(Path(folder)), *best]
+    for path in paths:
         try:
             return load(path, store, optimizer, loaded)
         except CheckpointError as error:
-            log.warning("%s: trying the one before. %s", path, error)
+            if path != paths[-1]:
+                log.warning("%s: trying the one before. %s", path, error)
             errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
     if errors:
         raise CheckpointError(
             f"expected a checkpoint that can be loaded in {folder}",
-            f"{len(errors)} that can't; the newest: {errors[0]}",
-            "start anew in another run folder, or with --overwrite",
+            f"{len(errors)} that can't; the newest: {errors[0].expected}: "
+            f"{errors[0].received}",
+            f"{errors[0].todo}; or start anew in another run folder, or with "
+            "--overwrite",
         ) from errors[0]
     return None
 
