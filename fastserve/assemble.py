@@ -120,7 +120,7 @@ def _text(data: schema.TextData, text: EncodedText, block: int, seed: int) -> Da
     )
     return Data(
         TokenSource(train, block, seed),
-        TokenSource(validation, block, shift=False) if len(validation) else None,
+        _validation(validation, block) if len(validation) else None,
         summary,
         tokenizer.vocab_size,
         tokenizer,
@@ -128,6 +128,17 @@ def _text(data: schema.TextData, text: EncodedText, block: int, seed: int) -> Da
         text.bytes_per_token,
         reset_at=_reset_at(data, tokenizer.vocab_size, tokenizer),
     )
+
+
+def _validation(tokens: Array | Shards, block: int) -> TokenSource:
+    try:
+        return TokenSource(tokens, block, shift=False)
+    except DataError as error:
+        raise DataError(
+            f"validation: {error.expected}",
+            error.received,
+            "validate on a larger part of the text, or take a smaller block_size",
+        ) from None
 
 
 def _tokens(data: schema.TokensData, block: int, seed: int, check: bool) -> Data:
@@ -140,7 +151,7 @@ def _tokens(data: schema.TokensData, block: int, seed: int, check: bool) -> Data
     held = f", {len(validation.tokens):,} to validate" if validation else ""
     return Data(
         TokenSource(train.tokens, block, seed),
-        TokenSource(validation.tokens, block, shift=False) if validation else None,
+        _validation(validation.tokens, block) if validation else None,
         f"{data.train}, {len(train.tokens):,} tokens{held}, vocabulary of "
         f"{vocabulary:,}",
         vocabulary,

@@ -247,6 +247,7 @@ BAD_JOBS = [
     ("model.n_head=3", "n_head"),
     ("train.stepz=3", "did you mean 'steps'"),
     ("model.block_size=4000", "block"),
+    ("data.validation_split=0.001", "validation: expected at least"),
 ]
 
 
