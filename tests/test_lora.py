@@ -265,7 +265,7 @@ def test_a_job_resumes_and_merges(
     capsys.readouterr()
     more = ["runs/merged/config.yaml", "--resume", "auto", "--overwrite"]
     assert worker.main(more) == 2  # in its own folder
-    assert "expected a checkpoint to train on from" in capsys.readouterr().err
+    assert "a checkpoint of weights alone" in capsys.readouterr().err
     assert worker.evaluate("runs/merged")["loss"] == pytest.approx(loss, abs=1e-5)
     assert worker.open_job("runs/merged")[1].name == "merged"  # not the run it is of
     with pytest.raises(CheckpointError, match="isn't there yet"):
