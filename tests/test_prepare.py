@@ -320,9 +320,12 @@ def test_the_command_on_two_ranks(folder: Path) -> None:
 
 
 def test_an_interrupt_of_the_command(folder: Path) -> None:
-    words = [sys.executable, "-m", "launch.cli", "prepare", "pydoc-topics", "text.txt"]
+    # long enough that it isn't done before the signal comes
+    long = (folder / "text.txt").read_text("utf-8") + load_text("pydoc-topics")
+    (folder / "long.txt").write_text(long * 30, "utf-8")
+    words = [sys.executable, "-m", "launch.cli", "prepare", "long.txt", "--to", "out"]
     process = subprocess.Popen(
-        [*words, "--to", "out"],
+        words,
         stderr=subprocess.PIPE,
         text=True,
         env=variables(FASTSERVE_CACHE_DIR=str(folder / "cache")),
@@ -335,7 +338,7 @@ def test_an_interrupt_of_the_command(folder: Path) -> None:
     assert process.returncode == 130, said
     assert said.endswith("stopped by SIGINT\n") and "Traceback" not in said
     assert "save" not in said  # as a training does
-    assert left(folder) <= {"out.unfinished", "cache"}
+    assert left(folder) <= {"out.unfinished", "cache", "long.txt"}
 
 
 def test_errors_of_the_system_while_reading(folder: Path) -> None:

@@ -16,6 +16,7 @@ from mpi_environments import FLAVOURS, require, run, variables
 pytestmark = [pytest.mark.mpi, pytest.mark.slow]
 both = pytest.mark.parametrize("mpi", FLAVOURS)
 ON_THREE = ("--set", "launch.slurm={nodes: 3, tasks_per_node: 1}")
+STEPS = 8000  # more than a minute of them
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -124,8 +125,10 @@ def test_scancel_ends_everything_and_is_not_requeued(mpi: str, slurm: Slurm) -> 
 
 @both
 def test_the_warning_before_the_end_saves_and_requeues(mpi: str, slurm: Slurm) -> None:
-    more = "{nodes: 3, tasks_per_node: 1, time: 1m, signal_seconds: 52}"
-    steps = ("--set", "train.steps=4000", "--set", "checkpoint.every=null")
+    # Slurm looks every 30 s, and warns up to 30 s early: here from 3 s to 33 s after the
+    # start, and never before the script can take the signal
+    more = "{nodes: 3, tasks_per_node: 1, time: 2m, signal_seconds: 87}"
+    steps = ("--set", f"train.steps={STEPS}", "--set", "checkpoint.every=null")
     job = slurm.submit(mpi, "--set", f"launch.slurm={more}", *steps)
 
     def complete() -> bool:
@@ -140,9 +143,9 @@ def test_the_warning_before_the_end_saves_and_requeues(mpi: str, slurm: Slurm) -
     shown = slurm.do("scontrol", "show", "job", job).stdout
     assert slurm.state(job) == "COMPLETED", shown + slurm.output()[-2000:]
     assert slurm.output().count("saved; back into the queue") >= 1
-    assert json.loads((slurm.run_dir / "done.json").read_text())["steps"] == 4000
+    assert json.loads((slurm.run_dir / "done.json").read_text())["steps"] == STEPS
     lines = (slurm.run_dir / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 4001))
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, STEPS + 1))
 
 
 @both
