@@ -16,7 +16,7 @@ from mpi_environments import FLAVOURS, require, run, variables
 pytestmark = [pytest.mark.mpi, pytest.mark.slow]
 both = pytest.mark.parametrize("mpi", FLAVOURS)
 ON_THREE = ("--set", "launch.slurm={nodes: 3, tasks_per_node: 1}")
-STEPS = 8000  # more than a minute of them
+STEPS = 6000  # of some 10 ms: longer than until Slurm's warning
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -125,8 +125,8 @@ def test_scancel_ends_everything_and_is_not_requeued(mpi: str, slurm: Slurm) -> 
 
 @both
 def test_the_warning_before_the_end_saves_and_requeues(mpi: str, slurm: Slurm) -> None:
-    # Slurm looks every 30 s, and warns up to 30 s early: here from 3 s to 33 s after the
-    # start, and never before the script can take the signal
+    # Slurm looks every 30 s, and warns up to 30 s early: 3 to 33 s after the start here,
+    # never before the script can take the signal
     more = "{nodes: 3, tasks_per_node: 1, time: 2m, signal_seconds: 87}"
     steps = ("--set", f"train.steps={STEPS}", "--set", "checkpoint.every=null")
     job = slurm.submit(mpi, "--set", f"launch.slurm={more}", *steps)
