@@ -125,7 +125,7 @@ def test_scancel_ends_everything_and_is_not_requeued(mpi: str, slurm: Slurm) -> 
 
 @both
 def test_the_warning_before_the_end_saves_and_requeues(mpi: str, slurm: Slurm) -> None:
-    # Slurm looks every 30 s, and warns up to 30 s early: 3 to 33 s after the start here,
+    # Slurm looks every 30 s and warns up to 30 s early: 3 to 33 s after the start here,
     # never before the script can take the signal
     more = "{nodes: 3, tasks_per_node: 1, time: 2m, signal_seconds: 87}"
     steps = ("--set", f"train.steps={STEPS}", "--set", "checkpoint.every=null")
