@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -329,7 +330,8 @@ def test_an_interrupt_of_the_command(folder: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=variables(FASTSERVE_CACHE_DIR=str(folder / "cache")),
-    )
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # background jobs of a shell ignore it, and so would the command
     limit = time.monotonic() + 60
     while not (folder / "out.unfinished").exists() and time.monotonic() < limit:
         time.sleep(0.01)
