@@ -17,9 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from fastserve.bench.peer import INSTALL, import_torch, torch_gpt, torch_step
-from fastserve.bench.step import BATCHES, SHAPES, our_step
-from fastserve.models import GPT
-from fastserve.optimizers import AdamW
+from fastserve.bench.step import (
+    BATCHES,
+    SHAPES,
+    compiled_gpt,
+    our_step,
+    random_tokens,
+)
 
 SIDES = ("fastserve", "recompute", "pytorch")
 STEPS = 3
@@ -70,20 +74,15 @@ def peak_memory() -> int:
 
 
 def _side(side: str, shape: str, batch: int) -> dict[str, float]:
-    import numpy as np
-
     options = SHAPES[shape]
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, options["vocab_size"], (batch, options["block_size"] + 1))
-    x, y = np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
+    x, y = random_tokens(options, batch)
     torch = import_torch() if side == "pytorch" else None
     before = peak_memory()  # what it takes to import isn't counted
     if torch is not None:
         run = torch_step(torch, torch_gpt(torch, options, None), x, y)
     else:
-        model = GPT(seed=1, **options)
+        model = compiled_gpt(options)
         model.options.recompute = side == "recompute"
-        model.compile(AdamW(1e-4, weight_decay=0.1, beta_2=0.95))
         run = our_step(model, x, y)
     seconds = []
     for _ in range(STEPS):

@@ -15,18 +15,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from fastserve.bench.gloo import init_gloo
 from fastserve.bench.peer import INSTALL, import_torch, torch_gpt, torch_step
-from fastserve.bench.step import BATCHES, SHAPES, One
+from fastserve.bench.step import (
+    BATCHES,
+    SHAPES,
+    compiled_gpt,
+    our_step,
+    random_tokens,
+)
 from fastserve.comm import Communicator
 from fastserve.comm.single import SingleCommunicator
 from fastserve.comm.world import in_thread
-from fastserve.data.sources import Batch
 from fastserve.errors import ArgumentError
 from fastserve.models import GPT
-from fastserve.optimizers import AdamW
 
 Run = Callable[[], float]
 ALONE = "rank 0 alone"
@@ -53,16 +55,13 @@ def measure(
     options = SHAPES[shape]
     batch = batch or BATCHES[shape]
     rows = share_of(batch, comm.size)
-    mine = slice(comm.rank * rows, (comm.rank + 1) * rows)
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, options["vocab_size"], (batch, options["block_size"] + 1))
-    part = np.ascontiguousarray(tokens[mine])
-    x, y = np.ascontiguousarray(part[:, :-1]), np.ascontiguousarray(part[:, 1:])
-    model = _model(options)
+    first = comm.rank * rows
+    x, y = (part[first : first + rows] for part in random_tokens(options, batch))
+    model = compiled_gpt(options)
     peers = _ddp(comm, options, model, x, y)  # they take the weights as they are now
-    sides: dict[str, Run] = {"fastserve": _ours(model, x, y, mine, batch)}
+    sides: dict[str, Run] = {"fastserve": our_step(model, x, y, first, batch)}
     with in_thread(SingleCommunicator()):
-        alone = _ours(_model(options), x, y, slice(0, rows), rows)
+        alone = our_step(compiled_gpt(options), x, y)
     sides[ALONE] = lambda: alone() if comm.rank == 0 else 0.0
     sides |= peers
     for run in sides.values():  # the warm-up
@@ -78,18 +77,6 @@ def measure(
             comm.barrier()
             seconds[name].append(time.perf_counter() - start)
     return _result(options, batch, comm, seconds)
-
-
-def _model(options: dict[str, Any]) -> GPT:
-    model = GPT(seed=1, **options)
-    model.compile(AdamW(1e-4, weight_decay=0.1, beta_2=0.95))
-    return model
-
-
-def _ours(model: GPT, x: Any, y: Any, mine: slice, total: int) -> Run:
-    batch = Batch(x, y, None)
-    trainer = model.prepare(One(batch))
-    return lambda: trainer.train_batch(batch, mine, total, 0).loss
 
 
 def _ddp(

@@ -68,11 +68,8 @@ def step(
     """Time training steps, print the result, and return it as a dict."""
     options = SHAPES[shape]
     batch = batch or BATCHES[shape]
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, options["vocab_size"], (batch, options["block_size"] + 1))
-    x, y = np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
-    model = GPT(seed=1, **options)
-    model.compile(AdamW(1e-4, weight_decay=0.1, beta_2=0.95))
+    x, y = random_tokens(options, batch)
+    model = compiled_gpt(options)
     torch = import_torch()
     peers: dict[str, Callable[[], float]] = {}
     if torch is not None:  # they take the weights as they are now
@@ -92,15 +89,32 @@ def step(
     return result
 
 
-def our_step(model: GPT, x: Array, y: Array) -> Callable[[], float]:
-    """Return what makes a step on one batch, and returns its loss."""
-    batch = Batch(x, y, None)
-    trainer = model.prepare(One(batch))
-    mine = slice(0, len(x))
-    return lambda: trainer.train_batch(batch, mine, len(x), 0).loss
+def random_tokens(options: dict[str, Any], batch: int) -> tuple[Array, Array]:
+    """Return inputs and targets (batch, block_size), the same at every call."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, options["vocab_size"], (batch, options["block_size"] + 1))
+    return np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
 
 
-class One(Source):
+def compiled_gpt(options: dict[str, Any]) -> GPT:
+    model = GPT(seed=1, **options)
+    model.compile(AdamW(1e-4, weight_decay=0.1, beta_2=0.95))
+    return model
+
+
+def our_step(
+    model: GPT, x: Array, y: Array, first_row: int = 0, total: int | None = None
+) -> Callable[[], float]:
+    """Return what makes a step on one batch, and returns its loss.
+
+    The batch is these rows, or with ``total`` this rank's rows of so many in all.
+    """
+    batch, mine = Batch(x, y, None), slice(first_row, first_row + len(x))
+    trainer = model.prepare(_One(batch))
+    return lambda: trainer.train_batch(batch, mine, total or len(x), 0).loss
+
+
+class _One(Source):
     """A source of one batch, always the same."""
 
     def __init__(self, batch: Batch) -> None:
