@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from fastserve.core import Array, ParameterStore
-from fastserve.core.memory import aligned_bytes
+from fastserve.core.memory import aligned_zeros
 from fastserve.errors import ArgumentError, StateError, UnknownNameError
 from fastserve.ops.blocks import FLAT, spare
 
@@ -149,9 +149,8 @@ class Optimizer:
         size = ends[-1] if ends else 0
         self.state = {}
         for slot in self.slots:
-            vector = aligned_bytes(size * store.dtype.itemsize).view(store.dtype)
-            vector.fill(0)
-            self.state[slot] = vector
+            vector = aligned_zeros(size * store.dtype.itemsize)
+            self.state[slot] = vector.view(store.dtype)
 
     def check_store(self, store: ParameterStore) -> None:
         """Raise StateError if another model has taken this optimizer since."""

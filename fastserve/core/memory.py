@@ -18,9 +18,7 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 def aligned_bytes(size: int) -> Array:
     """Return ``size`` fresh bytes that start at a multiple of 64."""
-    raw = np.empty(size + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size]
+    return _aligned(np.empty(size + ALIGNMENT, np.uint8), size)
 
 
 def aligned_zeros(size: int) -> Array:
@@ -28,7 +26,10 @@ def aligned_zeros(size: int) -> Array:
 
     The system gives a page of them only once it is written to.
     """
-    raw = np.zeros(size + ALIGNMENT, np.uint8)
+    return _aligned(np.zeros(size + ALIGNMENT, np.uint8), size)
+
+
+def _aligned(raw: Array, size: int) -> Array:
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size]
 
