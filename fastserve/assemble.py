@@ -162,18 +162,19 @@ def _tokens(data: schema.TokensData, block: int, seed: int, check: bool) -> Data
     )
 
 
+def end_token(data: schema.TextData | schema.TokensData, known: Any) -> int | None:
+    """Return the job's end token, or else that of ``known``: a tokenizer, or an open
+    file."""
+    return data.end_token if data.end_token is not None else getattr(known, "end", None)
+
+
 def _reset_at(
     data: schema.TextData | schema.TokensData, vocabulary: int, known: Any
 ) -> int | None:
-    """Return the end token that attention shall not look across, if any.
-
-    ``known`` may have an ``end`` of its own: a tokenizer, or an open file.
-    """
+    """Return the end token that attention shall not look across, if any."""
     if not data.reset_attention:
         return None
-    end = data.end_token
-    if end is None:
-        end = getattr(known, "end", None)
+    end = end_token(data, known)
     if end is None or not 0 <= end < vocabulary:
         raise DataError(
             f"data.reset_attention: expected an end token below {vocabulary}",

@@ -17,7 +17,7 @@ from fastserve.models.huggingface import load_pretrained
 from fastserve.models.huggingface import save_pretrained as save
 from fastserve.summary import opening
 from fastserve.training import checkpoint, files
-from fastserve.worker import name_of, open_job, open_model
+from fastserve.worker import name_of, open_job, open_model, open_tokenizer
 
 _TOKENIZER, _CONFIG = "tokenizer.json", "config.yaml"
 
@@ -106,7 +106,8 @@ def export_run(
         raise CheckpointError(
             "export: expected the run of a gpt", f"a model of type {job.model.type}"
         )
-    model, tokenizer, _ = open_model(run_dir, job, which)
+    tokenizer = open_tokenizer(run_dir)
+    model, _ = open_model(run_dir, job, tokenizer, which)
     if model.options_of_lora is not None:
         model.merge_lora()
     save(model, folder, tokenizer, dtype, max_shard_size)

@@ -10,7 +10,7 @@ from fastserve import config
 from fastserve.config import schema
 from fastserve.errors import CheckpointError
 from fastserve.training import checkpoint, files
-from fastserve.worker import name_of, open_job, open_model
+from fastserve.worker import name_of, open_job, open_model, open_tokenizer
 
 
 def merge_run(run: str, to: str, which: str = checkpoint.LATEST) -> str:
@@ -35,7 +35,7 @@ def merge_run(run: str, to: str, which: str = checkpoint.LATEST) -> str:
             "--to: expected a folder that isn't there yet", to, "take another name"
         )
     path = run_dir / "tokenizer.json"
-    model, _, step = open_model(run_dir, job, which)
+    model, step = open_model(run_dir, job, open_tokenizer(run_dir), which)
     model.merge_lora()
     whole = m.model_copy(update={"lora": None, "init_from": None})
     # its own folder: else --resume would go on in that of the run it is made from

@@ -21,6 +21,7 @@ from fastserve.assemble import (
     check_start,
     check_wishes,
     compile_model,
+    end_token,
     make_data,
     make_model,
     make_sampler,
@@ -33,7 +34,6 @@ from fastserve.config import schema
 from fastserve.core import without_initial_values
 from fastserve.data.completions import CompletionSource
 from fastserve.data.encode import share_text
-from fastserve.data.end_token import WithEnd
 from fastserve.data.token_files import open_token_file
 from fastserve.data.tokenizers import Tokenizer, load_tokenizer
 from fastserve.errors import CheckpointError, DataError, FastserveError
@@ -334,8 +334,7 @@ def _kept_tokenizer(
     the file it was read from may be gone, and other data have other characters."""
     kind = getattr(job.data, "tokenizer", None)
     wanted = kind == "bpe" or (read and kind not in (None, "byte"))
-    path = run_dir / "tokenizer.json" if wanted and run_dir else None
-    return load_tokenizer(path) if path and path.is_file() else None
+    return open_tokenizer(run_dir) if wanted and run_dir else None
 
 
 def _load(
@@ -369,14 +368,6 @@ def _load(
                 "--resume: expected a run folder or a checkpoint",
                 str(source),
                 "give a folder: runs/NAME or runs/NAME/checkpoints/step-00000200",
-            )
-        made = trainer.optimizer.step
-        if state and state["step"] != made:
-            raise CheckpointError(
-                "--resume: expected a checkpoint to train on from",
-                f"weights of step {state['step']} with an optimizer of step {made}, as "
-                "merge-lora makes them",
-                "export the run, and start from that folder with model.init_from",
             )
         for name, value in plan.items() if state else ():
             if state and state.get(name, value) != value:
@@ -496,13 +487,20 @@ def name_of(run_dir: Path) -> str:
     return name or "imported"
 
 
-def open_model(
-    run_dir: Path, job: config.Job, which: str = checkpoint.LATEST
-) -> tuple[GPT, Tokenizer | WithEnd | None, int]:
-    """Return a language model's run as model, tokenizer if it has one, and the step of
-    the checkpoint ``which``; raises as ``load_weights``."""
+def open_tokenizer(run_dir: Path) -> Tokenizer | None:
+    """Return a run's tokenizer, if it has one."""
     path = run_dir / "tokenizer.json"
-    tokenizer = load_tokenizer(path) if path.is_file() else None
+    return load_tokenizer(path) if path.is_file() else None
+
+
+def open_model(
+    run_dir: Path,
+    job: config.Job,
+    tokenizer: Tokenizer | None,
+    which: str = checkpoint.LATEST,
+) -> tuple[GPT, int]:
+    """Return a language model's run as model, and the step of the checkpoint ``which``;
+    raises as ``load_weights``."""
     size = tokenizer.vocab_size if tokenizer else None
     if isinstance(job.data, schema.TokensData) and size is None:
         # a file that doesn't tell it needs the key
@@ -511,7 +509,7 @@ def open_model(
     with without_initial_values():
         model = make_model(job, size)
     assert isinstance(model, GPT)
-    return model, tokenizer, load_weights(run_dir, model, which)
+    return model, load_weights(run_dir, model, which)
 
 
 def load_weights(run_dir: Path, model: Model, which: str = checkpoint.LATEST) -> int:
@@ -543,15 +541,15 @@ def generate(
 ) -> str:
     """Return ``prompt`` and the text that the run's model goes on with."""
     run_dir, job = open_job(run)
-    if not (run_dir / "tokenizer.json").is_file():
+    tokenizer = open_tokenizer(run_dir)
+    if tokenizer is None:
         raise CheckpointError(
             "generate: expected a run of a language model, with a tokenizer.json",
             run,
             "use evaluate, or train with data.type text",
         )
-    tokenizer = load_tokenizer(run_dir / "tokenizer.json")
     start = _prompt(tokenizer, prompt)  # before the model, which may take long
-    model, _, _ = open_model(run_dir, job, which)
+    model, _ = open_model(run_dir, job, tokenizer, which)
     model.reset_at = end = _end_of(job, tokenizer)
     made = model.generate(start, tokens, temperature, top_k, top_p, seed)
     if end in made:
@@ -584,11 +582,7 @@ def _end_of(job: config.Job, tokenizer: Any) -> int | None:
     if data.type == "completions":
         return int(tokenizer.end)
     if data.type in ("text", "tokens") and data.reset_attention:
-        return (
-            getattr(tokenizer, "end", None)
-            if data.end_token is None
-            else data.end_token
-        )
+        return end_token(data, tokenizer)
     return None
 
 
