@@ -50,6 +50,7 @@ class Data:
         tokenizer: of a text, else None. tokens: (train, validation) of a text.
         bytes_per_token: mean bytes of text of a validation token; None: not known.
         reset_at: end token that attention doesn't look across; None: there is none.
+        prompt: the first one of completions, to show how the model is asked.
     """
 
     train: Source
@@ -60,6 +61,7 @@ class Data:
     tokens: tuple[Array | Shards, Array | Shards] | None = None
     bytes_per_token: float | None = None
     reset_at: int | None = None
+    prompt: str = ""
 
     def baseline(self, samples: int | None = None) -> float | None:
         """Return the validation loss of a 2-gram model, in nats a token.
@@ -233,6 +235,7 @@ def _completions(
         tokenizer.vocab_size,
         tokenizer,
         reset_at=tokenizer.end if data.packing else None,
+        prompt=pairs[0].prompt,
     )
 
 

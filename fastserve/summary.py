@@ -111,7 +111,7 @@ def conclusion(
         lines += ["sample", *(f"  {line}" for line in text.splitlines())]
     lines.append(f"run      {short(run_dir)}")
     if isinstance(model, GPT) and data.tokenizer is not None:
-        prompt = opening(data.tokenizer)
+        prompt = shlex.quote(data.prompt) if data.prompt else opening(data.tokenizer)
         lines.append(f"next     fastserve generate {short(run_dir)} --prompt {prompt}")
     return "\n".join(lines)
 

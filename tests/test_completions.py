@@ -307,6 +307,8 @@ def test_a_job_from_the_file_to_answers(
     assert worker.main(["job.yaml"]) == 0
     out = capsys.readouterr().out
     assert "tasks.jsonl, 240 examples and 60 to validate, in 48 rows of 24" in out
+    asked = json.loads((folder / "tasks.jsonl").read_text().splitlines()[0])["prompt"]
+    assert f"fastserve generate runs/tiny --prompt {asked}" in out
     assert [worker.generate("runs/tiny", f"{x}:", 20, 0) for x in "ceh"] == [
         "c:CC",
         "e:EE",
