@@ -3,8 +3,9 @@
 A batch is cut into shards in a way that doesn't depend on the ranks, and the shards'
 vectors are added up along one binary tree: shard 0 with 1, 2 with 3, these two sums,
 and so on. Floating-point addition isn't associative, but a rank may compute any part of
-the tree that lies over its own shards. Where the parts of several ranks meet, the rank that
-owns a slice of the vector adds them up in the tree's order; then the slices go round.
+the tree that lies over its own shards. Where the parts of several ranks meet, the rank
+that owns a slice of the vector adds them up in the tree's order; then the slices go
+round.
 
 A rank that has the shards 4, 5 and 6 sends two vectors, (4 + 5) and 6. So the bytes
 between ranks are those of a ring if the number of shards is a multiple of that of the
@@ -42,7 +43,7 @@ def nodes_of(shards: range) -> list[Node]:
 
 
 def merges_after(shards: range, place: int) -> int:
-    """Return how many sums can be taken once shard number ``place`` of them is there."""
+    """Return how many sums can be taken once number ``place`` of them is there."""
     before, now = shards[:place], shards[: place + 1]
     return len(nodes_of(before)) + 1 - len(nodes_of(now))
 
