@@ -80,6 +80,7 @@ class Layer:
     input_gradient = True  # False: nobody needs dx, so backward may return None
     fused_loss: str | None = None  # 'softmax' or 'sigmoid' if the output is one
 
+    _trainable = True
     rows_apart = False  # the last axis is mapped linearly; there is backward_rows
 
     arguments: tuple[tuple[Any, ...], dict[str, Any]]  # those of the constructor
@@ -159,6 +160,18 @@ class Layer:
         decay = len(shape) >= 2 if decay is None else decay
         shape = tuple(map(int, shape))
         parameter = Parameter(name, shape, init, decay, regularizer, constraint)
+        parameter.trainable = self._trainable
+        self._parameters.append(parameter)
+        return parameter
+
+    def state(self, name: str, shape: tuple[int, ...], init: Initializer) -> Parameter:
+        """Make a weight that isn't trained, but that ``forward`` may change.
+
+        It is saved like the others. What ``forward`` makes of it in a step differs
+        between ranks, so afterwards each gets the mean, weighted by the ranks' rows.
+        """
+        parameter = Parameter(name, tuple(map(int, shape)), init, decay=False)
+        parameter.trainable, parameter.moving = False, True
         self._parameters.append(parameter)
         return parameter
 
@@ -175,6 +188,8 @@ class Layer:
                 "expected layers of different names", repr(name), "rename one of them"
             )
         self._children[name] = layer
+        if not self._trainable:
+            layer.trainable = False
         return layer
 
     def buffer(
@@ -225,6 +240,22 @@ class Layer:
     @property
     def built(self) -> bool:
         return self.output_shape is not None
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the weights of this layer and of all inside of it are trained.
+
+        What is set counts from the next ``compile`` of the model on.
+        """
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        for _, layer in self.walk():
+            layer._trainable = bool(value)
+            for parameter in layer.own_parameters():
+                fixed = parameter.moving or parameter.base
+                parameter.trainable = bool(value) and not fixed
 
     def bind(self, memory: Memory, dtype: np.dtype[Any]) -> None:
         """Give this layer and all inside of it the model's pool and its type."""

@@ -29,6 +29,7 @@ from fastserve.optimizers import Optimizer, global_norm
 from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
 from fastserve.training.guard import LIMIT, SpikeGuard
 from fastserve.training.head import make_head, pieces_of
+from fastserve.training.moving import MovingWeights
 
 
 @dataclass
@@ -138,6 +139,7 @@ class Trainer:
         trained = store.parameters
         self._regularized = [(p, r) for p in trained if (r := p.regularizer)]
         self._constrained = [(p, c) for p in trained if (c := p.constraint)]
+        self.moving = MovingWeights(store, comm)
         self._sum: Array | None = None  # gradients of earlier micro-batches
         self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
         self._measured = self._status  # where metrics of a piece of a batch go
@@ -189,6 +191,7 @@ class Trainer:
             count = self._losses_per_row(time) * total
         self._status.fill(0)
         self._status[1] = count if self.comm.rank == 0 else 0
+        self.moving.begin()
         if batch is None:
             self.sync.begin()
             self.store.grads.fill(0)
@@ -200,6 +203,7 @@ class Trainer:
         computed = perf_counter()
         self.comm.allreduce(self._status)
         waited = self.sync.waited + perf_counter() - computed
+        self.moving.hold()
         self._status[0] += self._regularize() * count
         norm = self._norm()
         loss = float(self._status[0]) / count
@@ -218,6 +222,7 @@ class Trainer:
             self.optimizer.update(scale, norm)
             updated = perf_counter()
             self.sync.gather(self.store.values)
+            self.moving.apply(mine.stop - mine.start, total)
             waited += perf_counter() - updated
             for parameter, constraint in self._constrained:
                 constraint.apply(parameter.value)
@@ -401,6 +406,7 @@ class Trainer:
                 key = StepKey(self.seed, self.optimizer.step, first_row)
                 x = self._input(part.x)
                 place = place or first_nonfinite_layer(self.root, x, key)
+            self.moving.undo()
         if place:
             place = f"output of {place} on rank {self.comm.rank} ({self.comm.host})"
         found = self.comm.gather_obj(place)
