@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
+from fastserve.core.constraints import Constraint
 from fastserve.core.initializers import Initializer
 from fastserve.core.memory import Array, Memory
 from fastserve.core.parameter import Parameter
 from fastserve.core.random import StepKey
+from fastserve.core.regularizers import Regularizer
 from fastserve.errors import ArgumentError, ShapeError, StateError
 
 Shape = tuple[int | None, ...]  # without the batch axis; None where it may vary
@@ -131,10 +133,13 @@ class Layer:
         shape: tuple[int, ...],
         init: Initializer,
         decay: bool | None = None,
+        regularizer: Regularizer | None = None,
+        constraint: Constraint | None = None,
     ) -> Parameter:
         """Make a parameter; unless told, it decays if it is a matrix or more."""
         decay = len(shape) >= 2 if decay is None else decay
-        parameter = Parameter(name, tuple(map(int, shape)), init, decay)
+        shape = tuple(map(int, shape))
+        parameter = Parameter(name, shape, init, decay, regularizer, constraint)
         self._parameters.append(parameter)
         return parameter
 

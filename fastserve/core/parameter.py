@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import DTypeLike
 
+from fastserve.core.constraints import Constraint
 from fastserve.core.initializers import Initializer
 from fastserve.core.memory import ALIGNMENT, Array, aligned_zeros
 from fastserve.core.random import generator
+from fastserve.core.regularizers import Regularizer
 from fastserve.errors import ArgumentError, ShapeError, StateError
 
 if TYPE_CHECKING:
@@ -46,14 +48,23 @@ class Parameter:
         path: place in the model's tree, for example ``blocks.0.attention.qkv.kernel``.
         decay: whether weight decay applies; by default to matrices only.
         users: number of layers that hold it; more than one if it is tied.
+        regularizer: adds a penalty to the loss; None: none.
+        constraint: what is done to the value after each update; None: nothing.
         trainable: false: the value stays, and ``grad`` is memory that frozen
             parameters share and nobody reads; a layer needn't write to it.
     """
 
     def __init__(
-        self, name: str, shape: tuple[int, ...], init: Initializer, decay: bool
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        init: Initializer,
+        decay: bool,
+        regularizer: Regularizer | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         self.name, self.shape, self.init, self.decay = name, shape, init, decay
+        self.regularizer, self.constraint = regularizer, constraint
         self.path = name
         self.users = 1
         self.trainable = True

@@ -135,6 +135,9 @@ class Trainer:
         self.guard = None if factor is None else SpikeGuard(factor)
         self.stop_requested = False
         self.busy, self.rows = 0.0, 0
+        trained = store.parameters
+        self._regularized = [(p, r) for p in trained if (r := p.regularizer)]
+        self._constrained = [(p, c) for p in trained if (c := p.constraint)]
         self._sum: Array | None = None  # gradients of earlier micro-batches
         self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
         self._measured = self._status  # where metrics of a piece of a batch go
@@ -197,6 +200,7 @@ class Trainer:
         computed = perf_counter()
         self.comm.allreduce(self._status)
         waited = self.sync.waited + perf_counter() - computed
+        self._status[0] += self._regularize() * count
         norm = self._norm()
         loss = float(self._status[0]) / count
         speaks = self.comm.rank == 0
@@ -215,12 +219,24 @@ class Trainer:
             updated = perf_counter()
             self.sync.gather(self.store.values)
             waited += perf_counter() - updated
+            for parameter, constraint in self._constrained:
+                constraint.apply(parameter.value)
             self.totals += self._status
         self.busy, self.rows = perf_counter() - start - waited, mine.stop - mine.start
         every = self.options.check_every
         if every and self.comm.size > 1 and (step + 1) % every == 0:
             check_replicas(self.store, self.comm, step)
         return StepResult(loss, norm, rate, total, bool(self._status[2]), skip)
+
+    def _regularize(self) -> float:
+        """Add the regularizers' gradients to the sum over all ranks, which has them
+        once; return their penalty, which is part of the loss."""
+        for parameter, regularizer in self._regularized:
+            regularizer.add_gradient(parameter.value, parameter.grad)
+        return self._penalty()
+
+    def _penalty(self) -> float:
+        return sum(r.penalty(p.value) for p, r in self._regularized)
 
     def _norm(self) -> float:
         """Return the norm of all gradients, of which this rank may have a part."""
@@ -319,6 +335,7 @@ class Trainer:
                 status[1] += _losses(part, self.loss.count(prediction.shape))
                 self._measure(part, y, status)
         self.comm.allreduce(status)
+        status[0] += self._penalty() * status[1]
         return self.results(status)
 
     def results(self, totals: Array | None = None) -> dict[str, float]:
