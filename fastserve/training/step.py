@@ -131,7 +131,7 @@ class Trainer:
         if o.recompute:
             recompute_blocks(root)
         if o.shard_optimizer:
-            optimizer.bind(store, self.sync.own)
+            optimizer.bind(store, self.sync.own, comm.allreduce)
         factor = o.spike_factor
         self.guard = None if factor is None else SpikeGuard(factor)
         self.stop_requested = False
@@ -215,7 +215,7 @@ class Trainer:
             self._raise_nonfinite(batch, mine, step, loss)
         rate = self.optimizer.current_lr()
         if skip:
-            self.optimizer.step += 1  # it counts: the next step has the next data
+            self.optimizer.skip()  # it counts: the next step has the next data
         else:
             clip = self.clip_norm
             scale = 1.0 if not clip or norm <= clip else clip / norm
@@ -300,6 +300,13 @@ class Trainer:
             root.backward(gradient, done)
         done(root)
         return total
+
+    def finish(self) -> None:
+        """Let the optimizer's moving average, if there is one, take the weights'
+        place."""
+        if self.optimizer.use_ema:
+            self.optimizer.finalize()
+            self.sync.gather(self.store.values)
 
     # -- evaluation --------------------------------------------------------------
 
