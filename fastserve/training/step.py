@@ -31,6 +31,7 @@ from fastserve.training.exact import ExactStep, ShardTable, make_shards
 from fastserve.training.guard import LIMIT, SpikeGuard
 from fastserve.training.head import make_head, pieces_of
 from fastserve.training.moving import MovingWeights
+from fastserve.training.numerics import fix_threads
 
 
 @dataclass
@@ -54,6 +55,8 @@ class Options:
             again in backward.
         shard_optimizer: each rank keeps the optimizer's state of its own part of the
             weights alone (ZeRO stage 1).
+        threads: of BLAS in each rank with the algorithm exact, whose bits depend on it;
+            None: 1. Other algorithms leave it to the environment.
     """
 
     micro_batch: int | None = None
@@ -65,6 +68,7 @@ class Options:
     spike_factor: float | None = None
     recompute: bool = False
     shard_optimizer: bool = False
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.spike_factor is not None and not self.spike_factor > 1:
@@ -144,6 +148,8 @@ class Trainer:
         self._constrained = [(p, c) for p in trained if (c := p.constraint)]
         self.moving = MovingWeights(store, comm)
         tree = self.sync.exact
+        if tree is not None:
+            fix_threads(o.threads or 1)
         self.exact = None if tree is None else ExactStep(comm, tree, self.moving)
         self._sum: Array | None = None  # gradients of earlier micro-batches
         self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
