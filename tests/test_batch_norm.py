@@ -216,6 +216,25 @@ def test_without_synchronized_ranks_have_their_own_statistics() -> None:
         np.testing.assert_allclose(variance, expected)
 
 
+def test_exact_is_for_statistics_of_shards() -> None:
+    x, y = rng().standard_normal((8, 3)), rng(1).standard_normal((8, 2))
+    with pytest.raises(ArgumentError, match="synchronized"):
+        network(algorithm="exact").train_on_batch(x, y)
+
+    def program(comm: Communicator) -> list[Array]:
+        layers = [BN(input_shape=(3,)), fs.layers.Dense(2)]
+        model = fs.models.Sequential(layers)
+        model.compile("adam", "mse")
+        model.options = Options(algorithm="exact", micro_batch=2)
+        model.fit(x, y, epochs=2, verbose=0)
+        return model.get_weights()
+
+    alone = run_threads(1, program)[0]
+    for weights in run_threads(3, program):
+        for ours, theirs in zip(weights, alone, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_synchronized_over_mpi_is_as_between_threads(

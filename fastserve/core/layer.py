@@ -23,8 +23,18 @@ L = TypeVar("L", bound="Layer")
 V = TypeVar("V")
 
 
-def same_shape(one: Shape, other: Shape) -> bool:
-    """Return whether the shapes can be the same; None stands for any extent."""
+def is_several(shape: Any) -> bool:
+    """Return whether ``shape`` is a tuple of shapes, of several inputs or outputs."""
+    return len(shape) > 0 and isinstance(shape[0], tuple)
+
+
+def same_shape(one: Any, other: Any) -> bool:
+    """Return whether the shapes can be the same; None stands for any extent.
+
+    Both may be tuples of shapes.
+    """
+    if is_several(one) and is_several(other):
+        return len(one) == len(other) and all(map(same_shape, one, other))
     return len(one) == len(other) and all(
         a == b or a is None or b is None for a, b in zip(one, other, strict=True)
     )
@@ -48,6 +58,13 @@ class Layer:
     - ``backward`` overwrites ``grad``; only the second user of a tied parameter adds.
     - A layer with children calls ``done(child)`` when a child's gradients are final.
 
+    A layer of several inputs says ``several_inputs = True``: it is built with a tuple
+    of shapes, called with a tuple of arrays, and its ``backward`` returns a tuple of
+    gradients, None for an input of integers; ``mask`` is a tuple too, or None. If
+    ``build`` returns a tuple of shapes the layer has several outputs: ``forward``
+    returns a tuple of arrays, ``backward`` is given one of gradients, None for an
+    output that nobody used, and ``output_mask`` returns a tuple.
+
     ``training`` is false, or a ``StepKey`` that says which random numbers to take.
 
     Args:
@@ -57,7 +74,9 @@ class Layer:
     """
 
     inline = False  # its children's paths are as if they were its parent's
-    takes_integers = False  # the input holds indices, not numbers to differentiate
+    takes_integers: bool | tuple[bool, ...] = False  # the input holds indices, not
+    # numbers to differentiate; a tuple for each of several inputs
+    several_inputs = False
     input_gradient = True  # False: nobody needs dx, so backward may return None
     fused_loss: str | None = None  # 'softmax' or 'sigmoid' if the output is one
 
@@ -85,7 +104,7 @@ class Layer:
         self.path = ""  # place in the model's tree
         self.dtype = np.dtype(np.float32)
         self.memory = Memory()
-        self.mask: Array | None = None  # (batch, time) bool: which positions count
+        self.mask: Any = None  # (batch, time) bool: which positions count
         self._parameters: list[Parameter] = []
         self._children: dict[str, Layer] = {}
         self._buffers: dict[str, Array] = {}
@@ -93,14 +112,14 @@ class Layer:
 
     # -- what a subclass writes ------------------------------------------------
 
-    def build(self, input_shape: Shape) -> Shape:
+    def build(self, input_shape: Any) -> Any:
         """Make the parameters for inputs of ``input_shape``; return the output's."""
         return input_shape
 
-    def forward(self, x: Array, training: Training = False) -> Array:
+    def forward(self, x: Any, training: Training = False) -> Any:
         raise NotImplementedError(f"{type(self).__name__}.forward")
 
-    def backward(self, dy: Array, done: Done = nothing) -> Any:
+    def backward(self, dy: Any, done: Done = nothing) -> Any:
         raise NotImplementedError(f"{type(self).__name__}.backward")
 
     def logits(self) -> Array:
@@ -118,7 +137,7 @@ class Layer:
         """
         raise NotImplementedError(f"{type(self).__name__}.backward_rows")
 
-    def output_mask(self) -> Array | None:
+    def output_mask(self) -> Any:
         """Return the mask of the output; ``self.mask`` is the input's."""
         return self.mask
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from fastserve.comm import Communicator
 from fastserve.core import Layer
 from fastserve.data.sampler import micro_batches, share
+from fastserve.errors import ArgumentError
 from fastserve.layers.batch_normalization import BatchNormalization
 
 
@@ -22,18 +23,28 @@ class Together:
 
     Attributes:
         layers: none if there is one rank.
+
+    Raises ArgumentError for the algorithm exact, where nothing may depend on the ranks.
     """
 
-    def __init__(self, root: Layer, comm: Communicator) -> None:
+    def __init__(self, root: Layer, comm: Communicator, algorithm: str) -> None:
         self._comm = comm
-        self.layers = [
+        found = [
             layer
             for _, layer in root.walk()
             if isinstance(layer, BatchNormalization)
             and layer.synchronized
             and layer.trainable
-            and comm.size > 1
         ]
+        if found and algorithm == "exact":
+            raise ArgumentError(
+                "expected no synchronized layer with the algorithm exact, which "
+                "computes each shard of a batch by itself",
+                f"layer {found[0].path}",
+                "leave out synchronized: the statistics of a shard don't depend on the "
+                "ranks",
+            )
+        self.layers = found if comm.size > 1 else []
 
     @contextmanager
     def within(
