@@ -2,6 +2,7 @@
 
 from fastserve.core.layer import Layer
 from fastserve.layers.attention import MultiHeadAttention, TransformerBlock
+from fastserve.layers.batch_normalization import BatchNormalization
 from fastserve.layers.chain import Chain, Residual
 from fastserve.layers.dense import Activation, Dense
 from fastserve.layers.dropout import Dropout
@@ -14,6 +15,7 @@ from fastserve.layers.shapes import Flatten, Input, Reshape
 __all__ = [
     "Activation",
     "Add",
+    "BatchNormalization",
     "Chain",
     "Concatenate",
     "Dense",

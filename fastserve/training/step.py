@@ -32,6 +32,7 @@ from fastserve.training.guard import LIMIT, SpikeGuard
 from fastserve.training.head import make_head, pieces_of
 from fastserve.training.moving import MovingWeights
 from fastserve.training.numerics import fix_threads
+from fastserve.training.together import Together
 
 
 @dataclass
@@ -132,8 +133,10 @@ class Trainer:
         self.loss = loss.with_logits() if self.fused else loss
         self._head = make_head(root, self.loss, self._measure_piece)
         o = self.options
+        self.together = Together(root, comm, o.algorithm)
+        overlap = False if self.together.layers else o.overlap
         self.sync = GradientSync(
-            store, comm, o.algorithm, o.overlap, o.wire, sharded=o.shard_optimizer
+            store, comm, o.algorithm, overlap, o.wire, sharded=o.shard_optimizer
         )
         if o.recompute:
             recompute_blocks(root)
@@ -205,12 +208,13 @@ class Trainer:
         self.moving.begin()
         if self.exact is not None:
             self.exact.begin()
-        if batch is None:
-            self.sync.begin()
-            self.store.grads.fill(0)
-            self.sync.done(self.root)
-        else:
-            self._accumulate(batch, mine, 1.0 / count)
+        with self.together.within(mine, total, self.options.micro_batch):
+            if batch is None:
+                self.sync.begin()
+                self.store.grads.fill(0)
+                self.sync.done(self.root)
+            else:
+                self._accumulate(batch, mine, 1.0 / count)
         self._status[2] = self.stop_requested
         self.sync.finish()
         computed = perf_counter()
