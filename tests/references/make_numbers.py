@@ -16,6 +16,7 @@ os.environ["KERAS_BACKEND"] = "jax"
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+import jax  # noqa: E402
 import keras  # noqa: E402
 import keras_cases as cases  # noqa: E402
 import numpy as np  # noqa: E402
@@ -51,9 +52,33 @@ def optimizers() -> Arrays:
     return {name: np.stack(values) for name, values in found.items()}
 
 
+def losses() -> Arrays:
+    found: Arrays = {}
+    for case, (kind, arguments, targets, predictions) in cases.LOSSES.items():
+        y, x = cases.loss_inputs(targets, predictions)
+        make = getattr(keras.losses, kind)
+        each = make(**arguments, reduction=None)
+        found[f"{case}/each"] = np.array(each(y, x))
+        found[f"{case}/mean"] = np.array(make(**arguments)(y, x))
+        found[f"{case}/sum"] = np.array(make(**arguments, reduction="sum")(y, x))
+        found[f"{case}/gradient"] = np.array(
+            jax.grad(lambda x, y=y, each=each: each(y, x).sum())(x)
+        )
+        weights = cases.loss_weights(found[f"{case}/each"].shape[:1] or (4,))
+        found[f"{case}/weighted"] = np.array(
+            make(**arguments)(
+                y, x, weights[:, None] if found[f"{case}/each"].ndim > 1 else weights
+            )
+        )
+        weighted = make(**arguments, reduction="mean_with_sample_weight")
+        if case not in cases.WHOLE and found[f"{case}/each"].ndim == 1:
+            found[f"{case}/weighted mean"] = np.array(weighted(y, x, weights))
+    return found
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
-    made = {"optimizers": optimizers()}
+    made = {"optimizers": optimizers(), "losses": losses()}
     for name, arrays in made.items():
         path = HERE / f"numbers_{name}.npz"
         np.savez_compressed(path, **arrays)
