@@ -82,6 +82,13 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "rmsprop": {"type": "rmsprop", "lr": 1e-4, "rho": 0.8, "eps": 1e-6},
     "adam": {"type": "adam", "lr": 5e-05, "betas": [0.8, 0.9]},
     "adamw": {"type": "adamw", "lr": 1e-3, "weight_decay": 0},
+    "adamax": {"type": "adamax", "betas": [0.8, 0.9]},
+    "nadam": {"type": "nadam", "eps": 1e-5},
+    "lamb": {"type": "lamb", "weight_decay": 0.1},
+    "lion": {"type": "lion", "betas": [0.95, 0.98]},
+    "adagrad": {"type": "adagrad", "initial_accumulator_value": 0},
+    "adadelta": {"type": "adadelta", "lr": 1, "rho": 0.9},
+    "ftrl": {"type": "ftrl", "l1": 0.1, "learning_rate_power": -0.4},
 }
 SCHEDULES: dict[str, dict[str, Any]] = {
     "constant": {"type": "constant", "warmup_steps": 3},
