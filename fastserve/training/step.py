@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -19,7 +20,8 @@ import numpy as np
 from fastserve.comm import Communicator, GradientSync
 from fastserve.core import Array, Layer, ParameterStore, StepKey
 from fastserve.core.parameter import BUCKET_BYTES
-from fastserve.data.sampler import Sampler, micro_batches, share
+from fastserve.data.prefetch import Pace, Share, load, share_of, shares
+from fastserve.data.sampler import Sampler, micro_batches
 from fastserve.data.sources import Batch, Source
 from fastserve.errors import ArgumentError, NonFiniteError
 from fastserve.layers.recompute import recompute_blocks
@@ -156,15 +158,15 @@ class Trainer:
         """Make step number ``step``; raises NonFiniteError before it would spoil
         the weights, and LossSpikeError as ``SpikeGuard`` does."""
         start = perf_counter()
-        rows, epochs = sampler.step(step)
-        mine = share(len(rows), self.comm.rank, self.comm.size)
-        batch = None
-        if mine.stop > mine.start:
-            batch = source.batch(rows[mine], epochs[mine])
-        loading = perf_counter() - start
-        time = source.input_shape[0] if source.input_shape else 1
-        count = source.losses(rows)
-        result = self.train_batch(batch, mine, len(rows), step, time, count)
+        part = share_of(source, sampler, step, self.comm.rank, self.comm.size)
+        return self.train_share(part, step, perf_counter() - start)
+
+    def train_share(self, part: Share, step: int, loading: float = 0.0) -> StepResult:
+        """Make step number ``step`` from this rank's share of its data, which it took
+        ``loading`` seconds to get."""
+        result = self.train_batch(
+            part.batch, part.mine, part.total, step, part.time, part.losses
+        )
         self.busy += loading
         return result
 
@@ -305,15 +307,19 @@ class Trainer:
 
         With ``batches`` only so many are looked at, always the first ones.
         """
-        status = np.zeros_like(self._status)
         sampler = Sampler(source.samples, batch_size, 0, shuffle=False, wrap=False)
         steps = sampler.steps_per_epoch
-        for step in range(min(steps, batches or steps)):
-            rows, epochs = sampler.step(step)
-            mine = share(len(rows), self.comm.rank, self.comm.size)
-            if mine.stop == mine.start:
+        wanted = range(min(steps, batches or steps))
+        parts = shares(source, sampler, wanted, self.comm.rank, self.comm.size)
+        with closing(load(parts, Pace(), source)) as loaded:
+            return self.evaluate_shares(loaded)
+
+    def evaluate_shares(self, shares: Iterable[Share]) -> dict[str, float]:
+        """Return loss and metrics over the data of which these are this rank's."""
+        status = np.zeros_like(self._status)
+        for batch, mine, *_ in shares:
+            if batch is None:
                 continue
-            batch = source.batch(rows[mine], epochs[mine])
             for _, part in self._pieces(batch, mine):
                 if self._head is not None and self._in_pieces(part):
                     self._measured = status
