@@ -51,6 +51,14 @@ def no_thread_is_left() -> Iterator[None]:
     assert not [t for t in threading.enumerate() if t.name == "prefetch"]
 
 
+def whole(total: int, full: int) -> slice:
+    return slice(0, total)
+
+
+def first_half(total: int, full: int) -> slice:
+    return slice(0, total // 2)
+
+
 def sampler(samples: int = 20, batch: int = 6) -> Sampler:
     return Sampler(samples, batch, 1, shuffle=True, wrap=False)
 
@@ -58,9 +66,13 @@ def sampler(samples: int = 20, batch: int = 6) -> Sampler:
 def test_the_same_batches_in_the_same_order() -> None:
     weights = np.linspace(0, 1, 20)
     steps, order = range(9), sampler()
-    plain = [share_of(ArraySource(X, Y, weights), order, step, 0, 2) for step in steps]
+    plain = [
+        share_of(ArraySource(X, Y, weights), order, step, first_half) for step in steps
+    ]
     source = ArraySource(X, Y, weights)
-    with closing(load(shares(source, order, steps, 0, 2), eager(), source)) as loaded:
+    with closing(
+        load(shares(source, order, steps, first_half), eager(), source)
+    ) as loaded:
         for want, got in zip(plain, loaded, strict=True):
             assert got[1:] == want[1:]
             assert got.batch is not None
@@ -71,7 +83,7 @@ def test_the_same_batches_in_the_same_order() -> None:
 
 def test_a_batch_stays_until_the_next_is_asked_for() -> None:
     source, order = ArraySource(X, Y), sampler()
-    with Prefetch(shares(source, order, range(50), 0, 1), source) as loaded:
+    with Prefetch(shares(source, order, range(50), whole), source) as loaded:
         places = set()
         for step, part in enumerate(loaded):
             time.sleep(0.001)  # the thread could have made several by now
@@ -86,8 +98,8 @@ def test_several_inputs_and_batches_that_grow() -> None:
     def items() -> Iterator[Share]:
         for n in (2, 5, 3, 7):
             x = (np.full((n, 2), n), np.full((n, 1), -n, np.int32))
-            yield Share(Batch(x, np.full(n, n), None), slice(0, n), n)  # type: ignore[arg-type]
-        yield Share(None, slice(0, 0), 1)
+            yield Share(Batch(x, np.full(n, n), None), slice(0, n), n, 7)  # type: ignore[arg-type]
+        yield Share(None, slice(0, 0), 1, 7)
 
     with Prefetch(items()) as loaded:
         found = [

@@ -50,8 +50,11 @@ class Parameter:
         users: number of layers that hold it; more than one if it is tied.
         regularizer: adds a penalty to the loss; None: none.
         constraint: what is done to the value after each update; None: nothing.
-        trainable: false: the value stays, and ``grad`` is memory that frozen
-            parameters share and nobody reads; a layer needn't write to it.
+        trainable: false: the optimizer leaves the value, and ``grad`` is memory that
+            frozen parameters share and nobody reads; a layer needn't write to it.
+        moving: its layer changes the value in ``forward`` when it trains, as moving
+            averages are changed; it is never trainable.
+        base: the value never changes in a run, so checkpoints write it once.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Parameter:
         self.path = name
         self.users = 1
         self.trainable = True
+        self.moving = self.base = False
         self._value: Array | None = None
         self._grad: Array | None = None
 
@@ -122,7 +126,8 @@ class ParameterStore:
     0 first, and each bucket is one slice that goes to MPI without a copy. Inside of a
     bucket, parameters that decay come first, so weight decay is a slice too. Every
     parameter starts at a multiple of 64 bytes; the gaps hold zeros. Parameters that
-    aren't trainable have a vector of their own, ``frozen``, and no gradients.
+    aren't trainable have a vector of their own, ``frozen``, and no gradients; its first
+    part, ``moving``, holds those that their layers change.
 
     Args:
         root: a built layer.
@@ -213,9 +218,8 @@ class ParameterStore:
 
     def _allocate_frozen(self) -> None:
         """Put what isn't trained behind one another, with one gradient for all."""
-        self.frozen_parameters = [
-            p for p in named_parameters(self._root) if not p.trainable
-        ]
+        frozen = [p for p in named_parameters(self._root) if not p.trainable]
+        self.frozen_parameters = sorted(frozen, key=lambda p: not p.moving)
         step = ALIGNMENT // self.dtype.itemsize
         spans = [-(-p.size // step) * step for p in self.frozen_parameters]
         self.frozen = self._vector(sum(spans))
@@ -228,6 +232,15 @@ class ParameterStore:
                 value.reshape(parameter.shape), grad.reshape(parameter.shape)
             )
             offset += span
+        movers = [p.moving for p in self.frozen_parameters].count(True)
+        self.moving = self.frozen[: sum(spans[:movers])]
+
+    @property
+    def stale(self) -> bool:
+        """Whether parameters were frozen or the opposite since they were laid out."""
+        return not all(p.trainable for p in self.parameters) or any(
+            p.trainable for p in self.frozen_parameters
+        )
 
     def _allocate(self) -> None:
         step = ALIGNMENT // self.dtype.itemsize

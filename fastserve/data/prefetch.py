@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -16,13 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastserve.core import Array
-from fastserve.data.sampler import Sampler, share
+from fastserve.data.sampler import Sampler
 from fastserve.data.sources import Batch, Source
 
 PAYS = 0.05  # of the time of the steps that loading must take before a thread does it
 _LOOK = 4  # batches before the first look; the very first ones also allocate memory
 _SLOTS = 2  # the batch that is used, and the one that is made
 _PATIENCE = 5.0  # seconds that the end waits for a source that is still reading
+
+RowsOf = Callable[[int, int], slice]  # (rows of a batch, of a full one) -> the rank's
 
 log = logging.getLogger("fastserve")
 
@@ -35,6 +37,7 @@ class Share(NamedTuple):
     Attributes:
         batch: the rank's rows of the global batch; None if it has none.
         mine: their places in the global batch. total: its number of rows.
+        full: rows of a batch that isn't a short last one.
         time: length of the samples, for outputs with an axis of unknown length.
         losses: number of losses of the global batch if it is masked.
     """
@@ -42,24 +45,23 @@ class Share(NamedTuple):
     batch: Batch | None
     mine: slice
     total: int
+    full: int
     time: int = 1
     losses: int | None = None
 
 
 def shares(
-    source: Source, sampler: Sampler, steps: range, rank: int, size: int
+    source: Source, sampler: Sampler, steps: range, rows_of: RowsOf
 ) -> Generator[Share, None, None]:
     """Yield the rank's share of each of these steps."""
     for step in steps:
-        yield share_of(source, sampler, step, rank, size)
+        yield share_of(source, sampler, step, rows_of)
 
 
-def share_of(
-    source: Source, sampler: Sampler, step: int, rank: int, size: int
-) -> Share:
+def share_of(source: Source, sampler: Sampler, step: int, rows_of: RowsOf) -> Share:
     """Return the rank's share of a step, in the source's memory."""
     rows, epochs = sampler.step(step)
-    mine = share(len(rows), rank, size)
+    mine = rows_of(len(rows), sampler.batch)
     batch = None
     if mine.stop > mine.start:
         reader = _in_use.get(id(source))
@@ -69,7 +71,7 @@ def share_of(
             with reader.lock:
                 batch = _Slot().copy(source.batch(rows[mine], epochs[mine]))
     time = source.input_shape[0] if source.input_shape else 1
-    return Share(batch, mine, len(rows), time, source.losses(rows))
+    return Share(batch, mine, len(rows), sampler.batch, time, source.losses(rows))
 
 
 class Pace:

@@ -36,6 +36,8 @@ def layer_config(layer: Layer) -> dict[str, Any]:
     config["arguments"] = {
         name: _to_json(layer, name, value) for name, value in bound.items()
     }
+    if not layer.trainable:
+        config["trainable"] = False
     return config
 
 
@@ -43,7 +45,10 @@ def layer_from_config(config: dict[str, Any]) -> Layer:
     """Make the layer that ``layer_config`` described."""
     inner = [layer_from_config(c) for c in config.get("layers", ())]
     arguments = {k: _from_json(v) for k, v in config["arguments"].items()}
-    return make_layer(config["class"], arguments, inner)
+    layer = make_layer(config["class"], arguments, inner)
+    if not config.get("trainable", True):
+        layer.trainable = False
+    return layer
 
 
 def make_layer(name: str, arguments: dict[str, Any], inner: Any = ()) -> Layer:

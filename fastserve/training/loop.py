@@ -88,14 +88,14 @@ def run(
     trainer.share_weights()  # rank 0 may have loaded others
     call("train_begin", {})
     logs: dict[str, float] = {}
-    step, comm, pace = schedule.first_step, trainer.comm, Pace()
+    step, pace = schedule.first_step, Pace()
     while step < schedule.total_steps and not model.stop_training:
         epoch = step // schedule.steps_per_epoch
         end = min(schedule.total_steps, (epoch + 1) * schedule.steps_per_epoch)
         if step == epoch * schedule.steps_per_epoch:
             trainer.reset_totals()  # else a resumed epoch goes on with what it had
         call("epoch_begin", epoch, {})
-        parts = shares(source, sampler, range(step, end), comm.rank, comm.size)
+        parts = shares(source, sampler, range(step, end), trainer.rows_of)
         with closing(load(parts, pace, source)) as loaded:
             while step < end and not model.stop_training:
                 batch = step - epoch * schedule.steps_per_epoch
@@ -122,5 +122,7 @@ def run(
             )
             logs |= {f"val_{name}": value for name, value in results.items()}
         call("epoch_end", epoch, logs)
+    if model.last_step is None or not model.last_step.stop:
+        trainer.finish()
     call("train_end", logs)
     return history
