@@ -28,6 +28,7 @@ class Slow(ArraySource):
 
     def __init__(self, seconds: float = 0.002, fails_at: int | None = None) -> None:
         super().__init__(X, X.sum(axis=1, keepdims=True))
+        self.in_memory = False
         self.seconds, self.fails_at = seconds, fails_at
         self.calls: list[str] = []
 
@@ -70,6 +71,7 @@ def test_the_same_batches_in_the_same_order() -> None:
         share_of(ArraySource(X, Y, weights), order, step, first_half) for step in steps
     ]
     source = ArraySource(X, Y, weights)
+    source.in_memory = False
     with closing(
         load(shares(source, order, steps, first_half), eager(), source)
     ) as loaded:
@@ -155,7 +157,7 @@ def test_an_exception_in_the_step_ends_the_thread() -> None:
 
 
 def test_the_source_that_is_read_ahead_can_be_evaluated() -> None:
-    source = Slow(0.001)
+    source = Slow()
 
     class Evaluate(fs.callbacks.Callback):
         def __init__(self) -> None:
