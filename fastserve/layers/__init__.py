@@ -9,9 +9,12 @@ from fastserve.layers.embedding import Embedding, PositionEmbedding, TiedHead
 from fastserve.layers.gated import SwiGLU
 from fastserve.layers.merging import Add, Concatenate
 from fastserve.layers.normalization import LayerNormalization, RMSNormalization
+from fastserve.layers.recurrent import GRU, LSTM, SimpleRNN
 from fastserve.layers.shapes import Flatten, Input, Reshape
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "Activation",
     "Add",
     "Chain",
@@ -28,6 +31,7 @@ __all__ = [
     "RMSNormalization",
     "Reshape",
     "Residual",
+    "SimpleRNN",
     "SwiGLU",
     "TiedHead",
     "TransformerBlock",
