@@ -10,9 +10,12 @@ from fastserve.layers.embedding import Embedding, PositionEmbedding, TiedHead
 from fastserve.layers.gated import SwiGLU
 from fastserve.layers.merging import Add, Concatenate
 from fastserve.layers.normalization import LayerNormalization, RMSNormalization
+from fastserve.layers.recurrent import GRU, LSTM, SimpleRNN
 from fastserve.layers.shapes import Flatten, Input, Reshape
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "Activation",
     "Add",
     "BatchNormalization",
@@ -30,6 +33,7 @@ __all__ = [
     "RMSNormalization",
     "Reshape",
     "Residual",
+    "SimpleRNN",
     "SwiGLU",
     "TiedHead",
     "TransformerBlock",
