@@ -2,6 +2,7 @@
 
 from fastserve.core.layer import Layer
 from fastserve.layers.attention import MultiHeadAttention, TransformerBlock
+from fastserve.layers.batch_normalization import BatchNormalization
 from fastserve.layers.chain import Chain, Residual
 from fastserve.layers.dense import Activation, Dense
 from fastserve.layers.dropout import Dropout
@@ -28,13 +29,17 @@ from fastserve.layers.merging import (
     subtract,
 )
 from fastserve.layers.normalization import LayerNormalization, RMSNormalization
+from fastserve.layers.recurrent import GRU, LSTM, SimpleRNN
 from fastserve.layers.shapes import Flatten, Input, InputLayer, Reshape
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "Activation",
     "Add",
     "Affine",
     "Average",
+    "BatchNormalization",
     "Chain",
     "Concatenate",
     "Dense",
@@ -58,6 +63,7 @@ __all__ = [
     "RMSNormalization",
     "Reshape",
     "Residual",
+    "SimpleRNN",
     "Subtract",
     "SwiGLU",
     "TiedHead",

@@ -100,7 +100,7 @@ class Chain(Layer):
             layer.input_gradient = needed
             if not needed and hasattr(layer, "skip_input_gradient"):
                 layer.skip_input_gradient()
-            needed = needed or any(p.trainable for p in layer.parameters())
+            needed = needed or needs_backward(layer)
 
     def output_mask(self) -> Any:
         return self._mask_out
@@ -115,6 +115,13 @@ class Chain(Layer):
         made = type(self)(*known, name=self.name)
         made.label = self.label
         return made
+
+
+def needs_backward(layer: Layer) -> bool:
+    """Return whether there is something to train, or that other ranks wait for."""
+    return any(p.trainable for p in layer.parameters()) or any(
+        part.synchronized for _, part in layer.walk()
+    )
 
 
 class Residual(Chain):

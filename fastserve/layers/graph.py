@@ -28,6 +28,7 @@ from fastserve.core import (
 )
 from fastserve.core.tensor import copy_for_call
 from fastserve.errors import ArgumentError, StateError
+from fastserve.layers.chain import needs_backward
 from fastserve.layers.shapes import Input, InputLayer
 
 
@@ -93,6 +94,10 @@ class Graph(Layer):
         inputs, outputs: tensors, or lists or dicts of them.
         names: of layers, by ``id``, for those that have none.
 
+    Attributes:
+        layers: in Keras' order, which is that of its weights: those that are farther
+            from the outputs first.
+
     Raises ArgumentError for what isn't a tensor, outputs that need other inputs too,
     and two layers of one name.
     """
@@ -151,17 +156,19 @@ class Graph(Layer):
                 name = f"{label}_{count}" if count else label
             known.add(name)
             given[id(layer)] = name
-        for layer in _as_keras_orders(self.nodes, self.inputs, self.outputs):
+        for layer in layers:
             self.child(str(given[id(layer)]), layer)
+        self.layers = list(_as_keras_orders(self.nodes, self.inputs, self.outputs))
 
     def name_of(self, layer: Layer) -> str:
         """Return the name that a layer has in this graph."""
         found = (name for name, child in self.children().items() if child is layer)
         return next(found, layer.name or snake_case(layer.label))
 
-    @property
-    def layers(self) -> list[Layer]:
-        return list(self.children().values())
+    def parameters(self) -> Iterator[Parameter]:
+        """Yield them in Keras' order, not in that of execution."""
+        for layer in self.layers:
+            yield from layer.parameters()
 
     @property
     def input_names(self) -> list[str]:
@@ -189,6 +196,7 @@ class Graph(Layer):
             layer = node.copy or node.layer
             parts = {id(part) for _, part in layer.walk()}
             if parts & inside:
+                self._check_copy(layer)
                 layer = copy_for_call(layer)
             inside |= parts
             ins = tuple(places[id(t)] for t in node.inputs)
@@ -200,6 +208,15 @@ class Graph(Layer):
         for call in reversed(self.calls):
             call.used_up = [p for p in set(call.inputs) if p not in kept]
             kept.update(call.used_up)
+
+    def _check_copy(self, layer: Layer) -> None:
+        if any(part.synchronized for _, part in layer.walk()):
+            raise ArgumentError(
+                f"{self.name_of(layer)}: expected a synchronized layer to be called "
+                "once: the ranks must know when the others do",
+                "a second call",
+                "leave out synchronized, or make another layer",
+            )
 
     def _find_shared(self) -> None:
         """Find out which calls have parameters in common."""
@@ -332,7 +349,7 @@ class Graph(Layer):
                 p in wanted and not integers
                 for p, integers in zip(call.inputs, each, strict=True)
             )
-            call.needed = call.wants or any(p.trainable for p in layer.parameters())
+            call.needed = call.wants or needs_backward(layer)
             if call.needed:
                 wanted.update(call.outputs)
             for _, part in layer.walk():
