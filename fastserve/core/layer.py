@@ -66,6 +66,9 @@ class Layer:
     returns a tuple of arrays, ``backward`` is given one of gradients, None for an
     output that nobody used, and ``output_mask`` returns a tuple.
 
+    Instead of the three methods a layer that is made of others may have a method
+    ``call(self, inputs)`` that calls them; it is run once, on symbolic tensors.
+
     ``training`` is false, or a ``StepKey`` that says which random numbers to take.
 
     Args:
@@ -81,6 +84,9 @@ class Layer:
     call_inputs: tuple[str, ...] = ("inputs",)  # what a call's tensors are named
     input_gradient = True  # False: nobody needs dx, so backward may return None
     fused_loss: str | None = None  # 'softmax' or 'sigmoid' if the output is one
+
+    trace: Any = None  # makes a graph of what ``call`` does; set by ``layers/graph.py``
+    _graph: Any = None  # that graph
 
     _trainable = True
     synchronized = False  # its results depend on the rows of all ranks
@@ -117,13 +123,26 @@ class Layer:
 
     def build(self, input_shape: Any) -> Any:
         """Make the parameters for inputs of ``input_shape``; return the output's."""
-        return input_shape
+        if not hasattr(self, "call"):
+            return input_shape
+        self._graph = graph = self.child("graph", self.trace(self, input_shape))
+        graph.inline = True
+        self.takes_integers = graph.takes_integers
+        return graph.build_once(graph.input_shape)
 
     def forward(self, x: Any, training: Training = False) -> Any:
-        raise NotImplementedError(f"{type(self).__name__}.forward")
+        if self._graph is None:
+            raise NotImplementedError(f"{type(self).__name__}.forward")
+        self._graph.mask = self.mask
+        return self._graph.forward(x, training)
 
     def backward(self, dy: Any, done: Done = nothing) -> Any:
-        raise NotImplementedError(f"{type(self).__name__}.backward")
+        if self._graph is None:
+            raise NotImplementedError(f"{type(self).__name__}.backward")
+        self._graph.input_gradient = self.input_gradient
+        dx = self._graph.backward(dy, done)
+        done(self._graph)
+        return dx
 
     def logits(self) -> Array:
         """Return what the final softmax or sigmoid was computed from."""
@@ -145,6 +164,8 @@ class Layer:
 
         By default it is passed on from the only input to the only output.
         """
+        if self._graph is not None:
+            return self._graph.output_mask()
         several = self.output_shape and is_several(self.output_shape)
         return None if several or isinstance(self.mask, tuple) else self.mask
 

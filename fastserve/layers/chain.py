@@ -117,6 +117,17 @@ class Chain(Layer):
         return made
 
 
+def skip_input_gradient(root: Layer) -> None:
+    """Let no layer of a model compute a gradient that nothing before it needs.
+
+    What was told its layers before, as parts of another model perhaps, is forgotten.
+    """
+    for _, layer in root.walk():
+        layer.input_gradient = True
+    if hasattr(root, "skip_input_gradient"):
+        root.skip_input_gradient()
+
+
 def needs_backward(layer: Layer) -> bool:
     """Return whether there is something to train, or that other ranks wait for."""
     return any(p.trainable for p in layer.parameters()) or any(

@@ -9,9 +9,9 @@ calls before are put aside and added.
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,6 @@ def snake_case(name: str) -> str:
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-@dataclass
 class Call:
     """One run of a layer in a graph.
 
@@ -68,16 +67,18 @@ class Call:
         final: layers whose gradients are final after this call's backward.
     """
 
-    node: Node
-    layer: Layer
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    used_up: list[int] = field(default_factory=list)
-    needed: bool = True
-    wants: bool = True
-    shared: list[Parameter] = field(default_factory=list)
-    alone: bool = True
-    final: list[Layer] = field(default_factory=list)
+    def __init__(
+        self,
+        node: Node,
+        layer: Layer,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+    ) -> None:
+        self.node, self.layer, self.inputs, self.outputs = node, layer, inputs, outputs
+        self.used_up: list[int] = []
+        self.needed = self.wants = self.alone = True
+        self.shared: list[Parameter] = []
+        self.final: list[Layer] = []
 
     @property
     def origin(self) -> Layer:
@@ -124,6 +125,8 @@ class Graph(Layer):
         self._name_layers(names or {})
         self._make_calls()
         self._find_shared()
+        each = tuple(self._takes_integers(place) for place in self._in)
+        self.takes_integers = each[0] if self.one_input else each
         self.plan_gradients()
         self._mask_out: Any = None
         self._ran: bool | None = None
@@ -319,11 +322,6 @@ class Graph(Layer):
 
     def output_mask(self) -> Any:
         return self._mask_out
-
-    @property
-    def takes_integers(self) -> Any:  # type: ignore[override]
-        each = tuple(self._takes_integers(place) for place in self._in)
-        return each[0] if self.one_input else each
 
     def _takes_integers(self, place: int) -> bool:
         source = self.inputs[self._in.index(place)].node.layer
@@ -586,3 +584,44 @@ def make_inputs(shape: Any) -> Any:
     if len(shape) and isinstance(shape[0], (tuple, list)):
         return [Input(s) for s in shape]
     return Input(shape)
+
+
+# -- classes with a method call --------------------------------------------------------
+
+
+class _AsTheModel:
+    """What ``call`` gets for ``training``: it may be passed on, not looked at."""
+
+    def __bool__(self) -> bool:
+        raise ArgumentError(
+            "expected a call(self, inputs, training) that passes training on to layers",
+            "one that decides by it",
+            "call is run once, for training and for all else: use layers, which know "
+            "whether the model trains",
+        )
+
+
+def trace_call(
+    owner: Any, shape: Any, as_layer: Callable[[Any], Any] = lambda value: value
+) -> Graph:
+    """Return what ``owner.call`` does with inputs of ``shape`` as a graph.
+
+    Layers without a name are named after the owner's attributes that hold them.
+    """
+    inputs = make_inputs(shape)
+    known = inspect.signature(owner.call).parameters
+    options = {"training": _AsTheModel()} if "training" in known else {}
+    outputs = owner.call(inputs, **options)
+    if isinstance(outputs, tuple):
+        outputs = list(outputs)
+    names = {}
+    for name, value in vars(owner).items():
+        if isinstance(value, (list, tuple)):
+            for i, part in enumerate(value):
+                names[id(as_layer(part))] = f"{name}_{i}"
+        else:
+            names[id(as_layer(value))] = name
+    return Graph(inputs, outputs, names=names)
+
+
+Layer.trace = staticmethod(trace_call)
