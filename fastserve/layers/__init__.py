@@ -8,9 +8,11 @@ from fastserve.layers.dense import Activation, Dense
 from fastserve.layers.dropout import Dropout
 from fastserve.layers.embedding import Embedding, PositionEmbedding, TiedHead
 from fastserve.layers.gated import SwiGLU
+from fastserve.layers.lookup import IntegerLookup, StringLookup
 from fastserve.layers.merging import Add, Concatenate
 from fastserve.layers.normalization import LayerNormalization, RMSNormalization
 from fastserve.layers.shapes import Flatten, Input, Reshape
+from fastserve.layers.text import TextVectorization
 
 __all__ = [
     "Activation",
@@ -23,6 +25,7 @@ __all__ = [
     "Embedding",
     "Flatten",
     "Input",
+    "IntegerLookup",
     "Layer",
     "LayerNormalization",
     "MultiHeadAttention",
@@ -30,7 +33,9 @@ __all__ = [
     "RMSNormalization",
     "Reshape",
     "Residual",
+    "StringLookup",
     "SwiGLU",
+    "TextVectorization",
     "TiedHead",
     "TransformerBlock",
 ]
