@@ -177,7 +177,101 @@ def llama(*args: Any, **kwargs: Any) -> Callable[[], Layer]:
     return lambda: L.TransformerBlock(*args, activation="swiglu", **options)
 
 
+RECURRENT = ("kernel", "recurrent_kernel", "bias")
+
+
+def recurrent(
+    kind: str, name: str = "", masked: bool = False, states: int = 0, **options: Any
+) -> Row:
+    """A row for a recurrent layer of 4 units on 8 steps of 3 features."""
+    shape, output = (8, 3), (8, 4) if options.get("return_sequences") else (4,)
+    state = 2 if kind == "LSTM" else 1
+    return Row(
+        f"{kind} {name or ' '.join(options)}",
+        lambda: getattr(L, kind)(4, **options),
+        (shape, *((4,),) * states) if states else shape,
+        (output, *((4,),) * state) if options.get("return_state") else output,
+        RECURRENT[: 2 + options.get("use_bias", True)],
+        masked=(masked, *(False,) * states) if states and masked else masked,
+    )
+
+
+SEQUENCES: dict[str, Any] = {"return_sequences": True}
 ROWS = [
+    *(
+        recurrent(kind, name, **options)
+        for kind in ("SimpleRNN", "LSTM", "GRU")
+        for name, options in (
+            ("last", {}),
+            ("sequences", SEQUENCES),
+            ("backwards", SEQUENCES | {"go_backwards": True}),
+            ("masked", SEQUENCES | {"masked": True}),
+            ("last masked", {"masked": True}),
+            (
+                "backwards masked",
+                SEQUENCES | {"go_backwards": True, "masked": True},
+            ),
+            (
+                "zeros masked",
+                SEQUENCES | {"zero_output_for_mask": True, "masked": True},
+            ),
+            ("last zeros masked", {"zero_output_for_mask": True, "masked": True}),
+            ("state", {"return_state": True}),
+            ("sequences state", SEQUENCES | {"return_state": True}),
+            ("without bias", {"use_bias": False}),
+            ("dropout", SEQUENCES | {"dropout": 0.3}),
+            (
+                "both dropouts masked",
+                SEQUENCES | {"dropout": 0.3, "recurrent_dropout": 0.4, "masked": True},
+            ),
+            (
+                "recurrent dropout, seed",
+                {"recurrent_dropout": 0.4, "seed": 3, "return_state": True},
+            ),
+            ("linear", {"activation": None}),
+            ("silu", {"activation": "silu", **SEQUENCES}),
+            ("softmax", {"activation": "softmax"}),
+            ("initial", {"states": 2 if kind == "LSTM" else 1}),
+            (
+                "everything",
+                SEQUENCES
+                | {
+                    "states": 2 if kind == "LSTM" else 1,
+                    "return_state": True,
+                    "go_backwards": True,
+                    "masked": True,
+                    "dropout": 0.2,
+                    "recurrent_dropout": 0.2,
+                },
+            ),
+        )
+    ),
+    *(
+        recurrent(kind, name, **options)
+        for kind, more in (
+            ("LSTM", {"unit_forget_bias": False}),
+            ("GRU", {"reset_after": False}),
+        )
+        for name, options in (
+            ("other", more),
+            ("other silu", more | {"activation": "silu"}),
+            ("other gates", more | {"recurrent_activation": "silu"} | SEQUENCES),
+            ("other masked", more | SEQUENCES | {"masked": True}),
+            (
+                "other everything",
+                more
+                | SEQUENCES
+                | {
+                    "states": 2 if kind == "LSTM" else 1,
+                    "return_state": True,
+                    "go_backwards": True,
+                    "masked": True,
+                    "dropout": 0.2,
+                    "recurrent_dropout": 0.2,
+                },
+            ),
+        )
+    ),
     Row("dense", lambda: L.Dense(5), (4,), (5,), DENSE),
     Row("dense without bias", lambda: L.Dense(5, None, False), (4,), (5,), ("kernel",)),
     Row("dense 3-D", lambda: L.Dense(5), (3, 4), (3, 5), DENSE),

@@ -11,10 +11,13 @@ from fastserve.layers.gated import SwiGLU
 from fastserve.layers.lookup import IntegerLookup, StringLookup
 from fastserve.layers.merging import Add, Concatenate
 from fastserve.layers.normalization import LayerNormalization, RMSNormalization
+from fastserve.layers.recurrent import GRU, LSTM, SimpleRNN
 from fastserve.layers.shapes import Flatten, Input, Reshape
 from fastserve.layers.text import TextVectorization
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "Activation",
     "Add",
     "BatchNormalization",
@@ -33,6 +36,7 @@ __all__ = [
     "RMSNormalization",
     "Reshape",
     "Residual",
+    "SimpleRNN",
     "StringLookup",
     "SwiGLU",
     "TextVectorization",
