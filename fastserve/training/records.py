@@ -65,7 +65,8 @@ class MetricsFile(Callback):
         last = self.model.last_step
         if last is None:
             return
-        self._seconds += time.perf_counter() - self._start
+        loading = self.model.trainer.loading if self.model.trainer else 0
+        self._seconds += time.perf_counter() - self._start + loading
         self._rows += last.rows
         if not last.skipped:
             self._loss += last.loss * last.rows
