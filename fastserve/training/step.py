@@ -33,6 +33,8 @@ from fastserve.training.exact import ExactStep, Shards, ShardTable, make_shards
 from fastserve.training.guard import LIMIT, SpikeGuard
 from fastserve.training.head import make_head, pieces_of
 from fastserve.training.moving import MovingWeights
+from fastserve.training.numerics import fix_threads
+from fastserve.training.together import Together
 
 
 @dataclass
@@ -56,6 +58,8 @@ class Options:
             again in backward.
         shard_optimizer: each rank keeps the optimizer's state of its own part of the
             weights alone (ZeRO stage 1).
+        threads: of BLAS in each rank with the algorithm exact, whose bits depend on it;
+            None: 1. Other algorithms leave it to the environment.
     """
 
     micro_batch: int | None = None
@@ -67,6 +71,7 @@ class Options:
     spike_factor: float | None = None
     recompute: bool = False
     shard_optimizer: bool = False
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.spike_factor is not None and not self.spike_factor > 1:
@@ -131,8 +136,10 @@ class Trainer:
         self.loss = loss.with_logits() if self.fused else loss
         self._head = make_head(root, self.loss, self._measure_piece)
         o = self.options
+        self.together = Together(root, comm, o.algorithm)
+        overlap = False if self.together.layers else o.overlap
         self.sync = GradientSync(
-            store, comm, o.algorithm, o.overlap, o.wire, sharded=o.shard_optimizer
+            store, comm, o.algorithm, overlap, o.wire, sharded=o.shard_optimizer
         )
         if o.recompute:
             recompute_blocks(root)
@@ -147,6 +154,8 @@ class Trainer:
         self._constrained = [(p, c) for p in trained if (c := p.constraint)]
         self.moving = MovingWeights(store, comm)
         tree = self.sync.exact
+        if tree is not None:
+            fix_threads(o.threads or 1)
         self.exact = None if tree is None else ExactStep(comm, tree, self.moving)
         self._sum: Array | None = None  # gradients of earlier micro-batches
         self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
@@ -204,12 +213,13 @@ class Trainer:
         self.moving.begin()
         if self.exact is not None:
             self.exact.begin()
-        if batch is None:
-            self.sync.begin()
-            self.store.grads.fill(0)
-            self.sync.done(self.root)
-        else:
-            self._accumulate(batch, mine, 1.0 / count)
+        with self.together.within(mine, total, self.options.micro_batch):
+            if batch is None:
+                self.sync.begin()
+                self.store.grads.fill(0)
+                self.sync.done(self.root)
+            else:
+                self._accumulate(batch, mine, 1.0 / count)
         self._status[2] = self.stop_requested
         self.sync.finish()
         computed = perf_counter()
