@@ -224,11 +224,8 @@ def evaluate(
         steps = range(min(made, batches or made))
     say("test_begin", {})
     parts = _parts(trainer, source, sampler, steps)
-    each = None
-    if call is not None and call.hears("test_batch_begin", "test_batch_end"):
-        each = call
     with closing(load(parts, pace or Pace(), source)) as loaded:
-        results = trainer.evaluate_shares(_compared(loaded, source, trainer), each)
+        results = trainer.evaluate_shares(_compared(loaded, source, trainer), call)
     say("test_end", dict(results))
     return results
 

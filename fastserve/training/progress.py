@@ -162,3 +162,28 @@ class Progress(Callback):
     def _draw(self, line: str) -> None:
         self._bar = True
         print(f"\r\x1b[K{line[: (self.width or 80) - 1]}", end="", flush=True)
+
+
+class BatchProgress(Callback):
+    """Counts the batches of ``evaluate`` and ``predict`` on a terminal."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+
+    def _begin(self, logs: Logs | None = None) -> None:
+        self.width = terminal_width() if self.rank == 0 else None
+        self._drawn = time.perf_counter()
+
+    def _batch(self, batch: int, logs: Logs | None = None) -> None:
+        now = time.perf_counter()
+        if self.width and now - self._drawn > 1 / REDRAWS:
+            self._drawn = now
+            print(f"\r\x1b[K{self.verb}: batch {batch + 1}", end="", flush=True)
+
+    def _end(self, logs: Logs | None = None) -> None:
+        if self.width:
+            print("\r\x1b[K", end="", flush=True)
+
+    on_test_begin = on_predict_begin = _begin
+    on_test_batch_begin = on_predict_batch_begin = _batch
+    on_test_end = on_predict_end = _end

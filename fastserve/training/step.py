@@ -9,11 +9,11 @@ so uneven shares and micro-batches give the same gradient as one big batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,6 +35,9 @@ from fastserve.training.head import make_head, pieces_of
 from fastserve.training.moving import MovingWeights
 from fastserve.training.numerics import fix_threads
 from fastserve.training.together import Together
+
+if TYPE_CHECKING:
+    from fastserve.training.callbacks import CallbackList
 
 
 @dataclass
@@ -353,12 +356,12 @@ class Trainer:
             return self.evaluate_shares(loaded)
 
     def evaluate_shares(
-        self, parts: Iterable[Share], call: Callable[..., None] | None = None
+        self, parts: Iterable[Share], call: CallbackList | None = None
     ) -> dict[str, float]:
         """Return loss and metrics over the data of which these are this rank's.
 
-        ``call`` is told of each batch, and the results so far, which takes a message
-        to all ranks.
+        ``call`` is told of each batch and, if someone hears it, of the results so
+        far, which takes a message to all ranks.
         """
         status = np.zeros_like(self._status)
         exact, table, shards = self.exact, ShardTable(self.comm), 0
@@ -375,7 +378,7 @@ class Trainer:
                     status.fill(0)
             if exact is not None:
                 shards += exact.shards.count
-            if call is not None:
+            if call is not None and call.hears("test_batch_end"):
                 call("test_batch_end", number, self._so_far(status))
         if exact is not None:
             status = table.total(shards, status.size)
