@@ -112,7 +112,7 @@ class Stream(Source):
     def shares(self, steps: range, rows_of: RowsOf) -> Generator[Share, None, None]:
         """Yield the rank's share of each step's batch, until the data end."""
         full = size_of(self.example)
-        for step, item in zip(steps, self._items(steps), strict=False):
+        for item, step in zip(self._items(steps), steps, strict=False):
             batch = self.transform(self._batch(item, step))
             total = size_of(batch)
             mine = rows_of(total, full)

@@ -174,6 +174,8 @@ def run(
                     break
                 if watched:
                     _agree(model, trainer)
+            if step == steps.stop:
+                next(parts, None)  # so a dataset hears of the end of its pass
         if interrupted and step < steps.stop:
             break  # the epoch has no end
         if ended and (step == made or schedule.steps_per_epoch > 0):

@@ -195,11 +195,19 @@ class BackupAndRestore(Callback):
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self._step += 1
-        if self.save_freq != "epoch" and self._step % int(self.save_freq) == 0:
-            self._save()
+        if self._step % self.params["steps"]:  # else what ends the epoch comes first
+            self._save_if_due()
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
-        if self.save_freq == "epoch" and self._step % self.params["steps"] == 0:
+        if self._step % self.params["steps"] == 0:
+            self._save_if_due(ended=True)
+
+    def _save_if_due(self, ended: bool = False) -> None:
+        if self.save_freq == "epoch":
+            due = ended
+        else:
+            due = self._step % int(self.save_freq) == 0
+        if due:
             self._save()
 
     def _save(self) -> None:
