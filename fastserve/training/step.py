@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,6 +36,9 @@ from fastserve.training.head import make_head, pieces_of
 from fastserve.training.moving import MovingWeights
 from fastserve.training.numerics import fix_threads
 from fastserve.training.together import Together
+
+if TYPE_CHECKING:
+    from fastserve.training.callbacks import CallbackList
 
 
 @dataclass
@@ -114,6 +117,7 @@ class Trainer:
 
     Attributes:
         busy: seconds of the last step that this rank didn't wait for others.
+        loading: seconds of it that it waited for its data.
         rows: samples that it had in that step.
     """
 
@@ -151,7 +155,7 @@ class Trainer:
         factor = o.spike_factor
         self.guard = None if factor is None else SpikeGuard(factor)
         self.stop_requested = False
-        self.busy, self.rows = 0.0, 0
+        self.busy, self.loading, self.rows = 0.0, 0.0, 0
         trained = store.parameters
         self._regularized = [(p, r) for p in trained if (r := p.regularizer)]
         self._constrained = [(p, c) for p in trained if (c := p.constraint)]
@@ -189,6 +193,7 @@ class Trainer:
             part.batch, part.mine, part.total, step, part.time, part.losses
         )
         self.busy += loading
+        self.loading = loading
         return result
 
     def train_batch(
@@ -359,11 +364,19 @@ class Trainer:
         with closing(load(parts, Pace(), source)) as loaded:
             return self.evaluate_shares(loaded)
 
-    def evaluate_shares(self, parts: Iterable[Share]) -> dict[str, float]:
-        """Return loss and metrics over the data of which these are this rank's."""
+    def evaluate_shares(
+        self, parts: Iterable[Share], call: CallbackList | None = None
+    ) -> dict[str, float]:
+        """Return loss and metrics over the data of which these are this rank's.
+
+        ``call`` is told of each batch and, if someone hears it, of the results so
+        far, which takes a message to all ranks.
+        """
         status = np.zeros_like(self._status)
         exact, table, shards = self.exact, ShardTable(self.comm), 0
-        for mine in parts:
+        for number, mine in enumerate(parts):
+            if call is not None:
+                call("test_batch_begin", number, {})
             self._cut(mine)
             pieces = self._pieces(mine.batch, mine.mine) if mine.batch else ()
             times = self._times(mine)
@@ -375,6 +388,8 @@ class Trainer:
                     status.fill(0)
             if exact is not None:
                 shards += exact.shards.count
+            if call is not None and call.hears("test_batch_end"):
+                call("test_batch_end", number, self._so_far(status))
         if exact is not None:
             status = table.total(shards, status.size)
         else:
@@ -387,6 +402,14 @@ class Trainer:
         if self.loss.reduction != "sum":
             return 1
         return self._losses_per_row(part.time) * part.total
+
+    def _so_far(self, status: Array) -> dict[str, float]:
+        if self.exact is not None:
+            return {}  # the sums of the shards are added up at the end
+        whole = status.copy()
+        self.comm.allreduce(whole)
+        whole[0] += self._penalty() * whole[1]
+        return self.results(whole)
 
     def _evaluate_part(self, part: Batch, status: Array, times: int) -> None:
         if self._head is not None and self._in_pieces(part):
