@@ -3,6 +3,7 @@
 from fastserve.core.layer import Layer
 from fastserve.layers.attention import MultiHeadAttention, TransformerBlock
 from fastserve.layers.batch_normalization import BatchNormalization
+from fastserve.layers.bidirectional import Bidirectional
 from fastserve.layers.chain import Chain, Residual
 from fastserve.layers.dense import Activation, Dense
 from fastserve.layers.dropout import Dropout
@@ -11,6 +12,7 @@ from fastserve.layers.gated import SwiGLU
 from fastserve.layers.merging import Add, Concatenate
 from fastserve.layers.normalization import LayerNormalization, RMSNormalization
 from fastserve.layers.recurrent import GRU, LSTM, SimpleRNN
+from fastserve.layers.sequences import Masking, TimeDistributed
 from fastserve.layers.shapes import Flatten, Input, Reshape
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "Activation",
     "Add",
     "BatchNormalization",
+    "Bidirectional",
     "Chain",
     "Concatenate",
     "Dense",
@@ -28,6 +31,7 @@ __all__ = [
     "Input",
     "Layer",
     "LayerNormalization",
+    "Masking",
     "MultiHeadAttention",
     "PositionEmbedding",
     "RMSNormalization",
@@ -36,5 +40,6 @@ __all__ = [
     "SimpleRNN",
     "SwiGLU",
     "TiedHead",
+    "TimeDistributed",
     "TransformerBlock",
 ]
