@@ -229,7 +229,7 @@ ROWS = [
                 {"recurrent_dropout": 0.4, "seed": 3, "return_state": True},
             ),
             ("linear", {"activation": None}),
-            ("silu", {"activation": "silu", **SEQUENCES}),
+            ("gelu", {"activation": "gelu", **SEQUENCES}),
             ("softmax", {"activation": "softmax"}),
             ("initial", {"states": 2 if kind == "LSTM" else 1}),
             (
@@ -312,8 +312,8 @@ ROWS = [
         )
         for name, options in (
             ("other", more),
-            ("other silu", more | {"activation": "silu"}),
-            ("other gates", more | {"recurrent_activation": "silu"} | SEQUENCES),
+            ("other mish", more | {"activation": "mish"}),
+            ("other gates", more | {"recurrent_activation": "gelu"} | SEQUENCES),
             ("other masked", more | SEQUENCES | {"masked": True}),
             (
                 "other everything",

@@ -19,13 +19,15 @@ class Batch(NamedTuple):
     """Inputs, targets and weights of some samples; the arrays are used again.
 
     With ``masked`` the weights are 0 or 1, and only losses with 1 count: means are
-    over these alone.
+    over these alone. Where a model's own mask has been put in, ``measured`` says the
+    same, and the weights may be others.
     """
 
     x: Array
     y: Array
     weights: Array | None
     masked: bool = False
+    measured: Array | None = None
 
 
 class Source(ABC):

@@ -28,10 +28,12 @@ from fastserve.layers.recompute import recompute_blocks
 from fastserve.losses import Loss
 from fastserve.metrics import Metric
 from fastserve.optimizers import Optimizer, global_norm
+from fastserve.training import masks
 from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
 from fastserve.training.exact import ExactStep, Shards, ShardTable, make_shards
 from fastserve.training.guard import LIMIT, SpikeGuard
 from fastserve.training.head import make_head, pieces_of
+from fastserve.training.masks import apply_mask, losses_shape
 from fastserve.training.moving import MovingWeights
 from fastserve.training.numerics import fix_threads
 from fastserve.training.together import Together
@@ -207,7 +209,6 @@ class Trainer:
         if count is None:
             count = self._losses_per_row(time) * total
         self._status.fill(0)
-        self._status[1] = count if self.comm.rank == 0 else 0
         self.moving.begin()
         if self.exact is not None:
             self.exact.begin()
@@ -227,9 +228,11 @@ class Trainer:
             self.comm.allreduce(self._status)
             self.moving.sum((mine.stop - mine.start) / total)
         waited = self.sync.waited + perf_counter() - computed
-        self._status[0] += self._regularize() * count
+        counted = self._rescale(count)
+        penalty = self._regularize()
+        self._status[0] += penalty * counted
         norm = self._norm()
-        loss = float(self._status[0]) / count
+        loss = float(self._status[0]) / counted if counted else penalty
         speaks = self.comm.rank == 0
         guard = self.guard
         skip = guard is not None and guard.refuses(step, loss, norm, speaks)
@@ -255,6 +258,15 @@ class Trainer:
         if every and self.comm.size > 1 and (step + 1) % every == 0:
             check_replicas(self.store, self.comm, step)
         return StepResult(loss, norm, rate, total, bool(self._status[2]), skip)
+
+    def _rescale(self, assumed: int) -> int:
+        """Return how many losses of the step count, if those of masked outputs don't;
+        the gradients, which were divided by ``assumed``, are put right."""
+        counted = int(self._status[1])
+        if counted != assumed:
+            factor = self.store.grads.dtype.type(assumed / max(1, counted))
+            np.multiply(self.store.grads, factor, out=self.store.grads)
+        return counted
 
     def _regularize(self) -> float:
         """Add the regularizers' gradients to the sum over all ranks, which has them
@@ -310,12 +322,15 @@ class Trainer:
         if self._head is not None and self._in_pieces(batch):
             x = self._input(batch.x)
             self._measured = self._status
-            total = self._head.train(x, batch, key, scale, done)
+            total, counted = self._head.train(x, batch, key, scale, done)
+            self._status[1] += counted
             done(root)
             return total
         y = root.forward(self._input(batch.x), key)
         prediction = root.logits() if self.fused else y
         gradient = root.scratch(prediction.shape)
+        batch = apply_mask(batch, root.output_mask(), losses_shape(prediction.shape))
+        self._status[1] += masks.count(batch, self.loss.count(prediction.shape))
         total = self.loss.sum_and_gradient(
             batch.y, prediction, batch.weights, scale, gradient
         )
@@ -375,15 +390,17 @@ class Trainer:
     def _evaluate_part(self, part: Batch, status: Array) -> None:
         if self._head is not None and self._in_pieces(part):
             self._measured = status
-            status[0] += self._head.evaluate(self._input(part.x), part)
-            status[1] += _losses(part, part.y.size)
+            total, counted = self._head.evaluate(self._input(part.x), part)
+            status[:2] += total, counted
             return
         y = self.root.forward(self._input(part.x), False)
         prediction = self.root.logits() if self.fused else y
+        mask = self.root.output_mask()
+        part = apply_mask(part, mask, losses_shape(prediction.shape))
         status[0] += self.loss.sum_and_gradient(
             part.y, prediction, part.weights, 1.0, None
         )
-        status[1] += _losses(part, self.loss.count(prediction.shape))
+        status[1] += masks.count(part, self.loss.count(prediction.shape))
         self._measure(part, y, status)
 
     def results(self, totals: Array | None = None) -> dict[str, float]:
@@ -447,7 +464,7 @@ class Trainer:
         As in Keras, ``metrics=`` are not weighted by sample or class weights; what a
         mask leaves out isn't measured.
         """
-        weights = batch.weights if batch.masked else None
+        weights = masks.measured(batch)
         for metric, part in self._states(status):
             metric.reset()
             metric.update(batch.y, y, weights)
@@ -500,13 +517,6 @@ class Trainer:
         found = [place for place in everyone or [] if place is not None]
         place = self.comm.broadcast_obj(min(found, default=None))
         return None if place is None else f"gradient of {self.store.at(place).path}"
-
-
-def _losses(batch: Batch, outputs: int) -> int:
-    """Return how many of the losses of so many outputs count."""
-    if batch.masked and batch.weights is not None:
-        return int(np.count_nonzero(batch.weights))
-    return outputs
 
 
 def _ignore(layer: Any) -> None:
