@@ -32,6 +32,9 @@ class Bidirectional(Layer):
     Raises ArgumentError for layers that don't go together.
     """
 
+    several_inputs = True  # or one
+    call_inputs = ("x", "initial_state")
+
     def __init__(
         self,
         layer: Recurrent,
@@ -77,10 +80,10 @@ class Bidirectional(Layer):
             part.zero_output_for_mask = self.return_sequences
 
     def build(self, input_shape: Any) -> Any:
-        self.several_inputs = is_several(input_shape)
         shapes: list[Any] = []
         for n, part in enumerate(self._both()):
-            shape = self._inputs(input_shape, n) if self.several_inputs else input_shape
+            several = is_several(input_shape)
+            shape = self._inputs(input_shape, n) if several else input_shape
             out = part.build_once(shape)
             shapes.append(out if self.return_state else (out,))
         (y, *first), (z, *second) = shapes
@@ -162,7 +165,7 @@ class Bidirectional(Layer):
         (dx, *first), (other, *second) = results
         if dx is not None:
             np.add(dx, other, out=dx)
-        return (dx, *first, *second) if self.several_inputs else dx
+        return (dx, *first, *second) if first else dx
 
     def _split(self, dy: Array) -> list[Array]:
         """Return the gradients of both outputs that were merged."""

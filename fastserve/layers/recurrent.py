@@ -69,7 +69,8 @@ class Recurrent(Layer):
     gates = 1
     states = 1
     _kernel_t: Array  # (G H, F), for backward
-    several_inputs = False
+    several_inputs = True  # or one
+    call_inputs = ("x", "initial_state")
 
     def __init__(
         self,
@@ -169,11 +170,10 @@ class Recurrent(Layer):
 
     def build(self, input_shape: Any) -> Any:
         states = input_shape[1:] if is_several(input_shape) else ()
-        self.several_inputs = is_several(input_shape)
-        shape = input_shape[0] if self.several_inputs else input_shape
+        shape = input_shape[0] if is_several(input_shape) else input_shape
         features = self.check_features(shape, rank=2)
         columns, units = self.gates * self.units, self.units
-        if self.several_inputs and states != ((units,),) * self.states:
+        if is_several(input_shape) and states != ((units,),) * self.states:
             raise ShapeError(
                 f"{type(self).__name__}: expected {self.states} initial state(s) of "
                 f"shape ({units},) besides the sequence",

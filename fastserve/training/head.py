@@ -19,7 +19,6 @@ from fastserve.data.sources import Batch
 from fastserve.layers import Chain
 from fastserve.losses import Loss, spread_weights
 from fastserve.ops.blocks import as_rows
-from fastserve.training import masks
 from fastserve.training.masks import apply_mask
 
 # Of the logits of a piece. Smaller pieces cost time: each one adds to the gradient of
@@ -43,9 +42,10 @@ class PiecewiseHead:
     def train(
         self, x: Array, batch: Batch, key: Training, scale: float, done: Done
     ) -> tuple[float, int]:
-        """Make forward and backward; return the sum of the losses, and their number."""
+        """Make forward and backward; return the sum of the losses, and how many of
+        them the output's mask leaves out."""
         hidden = self.root.forward_until_last(x, key)
-        batch = apply_mask(batch, self.root.output_mask(), hidden.shape[:-1])
+        batch, left = apply_mask(batch, self.root.output_mask(), hidden.shape)
         dhidden = self.root.scratch(hidden.shape)
         into = as_rows(dhidden)
         total = 0.0
@@ -59,17 +59,17 @@ class PiecewiseHead:
             del dlogits  # its memory is the next piece's
         done(self.head)
         self.root.backward_until_last(dhidden, done)
-        return total, masks.count(batch, batch.y.size)
+        return total, left
 
     def evaluate(self, x: Array, batch: Batch) -> tuple[float, int]:
-        """Return the sum of the losses, and their number."""
+        """Return the sum of the losses, and how many the output's mask leaves out."""
         hidden = self.root.forward_until_last(x, False)
-        batch = apply_mask(batch, self.root.output_mask(), hidden.shape[:-1])
+        batch, left = apply_mask(batch, self.root.output_mask(), hidden.shape)
         total = 0.0
         for _, part, logits in self._pieces(hidden, batch, False):
             total += self.loss.sum_and_gradient(part.y, logits, part.weights)
             self.measure(part, logits)
-        return total, masks.count(batch, batch.y.size)
+        return total, left
 
     def _pieces(
         self, hidden: Array, batch: Batch, key: Training

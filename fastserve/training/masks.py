@@ -8,7 +8,6 @@ divides by the number of all positions, and puts the sum of gradients right in t
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -18,39 +17,25 @@ from fastserve.data.sources import Batch
 from fastserve.losses import spread_weights
 
 
-def losses_shape(output: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of the losses of a batch of outputs."""
-    return output[:-1] if len(output) > 1 else output
+def apply_mask(batch: Batch, mask: Any, output: tuple[int, ...]) -> tuple[Batch, int]:
+    """Return the batch with masked weights, and how many losses that leaves out.
 
-
-def apply_mask(batch: Batch, mask: Any, shape: tuple[int, ...]) -> Batch:
-    """Return the batch with the weights of its losses, of this shape, masked.
-
-    A mask that isn't over the first axes of the losses belongs to no output: a layer
-    before took its axis away.
+    ``output`` is the shape of the model's output. A mask that isn't over the first
+    axes of the losses belongs to no output: a layer before took its axis away.
     """
+    shape = output[:-1] if len(output) > 1 else output
     if not isinstance(mask, np.ndarray) or shape[: mask.ndim] != mask.shape:
-        return batch
+        return batch, 0
     mask = mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))
     counts: Array = np.broadcast_to(mask, shape).astype(np.float32)
-    if batch.weights is None:
-        return batch._replace(weights=counts, measured=counts)
-    spread = np.empty(math.prod(shape), np.float32)
-    spread_weights(batch.weights, (*shape, 1), spread, "output mask")
-    weights: Array = spread.reshape(shape)
-    if batch.masked:
-        counts *= weights != 0
-    return batch._replace(weights=weights * counts, measured=counts)
-
-
-def measured(batch: Batch) -> Array | None:
-    """Return the weights of the metrics: as in Keras masks, and no other weights."""
-    if batch.measured is not None:
-        return batch.measured
-    return batch.weights if batch.masked else None
-
-
-def count(batch: Batch, losses: int) -> int:
-    """Return how many of so many losses count."""
-    weights = measured(batch)
-    return losses if weights is None else int(np.count_nonzero(weights))
+    weights, before = counts, counts.size
+    if batch.weights is not None:
+        spread = np.empty(counts.size, np.float32)
+        spread_weights(batch.weights, output, spread, "output mask")
+        weights = spread.reshape(shape)
+        if batch.masked:
+            before = int(np.count_nonzero(weights))
+            counts *= weights != 0
+        weights = weights * counts
+    left = before - int(np.count_nonzero(counts))
+    return batch._replace(weights=weights, measured=counts), left

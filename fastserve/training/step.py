@@ -28,12 +28,11 @@ from fastserve.layers.recompute import recompute_blocks
 from fastserve.losses import Loss
 from fastserve.metrics import Metric
 from fastserve.optimizers import Optimizer, global_norm
-from fastserve.training import masks
 from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
 from fastserve.training.exact import ExactStep, Shards, ShardTable, make_shards
 from fastserve.training.guard import LIMIT, SpikeGuard
 from fastserve.training.head import make_head, pieces_of
-from fastserve.training.masks import apply_mask, losses_shape
+from fastserve.training.masks import apply_mask
 from fastserve.training.moving import MovingWeights
 from fastserve.training.numerics import fix_threads
 from fastserve.training.together import Together
@@ -209,6 +208,7 @@ class Trainer:
         if count is None:
             count = self._losses_per_row(time) * total
         self._status.fill(0)
+        self._status[1] = count if self.comm.rank == 0 else 0
         self.moving.begin()
         if self.exact is not None:
             self.exact.begin()
@@ -322,15 +322,15 @@ class Trainer:
         if self._head is not None and self._in_pieces(batch):
             x = self._input(batch.x)
             self._measured = self._status
-            total, counted = self._head.train(x, batch, key, scale, done)
-            self._status[1] += counted
+            total, hidden = self._head.train(x, batch, key, scale, done)
+            self._status[1] -= hidden
             done(root)
             return total
         y = root.forward(self._input(batch.x), key)
         prediction = root.logits() if self.fused else y
         gradient = root.scratch(prediction.shape)
-        batch = apply_mask(batch, root.output_mask(), losses_shape(prediction.shape))
-        self._status[1] += masks.count(batch, self.loss.count(prediction.shape))
+        batch, hidden = apply_mask(batch, root.output_mask(), prediction.shape)
+        self._status[1] -= hidden
         total = self.loss.sum_and_gradient(
             batch.y, prediction, batch.weights, scale, gradient
         )
@@ -390,24 +390,24 @@ class Trainer:
     def _evaluate_part(self, part: Batch, status: Array) -> None:
         if self._head is not None and self._in_pieces(part):
             self._measured = status
-            total, counted = self._head.evaluate(self._input(part.x), part)
-            status[:2] += total, counted
+            total, hidden = self._head.evaluate(self._input(part.x), part)
+            status[:2] += total, _losses(part, part.y.size) - hidden
             return
         y = self.root.forward(self._input(part.x), False)
         prediction = self.root.logits() if self.fused else y
-        mask = self.root.output_mask()
-        part = apply_mask(part, mask, losses_shape(prediction.shape))
+        status[1] += _losses(part, self.loss.count(prediction.shape))
+        part, hidden = apply_mask(part, self.root.output_mask(), prediction.shape)
+        status[1] -= hidden
         status[0] += self.loss.sum_and_gradient(
             part.y, prediction, part.weights, 1.0, None
         )
-        status[1] += masks.count(part, self.loss.count(prediction.shape))
         self._measure(part, y, status)
 
     def results(self, totals: Array | None = None) -> dict[str, float]:
         """Return mean loss and metrics of ``totals``, by default of all steps since
         ``reset_totals``."""
         totals = self.totals if totals is None else totals
-        named = {"loss": float(totals[0] / totals[1]) if totals[1] else math.nan}
+        named = {"loss": float(totals[0] / totals[1]) if totals[1] else 0.0}
         for metric, part in self._states(totals):
             metric.state[...] = part
             named[metric.name] = metric.result()
@@ -464,7 +464,9 @@ class Trainer:
         As in Keras, ``metrics=`` are not weighted by sample or class weights; what a
         mask leaves out isn't measured.
         """
-        weights = masks.measured(batch)
+        weights = batch.measured
+        if weights is None and batch.masked:
+            weights = batch.weights
         for metric, part in self._states(status):
             metric.reset()
             metric.update(batch.y, y, weights)
@@ -517,6 +519,13 @@ class Trainer:
         found = [place for place in everyone or [] if place is not None]
         place = self.comm.broadcast_obj(min(found, default=None))
         return None if place is None else f"gradient of {self.store.at(place).path}"
+
+
+def _losses(batch: Batch, outputs: int) -> int:
+    """Return how many of the losses of so many outputs count."""
+    if batch.masked and batch.weights is not None:
+        return int(np.count_nonzero(batch.weights))
+    return outputs
 
 
 def _ignore(layer: Any) -> None:
