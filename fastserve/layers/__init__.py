@@ -4,6 +4,7 @@ from fastserve.core.layer import Layer
 from fastserve.layers.activations import ELU, LeakyReLU, PReLU, ReLU, Softmax
 from fastserve.layers.attention import MultiHeadAttention, TransformerBlock
 from fastserve.layers.batch_normalization import BatchNormalization
+from fastserve.layers.bidirectional import Bidirectional
 from fastserve.layers.chain import Chain, Residual
 from fastserve.layers.dense import Activation, Dense
 from fastserve.layers.dropout import (
@@ -44,6 +45,7 @@ from fastserve.layers.normalization import (
     UnitNormalization,
 )
 from fastserve.layers.recurrent import GRU, LSTM, SimpleRNN
+from fastserve.layers.sequences import Masking, TimeDistributed
 from fastserve.layers.shapes import Flatten, Input, InputLayer, Reshape
 from fastserve.layers.text import TextVectorization
 
@@ -57,6 +59,7 @@ __all__ = [
     "AlphaDropout",
     "Average",
     "BatchNormalization",
+    "Bidirectional",
     "Chain",
     "Concatenate",
     "Dense",
@@ -77,6 +80,7 @@ __all__ = [
     "Layer",
     "LayerNormalization",
     "LeakyReLU",
+    "Masking",
     "Maximum",
     "Minimum",
     "MultiHeadAttention",
@@ -96,6 +100,7 @@ __all__ = [
     "SwiGLU",
     "TextVectorization",
     "TiedHead",
+    "TimeDistributed",
     "TransformerBlock",
     "UnitNormalization",
     "add",
