@@ -1,23 +1,40 @@
 """Layers by Keras' names."""
 
 from fastserve.core.layer import Layer
+from fastserve.layers.activations import ELU, LeakyReLU, PReLU, ReLU, Softmax
 from fastserve.layers.attention import MultiHeadAttention, TransformerBlock
 from fastserve.layers.batch_normalization import BatchNormalization
 from fastserve.layers.chain import Chain, Residual
 from fastserve.layers.dense import Activation, Dense
-from fastserve.layers.dropout import Dropout
+from fastserve.layers.dropout import (
+    AlphaDropout,
+    Dropout,
+    GaussianDropout,
+    GaussianNoise,
+    SpatialDropout1D,
+    SpatialDropout2D,
+)
 from fastserve.layers.embedding import Embedding, PositionEmbedding, TiedHead
 from fastserve.layers.gated import SwiGLU
+from fastserve.layers.group_normalization import GroupNormalization
+from fastserve.layers.lookup import IntegerLookup, StringLookup
 from fastserve.layers.merging import Add, Concatenate
-from fastserve.layers.normalization import LayerNormalization, RMSNormalization
+from fastserve.layers.normalization import (
+    LayerNormalization,
+    RMSNormalization,
+    UnitNormalization,
+)
 from fastserve.layers.recurrent import GRU, LSTM, SimpleRNN
 from fastserve.layers.shapes import Flatten, Input, Reshape
+from fastserve.layers.text import TextVectorization
 
 __all__ = [
+    "ELU",
     "GRU",
     "LSTM",
     "Activation",
     "Add",
+    "AlphaDropout",
     "BatchNormalization",
     "Chain",
     "Concatenate",
@@ -25,16 +42,29 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Flatten",
+    "GaussianDropout",
+    "GaussianNoise",
+    "GroupNormalization",
     "Input",
+    "IntegerLookup",
     "Layer",
     "LayerNormalization",
+    "LeakyReLU",
     "MultiHeadAttention",
+    "PReLU",
     "PositionEmbedding",
     "RMSNormalization",
+    "ReLU",
     "Reshape",
     "Residual",
     "SimpleRNN",
+    "Softmax",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "StringLookup",
     "SwiGLU",
+    "TextVectorization",
     "TiedHead",
     "TransformerBlock",
+    "UnitNormalization",
 ]
