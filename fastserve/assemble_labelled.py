@@ -16,13 +16,20 @@ from fastserve.data.datasets.known import DIAMONDS, PENGUINS
 from fastserve.data.examples import ArrayExamples, Examples
 from fastserve.data.idx import read_idx
 from fastserve.data.images import ImageFolder, Pixels
+from fastserve.data.labelled_texts import TextEncoder, texts_in, texts_of
 from fastserve.data.parts import Parts, Shares, divide
 from fastserve.data.preprocessing import Preprocessing
 from fastserve.data.tables import Options, Table
+from fastserve.data.tagged import WordEncoder, tagged_in, tagged_of
 from fastserve.data.targets import Classes
 from fastserve.errors import DataError
 
 _TABLES = {known.name: known for known in (DIAMONDS, PENGUINS)}
+_TEXTS = {
+    "spam": (datasets.spam, datasets.MAIL),
+    "news": (datasets.news, datasets.NEWS_CLASSES),
+    "film-sentiment": (datasets.film_sentiment, datasets.SENTIMENTS),
+}
 Others = dict[str, Callable[[Preprocessing], Examples]]
 
 
@@ -45,6 +52,12 @@ def make_parts(
     elif isinstance(data, labelled.ImagesData):
         examples, others = _images(data, check, kept)
         name = data.folder
+    elif isinstance(data, labelled.TextsData):
+        examples, others = _texts(data, kept)
+        name = data.source
+    elif isinstance(data, labelled.TaggedData):
+        examples, others = _tagged(data, kept)
+        name = data.file
     else:
         assert isinstance(data, labelled.DatasetData)
         examples, others = _dataset(data, kept)
@@ -52,8 +65,6 @@ def make_parts(
     fields = labelled.Splits.model_fields
     shares = Shares(**{key: getattr(data, key) for key in fields})
     parts = divide(examples, shares, others, fitted=kept is not None)
-    if isinstance(examples, Table) and examples.dropped:
-        parts.notes.append(f"{examples.dropped:,} records left out: a value is missing")
     return f"{name}, {parts.counts}", parts
 
 
@@ -130,9 +141,55 @@ def _images(
     )
 
 
+def _texts(
+    data: labelled.TextsData, kept: Preprocessing | None
+) -> tuple[Examples, Others]:
+    def texts(file: str, made: Preprocessing | None) -> Examples:
+        encoder = _text_encoder(data.vectorize)
+        columns = data.text, data.label
+        return texts_in(Path(file), columns, data.encoding, encoder, made)
+
+    return texts(data.source, kept), _others(data, texts)
+
+
+def _text_encoder(options: labelled.Vectorize) -> TextEncoder:
+    arguments = options.model_dump()
+    if options.standardize == "none":
+        arguments["standardize"] = None
+    return TextEncoder(arguments)
+
+
+def _tagged(
+    data: labelled.TaggedData, kept: Preprocessing | None
+) -> tuple[Examples, Others]:
+    words = data.words
+
+    def sentences(file: str, made: Preprocessing | None) -> Examples:
+        return tagged_in(
+            Path(file),
+            data.format,
+            data.encoding,
+            WordEncoder((), words.length),
+            made,
+            words.max_words,
+            words.min_count,
+        )
+
+    return sentences(data.file, kept), _others(data, sentences)
+
+
 def _dataset(
     data: labelled.DatasetData, kept: Preprocessing | None
 ) -> tuple[Examples, Others]:
+    if data.name in _TEXTS:
+        read, names = _TEXTS[data.name]
+        encoder = _text_encoder(data.vectorize)
+        return texts_of(*read(), names, encoder, kept), {}
+    if data.name == "tagged-words":
+        words = data.words
+        empty = WordEncoder((), words.length)
+        wanted = words.max_words, words.min_count
+        return tagged_of(datasets.tagged_words(), empty, kept, *wanted), {}
     digits = Classes(tuple(map(str, range(10))))
     if data.name == "fashion-mnist":
         train, test = datasets.fashion_mnist()

@@ -20,13 +20,19 @@ class Examples(ABC):
 
     Attributes:
         samples: how many there are.
-        targets: (samples,) numbers of classes, or numbers to predict.
+        targets: (samples,) numbers of classes, or numbers to predict; None: a sample
+            has several.
         preprocessing: how they are encoded; whole once they are fitted.
     """
 
     samples: int
-    targets: Array
+    targets: Array | None
     preprocessing: Preprocessing
+
+    @property
+    def notes(self) -> list[str]:
+        """What is worth telling at the start of a run."""
+        return []
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -87,7 +93,8 @@ class ArrayExamples(Examples):
         channel: bool = False,
     ) -> None:
         self.x = x[..., None] if channel else x
-        self.targets, self.scale, self.samples = targets, scale, len(x)
+        self.targets: Array = targets
+        self.scale, self.samples = scale, len(x)
         self.preprocessing = Preprocessing(
             ArrayInput(self.x.shape[1:], scale, channel), target
         )

@@ -201,7 +201,7 @@ class ImageFolder(Examples):
         classes = kept.target if kept else Classes.of(kind for _, kind in files)
         assert isinstance(classes, Classes)
         self.preprocessing = Preprocessing(pixels, classes)
-        self.targets = np.empty(self.samples, np.int64)
+        self.targets: Array = np.empty(self.samples, np.int64)
         for i, (path, kind) in enumerate(files):
             place = classes.number(kind)
             if place is None:

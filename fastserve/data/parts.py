@@ -13,7 +13,6 @@ from fastserve.data.preprocessing import Preprocessing
 from fastserve.data.sources import Source
 from fastserve.data.splits import Split, copies, split
 from fastserve.data.targets import Classes
-from fastserve.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def divide(
             rows = rows[first == rows]
     parts = split(
         rows,
-        examples.targets[rows] if examples.targets.ndim == 1 else None,
+        None if examples.targets is None else examples.targets[rows],
         0.0 if "validation" in others else shares.validation_split,
         0.0 if "test" in others else shares.test_split,
         shares.split_seed,
@@ -96,8 +95,8 @@ def divide(
 
 def _balance(examples: Examples, train: Array) -> list[str]:
     target = examples.preprocessing.target
-    if not isinstance(target, Classes) or examples.targets.ndim != 1:
-        return []
+    if not isinstance(target, Classes) or examples.targets is None:
+        return examples.notes
     labels = examples.targets[train]
     counts = np.bincount(labels, minlength=len(target.names))
     empty = [name for name, n in zip(target.names, counts, strict=True) if not n]
@@ -107,7 +106,7 @@ def _balance(examples: Examples, train: Array) -> list[str]:
             f"warning: no sample to train of {len(empty)} of {len(counts)} classes: "
             f"{', '.join(empty[:5])}"
         )
-    return notes
+    return [*notes, *examples.notes]
 
 
 def _shared(first: Array, parts: Split) -> list[str]:
@@ -122,11 +121,3 @@ def _shared(first: Array, parts: Split) -> list[str]:
         f"warning: {known:,} of {total:,} held out samples equal one to train on; "
         "data.drop_duplicates: true leaves copies out"
     ]
-
-
-def require(count: int, where: str) -> None:
-    """Raise DataError if there is nothing to train on."""
-    if count < 2:
-        raise DataError(
-            f"{where}: expected two or more samples", f"{count}", "add some"
-        )

@@ -90,7 +90,12 @@ class Preprocessing:
 
 
 def _readers() -> dict[str, Callable[[dict[str, Any]], Encoder]]:
-    return {"array": ArrayInput.from_json, "table": Columns.from_json}
+    from fastserve.data.images import Pixels
+    from fastserve.data.labelled_texts import TextEncoder
+    from fastserve.data.tagged import WordEncoder
+
+    kinds: tuple[Any, ...] = (ArrayInput, Columns, Pixels, TextEncoder, WordEncoder)
+    return {kind.kind: kind.from_json for kind in kinds}
 
 
 def loads(text: str, where: str) -> Preprocessing:

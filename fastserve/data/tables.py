@@ -201,13 +201,18 @@ class Table(Examples):
         self.samples = len(self._starts)
         target = kept.target if kept else None
         if options.task == "regression":
-            self.targets = np.array(labels, np.float64)
+            self.targets: Array = np.array(labels, np.float64)
             target = target or Values(options.target)
         else:
             target = target or Classes.of(labels)
             assert isinstance(target, Classes)  # the task is the run's
             self.targets = self._numbers(target, labels)
         self.preprocessing = Preprocessing(columns or self._columns(), target)
+
+    @property
+    def notes(self) -> list[str]:
+        text = f"{self.dropped:,} records left out, as a value is missing"
+        return [text] if self.dropped else []
 
     # -- first pass: places, kinds, targets ------------------------------------------
 
