@@ -18,7 +18,7 @@ import numpy as np
 
 from fastserve.ops.blocks import Array, room
 from fastserve.ops.linear import add_product
-from fastserve.ops.windows import Axis, Piece, padded, pieces, windows, write_unpadded
+from fastserve.ops.windows import Axis, Piece, padded, piece_inputs, pieces, scatter, windows
 
 Finish = Callable[[slice], None]
 SIZE = 1 << 17  # elements of the patches of a piece: 512 kB of float32
@@ -43,11 +43,6 @@ class _Patches:
         row = self.w.out * max(self.size, filters)
         return list(pieces(samples, self.h.out, row, SIZE))
 
-    def inputs(self, piece: Piece) -> tuple[int, int]:
-        """Rows of the padded input that the piece's outputs read."""
-        h = self.h
-        return piece.first * h.stride, (piece.last - 1) * h.stride + h.span
-
     def memory(self, piece: Piece, samples: int, like: Array) -> tuple[Array, Array]:
         """Return memory for patches as (T, K), and as (kh, kw, N, rows, out, C).
 
@@ -70,32 +65,10 @@ class _Patches:
         if self.plain:
             part = image[:, piece.first : piece.last]
             return part.reshape(math.prod(part.shape[:3]), self.channels)
-        full = padded(image, self.inputs(piece), self.before, self.w.padded, _IMAGE)
+        full = padded(image, piece_inputs(self.h, piece), self.before, self.w.padded, _IMAGE)
         rows, places = self.memory(piece, image.shape[0], x)
         np.copyto(places, windows(full, (self.h, self.w), outs))
         return rows
-
-    def add(self, places: Array, piece: Piece, dx: Array) -> None:
-        """Add patches (kh, kw, N, rows, out, C) up where they overlap; write to dx."""
-        first, last = self.inputs(piece)
-        written = 0
-        if piece.first > 0:
-            written = first - self.h.stride + self.h.span
-        if piece.last == self.h.out:
-            last = self.h.padded
-        image = dx[piece.samples]
-        # a stride beyond the kernel leaves rows between the bands to the next one
-        first = min(first, written) if piece.first > 0 else first
-        shape = (image.shape[0], last - first, self.w.padded, self.channels)
-        full = room(_IMAGE, shape, dx.dtype)
-        full.fill(0)
-        skipped = piece.first * self.h.stride - first
-        outs = (piece.last - piece.first, self.w.out)
-        view = windows(full[:, skipped:], (self.h, self.w), outs)
-        for i in range(self.h.kernel):
-            for j in range(self.w.kernel):
-                np.add(view[i, j], places[i, j], out=view[i, j])
-        write_unpadded(full, first, self.before, written, image)
 
 
 def _flat(y: Array, piece: Piece) -> Array:
@@ -145,6 +118,7 @@ def backward(
         if patches.plain:
             np.matmul(rows, matrix.T, out=_flat(dx, piece))
             continue
-        found, places = patches.memory(piece, piece.samples.stop - piece.samples.start, dy)
+        samples = piece.samples.stop - piece.samples.start
+        found, places = patches.memory(piece, samples, dy)
         np.matmul(rows, matrix.T, out=found)
-        patches.add(places, piece, dx)
+        scatter(lambda i, j, p=places: p[i, j], axes, piece, dx, _IMAGE)

@@ -7,7 +7,7 @@ of a piece stays in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,13 +119,18 @@ def pieces(samples: int, rows: int, row_size: int, size: int) -> Iterator[Piece]
 
 
 def padded(
-    x: Array, rows: tuple[int, int], before: tuple[int, int], width: int, slot: int
+    x: Array,
+    rows: tuple[int, int],
+    before: tuple[int, int],
+    width: int,
+    slot: int,
+    fill: float = 0.0,
 ) -> Array:
     """Return rows from ``rows[0]`` to ``rows[1]`` of x (N, H, W, C) with zeros around.
 
     Rows count from the first of the ``before[0]`` zero rows; ``before[1]`` zeros are
     left of each row and it is cut or filled to ``width``. It is a view of x if no zeros
-    are needed, otherwise memory of this slot.
+    are needed, otherwise memory of this slot. ``fill`` may take the place of zero.
     """
     first, last = rows[0] - before[0], rows[1] - before[0]
     height, columns = x.shape[1:3]
@@ -134,11 +139,11 @@ def padded(
     full = room(slot, (x.shape[0], last - first, width, x.shape[3]), x.dtype)
     top, bottom = max(0, -first), max(0, min(last, height) - first)
     left, right = before[1], min(before[1] + columns, width)
-    full[:, :top] = 0
-    full[:, bottom:] = 0
+    full[:, :top] = fill
+    full[:, bottom:] = fill
     middle = full[:, top:bottom]
-    middle[:, :, :left] = 0
-    middle[:, :, right:] = 0
+    middle[:, :, :left] = fill
+    middle[:, :, right:] = fill
     middle[:, :, left:right] = x[
         :, max(0, first) : max(0, first) + bottom - top, : right - left
     ]
@@ -177,3 +182,39 @@ def windows(full: Array, axes: tuple[Axis, Axis], outs: tuple[int, int]) -> Arra
         (h.kernel, w.kernel, n, *outs, c),
         (h.dilation * sh, w.dilation * sw, sn, h.stride * sh, w.stride * sw, sc),
     )
+
+
+def piece_inputs(h: Axis, piece: Piece) -> tuple[int, int]:
+    """Return the first padded row that the piece's outputs read, and the end."""
+    return piece.first * h.stride, (piece.last - 1) * h.stride + h.span
+
+
+def scatter(
+    part: Callable[[int, int], Array],
+    axes: tuple[Axis, Axis],
+    piece: Piece,
+    dx: Array,
+    slot: int,
+) -> None:
+    """Add what the piece's outputs send back to their windows; write the sums to dx.
+
+    ``part(i, j)`` is what goes to the place (i, j) of each window: (N, rows, W', C) for
+    dx (N, H, W, C). Pieces come in order, each sample's from top to bottom.
+    """
+    h, w = axes
+    first, last = piece_inputs(h, piece)
+    start, written = first, 0
+    if piece.first > 0:
+        written = first - h.stride + h.span
+        start = min(first, written)  # a stride beyond the kernel leaves rows between
+    if piece.last == h.out:
+        last = h.padded
+    image = dx[piece.samples]
+    shape = (image.shape[0], last - start, w.padded, dx.shape[3])
+    full = room(slot, shape, dx.dtype)
+    full.fill(0)
+    view = windows(full[:, first - start :], axes, (piece.last - piece.first, w.out))
+    for i in range(h.kernel):
+        for j in range(w.kernel):
+            np.add(view[i, j], part(i, j), out=view[i, j])
+    write_unpadded(full, start, (h.before, w.before), written, image)
