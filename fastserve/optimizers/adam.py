@@ -180,5 +180,3 @@ class Nadam(Moments):
         np.add(u, epsilon, out=u)
         np.divide(t, u, out=t)
         np.subtract(p, t, out=p)
-
-

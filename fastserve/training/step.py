@@ -27,6 +27,7 @@ from fastserve.losses import Loss
 from fastserve.metrics import Metric
 from fastserve.optimizers import Optimizer, global_norm
 from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
+from fastserve.training.exact import ExactStep, ShardTable, make_shards
 from fastserve.training.guard import LIMIT, SpikeGuard
 from fastserve.training.head import make_head, pieces_of
 from fastserve.training.moving import MovingWeights
@@ -38,7 +39,9 @@ class Options:
 
     Attributes:
         micro_batch: rows that a rank computes at a time; None: its whole share.
-        algorithm: of the sum over ranks, 'ring' or 'mpi'.
+        algorithm: of the sum over ranks, 'ring', 'mpi' or 'exact'. With exact a batch
+            is cut into shards of ``micro_batch`` rows (None: into 8 shards) that the
+            ranks share, and the result has the same bits on any number of ranks.
         overlap: send gradients during backward; None: where there are several hosts.
         wire: type of the gradients in messages between hosts; float16 and bfloat16
             halve the bytes and round, so they do change the result a little.
@@ -140,6 +143,8 @@ class Trainer:
         self._regularized = [(p, r) for p in trained if (r := p.regularizer)]
         self._constrained = [(p, c) for p in trained if (c := p.constraint)]
         self.moving = MovingWeights(store, comm)
+        tree = self.sync.exact
+        self.exact = None if tree is None else ExactStep(comm, tree, self.moving)
         self._sum: Array | None = None  # gradients of earlier micro-batches
         self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
         self._measured = self._status  # where metrics of a piece of a batch go
@@ -159,7 +164,7 @@ class Trainer:
         the weights, and LossSpikeError as ``SpikeGuard`` does."""
         start = perf_counter()
         rows, epochs = sampler.step(step)
-        mine = share(len(rows), self.comm.rank, self.comm.size)
+        mine = self._share(len(rows), sampler.batch)
         batch = None
         if mine.stop > mine.start:
             batch = source.batch(rows[mine], epochs[mine])
@@ -192,6 +197,8 @@ class Trainer:
         self._status.fill(0)
         self._status[1] = count if self.comm.rank == 0 else 0
         self.moving.begin()
+        if self.exact is not None:
+            self.exact.begin()
         if batch is None:
             self.sync.begin()
             self.store.grads.fill(0)
@@ -201,9 +208,12 @@ class Trainer:
         self._status[2] = self.stop_requested
         self.sync.finish()
         computed = perf_counter()
-        self.comm.allreduce(self._status)
+        if self.exact is not None:
+            self.exact.finish(self._status)
+        else:
+            self.comm.allreduce(self._status)
+            self.moving.sum((mine.stop - mine.start) / total)
         waited = self.sync.waited + perf_counter() - computed
-        self.moving.hold()
         self._status[0] += self._regularize() * count
         norm = self._norm()
         loss = float(self._status[0]) / count
@@ -222,7 +232,7 @@ class Trainer:
             self.optimizer.update(scale, norm)
             updated = perf_counter()
             self.sync.gather(self.store.values)
-            self.moving.apply(mine.stop - mine.start, total)
+            self.moving.apply()
             waited += perf_counter() - updated
             for parameter, constraint in self._constrained:
                 constraint.apply(parameter.value)
@@ -256,13 +266,16 @@ class Trainer:
 
     def _accumulate(self, batch: Batch, mine: slice, scale: float) -> None:
         pieces = list(self._pieces(batch, mine))
+        exact = self.exact
         for i, (first_row, part) in enumerate(pieces):
             key = StepKey(self.seed, self.optimizer.step, first_row)
             last = i == len(pieces) - 1
             if last:  # the gradients of all are sent while the last are computed
-                self.sync.begin(add=self._sum if i else None)
+                self.sync.begin(add=self._sum if i and exact is None else None)
             self._status[0] += self._forward_backward(part, key, scale, last)
-            if not last:
+            if exact is not None:
+                exact.put(i, self._status, last)
+            elif not last:
                 self._add_up(first=i == 0)
 
     def _add_up(self, first: bool) -> None:
@@ -320,28 +333,40 @@ class Trainer:
         status = np.zeros_like(self._status)
         sampler = Sampler(source.samples, batch_size, 0, shuffle=False, wrap=False)
         steps = sampler.steps_per_epoch
+        exact, table, shards = self.exact, ShardTable(self.comm), 0
         for step in range(min(steps, batches or steps)):
             rows, epochs = sampler.step(step)
-            mine = share(len(rows), self.comm.rank, self.comm.size)
-            if mine.stop == mine.start:
-                continue
-            batch = source.batch(rows[mine], epochs[mine])
-            for _, part in self._pieces(batch, mine):
-                if self._head is not None and self._in_pieces(part):
-                    self._measured = status
-                    status[0] += self._head.evaluate(self._input(part.x), part)
-                    status[1] += _losses(part, part.y.size)
-                    continue
-                y = self.root.forward(self._input(part.x), False)
-                prediction = self.root.logits() if self.fused else y
-                status[0] += self.loss.sum_and_gradient(
-                    part.y, prediction, part.weights, 1.0, None
-                )
-                status[1] += _losses(part, self.loss.count(prediction.shape))
-                self._measure(part, y, status)
-        self.comm.allreduce(status)
+            mine = self._share(len(rows), batch_size)
+            if mine.stop > mine.start:
+                batch = source.batch(rows[mine], epochs[mine])
+                for place, (_, part) in enumerate(self._pieces(batch, mine)):
+                    self._evaluate_part(part, status)
+                    if exact is not None:
+                        index = exact.shards.of[self.comm.rank][place]
+                        table.put(shards + index, status)
+                        status.fill(0)
+            if exact is not None:
+                shards += exact.shards.count
+        if exact is not None:
+            status = table.total(shards, status.size)
+        else:
+            self.comm.allreduce(status)
         status[0] += self._penalty() * status[1]
         return self.results(status)
+
+    def _evaluate_part(self, part: Batch, status: Array) -> None:
+        if self._head is not None and self._in_pieces(part):
+            self._measured = status
+            status[0] += self._head.evaluate(self._input(part.x), part)
+            status[1] += _losses(part, part.y.size)
+            return
+        y = self.root.forward(self._input(part.x), False)
+        prediction = self.root.logits() if self.fused else y
+        status[0] += self.loss.sum_and_gradient(
+            part.y, prediction, part.weights, 1.0, None
+        )
+        status[1] += _losses(part, self.loss.count(prediction.shape))
+        self._measure(part, y, status)
 
     def results(self, totals: Array | None = None) -> dict[str, float]:
         """Return mean loss and metrics of ``totals``, by default of all steps since
@@ -360,7 +385,10 @@ class Trainer:
 
     def _pieces(self, batch: Batch, mine: slice) -> Iterable[tuple[int, Batch]]:
         """Cut this rank's rows into micro-batches; yield (first global row, part)."""
-        for piece in micro_batches(mine, self.options.micro_batch):
+        at_once = self.options.micro_batch
+        if self.exact is not None:
+            at_once = self.exact.shards.rows
+        for piece in micro_batches(mine, at_once):
             local = slice(piece.start - mine.start, piece.stop - mine.start)
             weights = None if batch.weights is None else batch.weights[local]
             x, y = batch.x[local], batch.y[local]
@@ -377,6 +405,14 @@ class Trainer:
         out = self.root.buffer("input", x.shape)
         np.copyto(out, x, casting="unsafe")
         return out
+
+    def _share(self, total: int, batch: int) -> slice:
+        """Return this rank's rows of a batch of ``total``; a full one has ``batch``."""
+        if self.exact is None:
+            return share(total, self.comm.rank, self.comm.size)
+        at_once = self.options.micro_batch
+        self.exact.shards = make_shards(total, batch, at_once, self.comm.size)
+        return self.exact.shards.rows_of(self.comm.rank)
 
     def _losses_per_row(self, time: int) -> int:
         shape = tuple(time if n is None else n for n in self.root.output_shape or ())
