@@ -26,7 +26,9 @@ def window_sizes(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[in
     return tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
 
 
-def check_strides(kind: str, strides: tuple[int, ...], dilation: tuple[int, ...]) -> None:
+def check_strides(
+    kind: str, strides: tuple[int, ...], dilation: tuple[int, ...]
+) -> None:
     if max(strides) > 1 and max(dilation) > 1:
         raise ArgumentError(
             f"{kind}: expected strides of 1 or a dilation_rate of 1",
@@ -280,3 +282,7 @@ class Conv1DTranspose(Conv2DTranspose):
     """
 
     rank = 1
+
+
+Convolution1D, Convolution1DTranspose = Conv1D, Conv1DTranspose
+Convolution2D, Convolution2DTranspose = Conv2D, Conv2DTranspose

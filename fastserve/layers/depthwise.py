@@ -254,3 +254,6 @@ class SeparableConv1D(SeparableConv2D):
     """
 
     rank = 1
+
+
+SeparableConvolution1D, SeparableConvolution2D = SeparableConv1D, SeparableConv2D

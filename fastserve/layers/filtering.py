@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,9 @@ def extents(
     kind: str, argument: str, value: Sizes, rank: int, least: int = 1
 ) -> tuple[int, ...]:
     """Return ``rank`` integers; one alone counts for all axes."""
-    alone = hasattr(value, "__index__")
-    values = [value] * rank if alone else list(value)  # type: ignore[arg-type]
+    values: list[Any] = (
+        [value] * rank if not isinstance(value, Iterable) else list(value)
+    )
     good = all(
         hasattr(n, "__index__") and not isinstance(n, bool) and n >= least
         for n in values
@@ -91,7 +92,9 @@ def check_rank(layer: Layer, shape: Shape, rank: int) -> int:
     return int(shape[-1])
 
 
-def check_output(layer: Layer, sizes: Sequence[int | None], outs: Sequence[int]) -> None:
+def check_output(
+    layer: Layer, sizes: Sequence[int | None], outs: Sequence[int]
+) -> None:
     """Raise ShapeError if an axis has no output left."""
     if any(out < 1 for out in outs):
         raise ShapeError(
@@ -159,7 +162,7 @@ class Filtering(Layer):
     # ---------------------------------------------------------------------------
 
     def weight(self, name: str, shape: tuple[int, ...], kind: str) -> Parameter:
-        """Make a weight with the initializer, regularizer and constraint of ``kind``."""
+        """Make a weight with initializer, regularizer and constraint of ``kind``."""
         return self.param(
             name,
             shape,
@@ -203,7 +206,7 @@ class Filtering(Layer):
         return y if self.rank == 2 else y[:, 0]
 
     def finish(self, z: Array, rows: slice, training: bool) -> None:
-        """Add the bias and apply the activation to rows of z while it is in the cache."""
+        """Add the bias and apply the activation to rows of z, while in the cache."""
         linear = self.activation.name == "linear"
         if linear and not self.use_bias:
             return

@@ -204,7 +204,9 @@ class GlobalAveragePooling2D(_GlobalPooling):
         pooling.global_mean(x, y)
 
     def pool_back(self, x: Array, dy: Array, dx: Array) -> None:
-        share = np.multiply(dy, dy.dtype.type(1 / x.shape[1]), out=self.scratch(dy.shape))
+        share = np.multiply(
+            dy, dy.dtype.type(1 / x.shape[1]), out=self.scratch(dy.shape)
+        )
         np.copyto(dx, share[:, None])
 
 

@@ -3,10 +3,10 @@
 y[n, i, j, o] = Σ x[n, i s + u d - p, j s + v d - p, c] W[u, v, c, o]
                 over u, v and c, with stride s, dilation d and p zeros around
 
-x (N, H, W, C), W (kernel rows, kernel columns, C, O), y (N, H', W', O); a sequence is an
-image of height 1. With groups, the channels and the filters are cut into as many parts
-and each filter sees those of its part: W (kernel rows, kernel columns, C / groups, O).
-As in all such libraries the kernel isn't flipped.
+x (N, H, W, C), W (kernel rows, kernel columns, C, O), y (N, H', W', O); a sequence is
+an image of height 1. With groups, channels and filters are cut into as many parts and
+each filter sees those of its part: W (kernel rows, kernel columns, C / groups, O). As
+in all such libraries the kernel isn't flipped.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def _views(full: Array, axes: Axes, rows: int) -> Array:
 
     Long rows are what NumPy's loops need.
     """
-    h, w = axes
+    w = axes[1]
     view = windows(full, axes, (rows, w.out))
     if w.stride > 1 or full.strides[2] != full.shape[3] * full.itemsize:
         return view
@@ -175,7 +175,11 @@ def _scatter(dy: Array, kernel: Array, dx: Array, axes: Axes, times: int) -> Non
         total = room(_SUM, (*rows.shape[:3], c // times), dy.dtype)
 
         def part(
-            i: int, j: int, rows: Array = rows, out: Array = product, sums: Array = total
+            i: int,
+            j: int,
+            rows: Array = rows,
+            out: Array = product,
+            sums: Array = total,
         ) -> Array:
             np.multiply(rows, kernel[i, j], out=out)
             if times == 1:

@@ -18,7 +18,15 @@ import numpy as np
 
 from fastserve.ops.blocks import Array, room
 from fastserve.ops.linear import add_product
-from fastserve.ops.windows import Axis, Piece, padded, piece_inputs, pieces, scatter, windows
+from fastserve.ops.windows import (
+    Axis,
+    Piece,
+    padded,
+    piece_inputs,
+    pieces,
+    scatter,
+    windows,
+)
 
 Finish = Callable[[slice], None]
 SIZE = 1 << 17  # elements of the patches of a piece: 512 kB of float32
@@ -65,7 +73,9 @@ class _Patches:
         if self.plain:
             part = image[:, piece.first : piece.last]
             return part.reshape(math.prod(part.shape[:3]), self.channels)
-        full = padded(image, piece_inputs(self.h, piece), self.before, self.w.padded, _IMAGE)
+        full = padded(
+            image, piece_inputs(self.h, piece), self.before, self.w.padded, _IMAGE
+        )
         rows, places = self.memory(piece, image.shape[0], x)
         np.copyto(places, windows(full, (self.h, self.w), outs))
         return rows
@@ -121,4 +131,4 @@ def backward(
         samples = piece.samples.stop - piece.samples.start
         found, places = patches.memory(piece, samples, dy)
         np.matmul(rows, matrix.T, out=found)
-        scatter(lambda i, j, p=places: p[i, j], axes, piece, dx, _IMAGE)
+        scatter(lambda *at, of=places: of[at], axes, piece, dx, _IMAGE)

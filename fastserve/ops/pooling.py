@@ -1,7 +1,8 @@
 """Pooling: the largest or the mean of each window, and the gradients.
 
 x (N, H, W, C) and y (N, H', W', C). Windows reach beyond the edges with padding 'same':
-what lies there never wins and isn't counted. Work goes in pieces that stay in the cache.
+what lies there never wins and isn't counted. Work goes in pieces that stay in the
+cache.
 """
 
 from __future__ import annotations
@@ -59,9 +60,7 @@ def maximum(x: Array, y: Array, winner: Array | None, axes: Axes) -> None:
         for number in range(1, h.kernel * w.kernel):
             value = view[divmod(number, w.kernel)]
             if winner is not None:
-                better = np.greater(
-                    value, best, out=room(_BETTER, best.shape, _BOOL)
-                )
+                better = np.greater(value, best, out=room(_BETTER, best.shape, _BOOL))
                 np.copyto(winner[place], number, where=better)
             np.maximum(best, value, out=best)
 
@@ -142,18 +141,17 @@ def mean(x: Array, y: Array, axes: Axes) -> None:
 
 def mean_gradient(dy: Array, dx: Array, axes: Axes) -> None:
     """Write dx: each of a window's inputs gets its share of dy."""
-    h, w = axes
     share = counts(axes, dy.dtype)
     for piece in _pieces(dy.shape[0], axes, dy.shape[3]):
         part = dy[piece.samples, piece.first : piece.last]
         each = room(_PART, part.shape, dy.dtype)
         np.multiply(part, share[piece.first : piece.last], out=each)
-        scatter(lambda i, j, each=each: each, axes, piece, dx, _IMAGE)
+        scatter(lambda *at, each=each: each, axes, piece, dx, _IMAGE)
 
 
 def global_mean(x: Array, y: Array) -> None:
     """y (N, C) = the mean of x (N, T, C) over T; a product with ones."""
-    n, t, c = x.shape
+    t = x.shape[1]
     row = ones(t, x.dtype)[None]
     np.matmul(row, x, out=y[:, None])
     np.multiply(y, x.dtype.type(1 / t), out=y)

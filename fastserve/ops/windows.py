@@ -18,7 +18,7 @@ from fastserve.ops.blocks import Array, room
 
 @dataclass(frozen=True)
 class Axis:
-    """Windows along one axis: output ``o`` reads inputs from ``o * stride - before`` on.
+    """Windows along one axis: output ``o`` reads inputs from o stride - before on.
 
     Attributes:
         size: inputs; ``out``: outputs.
@@ -79,7 +79,9 @@ def transposed_axis(
     span = (kernel - 1) * dilation + 1
     if padding == "valid":
         extra = max(stride - span, 0) if output_padding is None else output_padding
-        return Axis((size - 1) * stride + span + extra, kernel, stride, dilation, 0, size)
+        return Axis(
+            (size - 1) * stride + span + extra, kernel, stride, dilation, 0, size
+        )
     if output_padding is None:
         total = stride + span - 2
     else:

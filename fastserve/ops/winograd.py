@@ -1,8 +1,8 @@
 """Convolutions of stride 1 with a third of the multiplications.
 
 Winograd's minimal filtering (Lavin, Gray, "Fast algorithms for convolutional neural
-networks", 2016): a tile d of n x n inputs, n = m + k - 1, gives m x m outputs of a k x k
-kernel g as
+networks", 2016): a tile d of n x n inputs, n = m + k - 1, gives m x m outputs of a
+k x k kernel g as
 
     y = Aᵀ [(G g Gᵀ) ∘ (B d Bᵀ)] A
 
@@ -148,9 +148,7 @@ class _Tiles:
         """Return dy's tiles as (Q, T O), with zeros beyond the output's edge."""
         down = piece.last - piece.first
         rows = (piece.first * self.mh, piece.last * self.mh)
-        full = padded(
-            dy[piece.samples], rows, (0, 0), self.across * self.mw, _IMAGE
-        )
+        full = padded(dy[piece.samples], rows, (0, 0), self.across * self.mw, _IMAGE)
         view = self.apart(full, down)
         tiles = _rows(slot, self.mh * self.mw, _tiles(view), dy.shape[3], dy)
         np.copyto(tiles.reshape(view.shape), view)
