@@ -2,6 +2,7 @@
 
 from fastserve.core.layer import Layer
 from fastserve.layers.attention import MultiHeadAttention, TransformerBlock
+from fastserve.layers.batch_normalization import BatchNormalization
 from fastserve.layers.chain import Chain, Residual
 from fastserve.layers.convolution import (
     Conv1D,
@@ -46,6 +47,7 @@ from fastserve.layers.pooling import (
     MaxPooling2D,
 )
 from fastserve.layers.rearranging import Permute, RepeatVector
+from fastserve.layers.recurrent import GRU, LSTM, SimpleRNN
 from fastserve.layers.resizing import (
     Cropping1D,
     Cropping2D,
@@ -57,12 +59,15 @@ from fastserve.layers.resizing import (
 from fastserve.layers.shapes import Flatten, Input, Reshape
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "Activation",
     "Add",
     "AveragePooling1D",
     "AveragePooling2D",
     "AvgPool1D",
     "AvgPool2D",
+    "BatchNormalization",
     "Chain",
     "Concatenate",
     "Conv1D",
@@ -107,6 +112,7 @@ __all__ = [
     "SeparableConv2D",
     "SeparableConvolution1D",
     "SeparableConvolution2D",
+    "SimpleRNN",
     "SwiGLU",
     "TiedHead",
     "TransformerBlock",

@@ -20,7 +20,7 @@ class Adam(Optimizer):
     """
 
     name = "adam"
-    slots = ("m", "v")
+    slots: tuple[str, ...] = ("m", "v")
 
     def __init__(
         self,
