@@ -17,6 +17,7 @@ _LAZY = {
     "callbacks": "fastserve.training.callbacks",
     "comm": "fastserve.comm",
     "config": "fastserve.config",
+    "constraints": "fastserve.core.constraints",
     "data": "fastserve.data",
     "datasets": "fastserve.data.datasets",
     "errors": "fastserve.errors",
@@ -28,6 +29,7 @@ _LAZY = {
     "metrics": "fastserve.metrics",
     "models": "fastserve.models",
     "optimizers": "fastserve.optimizers",
+    "regularizers": "fastserve.core.regularizers",
     "schedules": "fastserve.schedules",
     "Sequential": "fastserve.models:Sequential",
     "training": "fastserve.training",
@@ -48,7 +50,9 @@ if TYPE_CHECKING:
     from . import training as training
     from .comm.world import init as init
     from .comm.world import world as world
+    from .core import constraints as constraints
     from .core import initializers as initializers
+    from .core import regularizers as regularizers
     from .data import datasets as datasets
     from .layers import Input as Input
     from .models import Sequential as Sequential

@@ -11,18 +11,37 @@ from typing import Any
 
 import numpy as np
 
-from fastserve.core import Layer, Memory, ParameterStore, Shape, Training
+from fastserve.core import Layer, Memory, ParameterStore, Training
 from fastserve.ops import blocks
 
 Array = np.ndarray[Any, np.dtype[Any]]
 STEP = 1e-5
 
 
-def frozen(array: Array) -> Array:
-    """Return a copy that can't be written to."""
-    array = array.copy()
-    array.flags.writeable = False
-    return array
+def each(function: Callable[..., Any], *values: Any) -> Any:
+    """Call ``function`` with arrays, or with those at each place of tuples of arrays.
+
+    A place whose first value is None gives None.
+    """
+    if isinstance(values[0], tuple):
+        return tuple(each(function, *parts) for parts in zip(*values, strict=True))
+    return None if values[0] is None else function(*values)
+
+
+def flat(values: Any) -> list[Any]:
+    """Return a tuple's values, or the only one, as a list."""
+    return list(values) if isinstance(values, tuple) else [values]
+
+
+def frozen(arrays: Any) -> Any:
+    """Return a copy that can't be written to, of an array or of a tuple of them."""
+
+    def freeze(array: Array) -> Array:
+        array = array.copy()
+        array.flags.writeable = False
+        return array
+
+    return each(freeze, arrays)
 
 
 def check_directions(
@@ -64,7 +83,7 @@ def check_directions(
 
 
 def prepare(
-    layer: Layer, shape: Shape, dtype: Any = np.float64, seed: int | None = 0
+    layer: Layer, shape: Any, dtype: Any = np.float64, seed: int | None = 0
 ) -> ParameterStore:
     """Build the layer in poisoned memory; draw all weights anew unless seed is None."""
     layer.build_once(shape)
@@ -87,41 +106,45 @@ def poison(layer: Layer) -> None:
 
 
 def run(
-    layer: Layer, x: Array, dy: Array | None = None, training: Training = True
-) -> tuple[Array, Array, Array | None]:
+    layer: Layer, x: Any, dy: Any = None, training: Training = True
+) -> tuple[Any, Any, Any]:
     """Return copies of the output, the dy that was used and the input's gradient.
 
-    ``dy`` is random by default. What the layer is given can't be written to.
+    ``dy`` is random by default. What the layer is given can't be written to. Each is
+    a tuple where the layer has several inputs or outputs.
     """
     poison(layer)
-    y = layer.forward(frozen(x), training).copy()
+    y = each(np.copy, layer.forward(frozen(x), training))
     if dy is None:
-        dy = np.random.default_rng(7).standard_normal(y.shape).astype(y.dtype)
+        rng = np.random.default_rng(7)
+        dy = each(lambda y: rng.standard_normal(y.shape).astype(y.dtype), y)
     dx = layer.backward(frozen(dy))
-    return y, dy, None if dx is None else dx.copy()
+    return y, dy, each(np.copy, dx)
 
 
 def check_layer(
     layer: Layer,
     store: ParameterStore,
-    x: Array,
+    x: Any,
     training: Training,
     tolerance: float = 1e-6,
 ) -> None:
-    """Check the gradients of all weights and, unless it is integers, of the input."""
+    """Check the gradients of all weights and of all inputs that aren't integers."""
     poison(layer)
     store.grads.fill(np.nan)
     _, dy, dx = run(layer, x, training=training)
     arrays = [parameter.value for parameter in store.parameters]
     gradients = [parameter.grad.copy() for parameter in store.parameters]
-    if not layer.takes_integers:
-        assert dx is not None
-        assert dx.shape == x.shape
-        x = x.copy()
-        arrays.append(x)
-        gradients.append(dx)
+    x = each(np.copy, x)
+    for array, gradient in zip(flat(x), flat(dx), strict=True):
+        if array.dtype.kind == "f":
+            assert gradient is not None
+            assert gradient.shape == array.shape
+            arrays.append(array)
+            gradients.append(gradient)
 
     def value() -> float:
-        return float((layer.forward(x, training) * dy).sum())
+        y = layer.forward(x, training)
+        return sum(float((a * b).sum()) for a, b in zip(flat(y), flat(dy), strict=True))
 
     check_directions(value, arrays, gradients, np.random.default_rng(3), tolerance)

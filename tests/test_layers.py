@@ -9,10 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gradcheck import check_layer, frozen, poison, prepare, run
+from gradcheck import check_layer, each, flat, frozen, poison, prepare, run
 
 from fastserve import layers
-from fastserve.core import Layer, Memory, ParameterStore, StepKey, Training
+from fastserve.core import (
+    Done,
+    Layer,
+    Memory,
+    ParameterStore,
+    StepKey,
+    Training,
+    is_several,
+    nothing,
+)
 from fastserve.layers.documents import Documents
 from fastserve.layers.lora import LoRA
 from fastserve.ops import activations
@@ -25,27 +34,38 @@ KINKS = (-3, -1, -0.5, 0, 0.5, 1, 3, 6)
 
 @dataclass
 class Row:
-    """A layer, the shape of one sample, and what to expect of it."""
+    """A layer, the shape of one sample, and what to expect of it.
+
+    With several inputs or outputs ``shape``, ``output``, ``integers`` and ``masked``
+    are tuples of what they are for one.
+    """
 
     name: str
     make: Callable[[], Layer]
-    shape: tuple[int, ...]
-    output: tuple[int, ...] | None = None  # None: as the input
+    shape: tuple[Any, ...]
+    output: tuple[Any, ...] | None = None  # None: as the input
     weights: tuple[str, ...] = ()  # paths, in the order of execution
-    integers: int = 0  # the input holds indices below this
-    masked: bool = False
+    integers: Any = 0  # the input holds indices below this
+    masked: Any = False
     kinks: tuple[float, ...] = ()  # inputs keep away from these
     training: Training = KEY
     tolerance: float = 1e-6
 
-    def sample(self, batch: int, dtype: Any = np.float64) -> Array:
+    def sample(self, batch: int, dtype: Any = np.float64) -> Any:
         rng = np.random.default_rng(11)
-        if self.integers:
-            return rng.integers(0, self.integers, (batch, *self.shape))
-        x = 2 * rng.standard_normal((batch, *self.shape))
-        for kink in self.kinks:
-            x[np.abs(x - kink) < 0.01] += 0.05
-        return x.astype(dtype)
+
+        def draw(shape: tuple[int, ...], integers: int) -> Array:
+            if integers:
+                return rng.integers(0, integers, (batch, *shape))
+            x = 2 * rng.standard_normal((batch, *shape))
+            for kink in self.kinks:
+                x[np.abs(x - kink) < 0.01] += 0.05
+            return x.astype(dtype)
+
+        if not is_several(self.shape):
+            return draw(self.shape, self.integers)
+        integers = self.integers or (0,) * len(self.shape)
+        return tuple(map(draw, self.shape, integers))
 
     def build(self, dtype: Any = np.float64) -> tuple[Layer, ParameterStore]:
         layer = self.make()
@@ -53,10 +73,20 @@ class Row:
 
     def mask(self, layer: Layer, batch: int) -> None:
         """Give the layer its mask: in each sample other last positions don't count."""
+
+        def make(shape: tuple[int, ...], masked: bool) -> Array | None:
+            if not masked:
+                return None
+            ends = shape[0] - np.arange(batch)[:, None] * (shape[0] // 4) % shape[0]
+            mask: Array = np.arange(shape[0]) < ends
+            return mask
+
         if self.masked:
-            time = self.shape[0]
-            ends = time - np.arange(batch)[:, None] * (time // 4) % time
-            layer.mask = np.arange(time) < ends
+            layer.mask = (
+                tuple(map(make, self.shape, self.masked))
+                if is_several(self.shape)
+                else make(self.shape, self.masked)
+            )
 
 
 L = layers
@@ -82,6 +112,43 @@ def documents(rope_theta: float | None = None, dropout: float = 0.0) -> Layer:
 
 def heads(*args: Any, **kwargs: Any) -> Callable[[], Layer]:
     return lambda: L.MultiHeadAttention(*args, **kwargs)
+
+
+class Fork(Layer):
+    """x -> (x, (x², x²)): a layer of several outputs."""
+
+    def build(self, input_shape: Any) -> Any:
+        return input_shape, (*input_shape[:-1], 2 * input_shape[-1])
+
+    def forward(self, x: Array, training: Training = False) -> Any:
+        self._x = x
+        wide = self.buffer("wide", (*x.shape[:-1], 2 * x.shape[-1]))
+        return x, np.concatenate((x**2, x**2), axis=-1, out=wide)
+
+    def backward(self, dy: Any, done: Done = nothing) -> Any:
+        d_wide = dy[1].reshape(*self._x.shape[:-1], 2, -1).sum(axis=-2)
+        return dy[0] + 2 * self._x * d_wide
+
+
+class Mixed(Layer):
+    """y = x + table[i] where the mask of x says so, else x."""
+
+    several_inputs = True
+    takes_integers = (False, True)
+
+    def build(self, input_shape: Any) -> Any:
+        self.table = self.child("table", L.Embedding(5, input_shape[0][-1]))
+        return self.table.build_once(input_shape[1])
+
+    def forward(self, x: Any, training: Training = False) -> Any:
+        mask = self.mask and self.mask[0]
+        self._keep = 1 if mask is None else mask[..., None]
+        return x[0] + self.table.forward(x[1]) * self._keep
+
+    def backward(self, dy: Any, done: Done = nothing) -> Any:
+        self.table.backward(dy * self._keep)
+        done(self.table)
+        return dy, None
 
 
 DENSE = ("kernel", "bias")
@@ -303,6 +370,20 @@ ROWS = [
         (2, 6),
         weights=("0.kernel", "0.bias", "1.0.kernel", "1.0.bias"),
     ),
+    Row("add", lambda: L.Add(), ((3, 5), (3, 5), (3, 5)), (3, 5)),
+    Row("add broadcast", lambda: L.Add(), ((5,), (3, 1), (2, 3, 5)), (2, 3, 5)),
+    Row("concatenate", lambda: L.Concatenate(), ((3, 2), (3, 5)), (3, 7)),
+    Row("concatenate 1", lambda: L.Concatenate(1), ((1, 4), (3, 4)), (4, 4)),
+    Row("several outputs", Fork, (3, 2), ((3, 2), (3, 4))),
+    Row(
+        "integers and masks",
+        Mixed,
+        ((4, 3), (4,)),
+        (4, 3),
+        ("table.embeddings",),
+        integers=(0, 5),
+        masked=(True, False),
+    ),
 ] + [
     Row(
         f"activation {name}",
@@ -314,6 +395,22 @@ ROWS = [
 ]
 
 table = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+
+
+def first(count: int, arrays: Any) -> Any:
+    return each(lambda array: array[:count], arrays)
+
+
+def alike(one: Any, other: Any) -> None:
+    each(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12),
+        one,
+        other,
+    )
+
+
+def equal(one: Any, other: Any) -> None:
+    each(np.testing.assert_array_equal, one, other)
 
 
 def grads(store: ParameterStore) -> dict[str, Array]:
@@ -351,14 +448,19 @@ def test_float32_stays_float32(row: Row) -> None:
     x = row.sample(2, np.float32)
     row.mask(layer, 2)
     y, _, dx = run(layer, x, training=row.training)
-    assert y.dtype == np.float32
-    assert y.shape == (2, *(row.output or row.shape))
-    assert np.isfinite(y).all()
+    shapes = row.output or row.shape
+    for out, shape in zip(
+        flat(y), shapes if is_several(shapes) else [shapes], strict=True
+    ):
+        assert out.dtype == np.float32
+        assert out.shape == (2, *shape)
+        assert np.isfinite(out).all()
     assert np.isfinite(store.grads).all()
-    if not layer.takes_integers:
-        assert dx is not None
-        assert dx.dtype == np.float32
-        assert np.isfinite(dx).all()
+    for array, gradient in zip(flat(x), flat(dx), strict=True):
+        if array.dtype.kind == "f":
+            assert gradient is not None
+            assert gradient.dtype == np.float32
+            assert np.isfinite(gradient).all()
 
 
 @table
@@ -369,15 +471,13 @@ def test_batches_of_other_sizes(row: Row) -> None:
     y, dy, dx = run(layer, big, training=row.training)
     kept = grads(store)
     row.mask(layer, 2)
-    few, _, dfew = run(layer, big[:2], dy[:2], row.training)
-    np.testing.assert_allclose(few, y[:2], rtol=1e-10, atol=1e-12)
-    if dx is not None:
-        assert dfew is not None
-        np.testing.assert_allclose(dfew, dx[:2], rtol=1e-10, atol=1e-12)
+    few, _, dfew = run(layer, first(2, big), first(2, dy), row.training)
+    alike(few, first(2, y))
+    alike(first(2, dx), dfew)
     row.mask(layer, 5)
     again, _, dagain = run(layer, big, dy, row.training)
-    assert np.array_equal(again, y)
-    assert dx is None or np.array_equal(dagain, dx)  # type: ignore[arg-type]
+    equal(again, y)
+    equal(dagain, dx)
     for path, gradient in grads(store).items():
         assert np.array_equal(gradient, kept[path]), path
 
@@ -387,13 +487,16 @@ def test_a_batch_is_its_samples(row: Row) -> None:
     layer, _ = row.build()
     x = row.sample(4)
     row.mask(layer, 4)
-    y = layer.forward(frozen(x), row.training).copy()
+    y = each(np.copy, layer.forward(frozen(x), row.training))
     mask = layer.mask
     for i in range(4):
         key = row.training and StepKey(KEY.seed, KEY.step, KEY.first_row + i)
-        layer.mask = None if mask is None else mask[i : i + 1]
-        one = layer.forward(frozen(x[i : i + 1]), key)
-        np.testing.assert_allclose(one[0], y[i], rtol=1e-10, atol=1e-12)
+
+        def only(array: Array, i: int = i) -> Array:
+            return array[i : i + 1]
+
+        layer.mask = each(only, mask)
+        alike(layer.forward(frozen(each(only, x)), key), each(only, y))
 
 
 @table
@@ -408,7 +511,7 @@ def test_backward_overwrites_gradients(row: Row) -> None:
     again = layer.backward(frozen(dy))
     for path, gradient in grads(store).items():
         assert np.array_equal(gradient, kept[path]), path
-    assert dx is None or np.array_equal(again, dx)
+    equal(again, dx)
 
 
 @table
@@ -447,7 +550,7 @@ def test_done_reports_every_layer_with_weights(row: Row) -> None:
     row.mask(layer, 2)
     y = layer.forward(x, row.training)
     reported: list[Layer] = []
-    layer.backward(np.ones_like(y), reported.append)
+    layer.backward(each(np.ones_like, y), reported.append)
     reports = [p.path for part in [*reported, layer] for p in part.own_parameters()]
     users = {p.path: p.users for p in store.parameters}
     assert {path: reports.count(path) for path in users} == users

@@ -14,6 +14,7 @@ from fastserve.core import Layer, ParameterStore
 from fastserve.core.initializers import RandomNormal
 from fastserve.errors import ArgumentError, StateError, UnknownNameError
 from fastserve.ops.blocks import FLAT
+from fastserve.optimizers.base import _pieces as pieces_of
 from fastserve.schedules import CosineDecay, PiecewiseConstantDecay
 
 REFERENCE = np.load(Path(__file__).parent / "references" / "optimizers.npz")
@@ -239,7 +240,7 @@ def test_only_matrices_decay():
 def test_pieces_cover_everything_once():
     size = 5 * FLAT + 48
     decayed = [slice(0, 16), slice(16, FLAT + 32), slice(3 * FLAT, size)]
-    pieces = list(o._pieces(size, decayed))
+    pieces = list(pieces_of(size, decayed, []))
     seen = np.zeros(size, int)
     decays = np.zeros(size, bool)
     for part, decay in pieces:
@@ -251,7 +252,7 @@ def test_pieces_cover_everything_once():
     for part in decayed:
         expected[part] = True
     np.testing.assert_array_equal(decays, expected)
-    assert list(o._pieces(0, [])) == []
+    assert list(pieces_of(0, [], [])) == []
 
 
 def test_state_continues_a_run():

@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
+from fastserve.core.constraints import Constraint
 from fastserve.core.initializers import Initializer
 from fastserve.core.memory import Array, Memory
 from fastserve.core.parameter import Parameter
 from fastserve.core.random import StepKey
+from fastserve.core.regularizers import Regularizer
 from fastserve.errors import ArgumentError, ShapeError, StateError
 
 Shape = tuple[int | None, ...]  # without the batch axis; None where it may vary
@@ -21,8 +23,18 @@ L = TypeVar("L", bound="Layer")
 V = TypeVar("V")
 
 
-def same_shape(one: Shape, other: Shape) -> bool:
-    """Return whether the shapes can be the same; None stands for any extent."""
+def is_several(shape: Any) -> bool:
+    """Return whether ``shape`` is a tuple of shapes, of several inputs or outputs."""
+    return len(shape) > 0 and isinstance(shape[0], tuple)
+
+
+def same_shape(one: Any, other: Any) -> bool:
+    """Return whether the shapes can be the same; None stands for any extent.
+
+    Both may be tuples of shapes.
+    """
+    if is_several(one) and is_several(other):
+        return len(one) == len(other) and all(map(same_shape, one, other))
     return len(one) == len(other) and all(
         a == b or a is None or b is None for a, b in zip(one, other, strict=True)
     )
@@ -46,6 +58,13 @@ class Layer:
     - ``backward`` overwrites ``grad``; only the second user of a tied parameter adds.
     - A layer with children calls ``done(child)`` when a child's gradients are final.
 
+    A layer of several inputs says ``several_inputs = True``: it is built with a tuple
+    of shapes, called with a tuple of arrays, and its ``backward`` returns a tuple of
+    gradients, None for an input of integers; ``mask`` is a tuple too, or None. If
+    ``build`` returns a tuple of shapes the layer has several outputs: ``forward``
+    returns a tuple of arrays, ``backward`` is given one of gradients, None for an
+    output that nobody used, and ``output_mask`` returns a tuple.
+
     ``training`` is false, or a ``StepKey`` that says which random numbers to take.
 
     Args:
@@ -55,10 +74,13 @@ class Layer:
     """
 
     inline = False  # its children's paths are as if they were its parent's
-    takes_integers = False  # the input holds indices, not numbers to differentiate
+    takes_integers: bool | tuple[bool, ...] = False  # the input holds indices, not
+    # numbers to differentiate; a tuple for each of several inputs
+    several_inputs = False
     input_gradient = True  # False: nobody needs dx, so backward may return None
     fused_loss: str | None = None  # 'softmax' or 'sigmoid' if the output is one
 
+    _trainable = True
     rows_apart = False  # the last axis is mapped linearly; there is backward_rows
 
     arguments: tuple[tuple[Any, ...], dict[str, Any]]  # those of the constructor
@@ -81,7 +103,7 @@ class Layer:
         self.path = ""  # place in the model's tree
         self.dtype = np.dtype(np.float32)
         self.memory = Memory()
-        self.mask: Array | None = None  # (batch, time) bool: which positions count
+        self.mask: Any = None  # (batch, time) bool: which positions count
         self._parameters: list[Parameter] = []
         self._children: dict[str, Layer] = {}
         self._buffers: dict[str, Array] = {}
@@ -89,14 +111,14 @@ class Layer:
 
     # -- what a subclass writes ------------------------------------------------
 
-    def build(self, input_shape: Shape) -> Shape:
+    def build(self, input_shape: Any) -> Any:
         """Make the parameters for inputs of ``input_shape``; return the output's."""
         return input_shape
 
-    def forward(self, x: Array, training: Training = False) -> Array:
+    def forward(self, x: Any, training: Training = False) -> Any:
         raise NotImplementedError(f"{type(self).__name__}.forward")
 
-    def backward(self, dy: Array, done: Done = nothing) -> Any:
+    def backward(self, dy: Any, done: Done = nothing) -> Any:
         raise NotImplementedError(f"{type(self).__name__}.backward")
 
     def logits(self) -> Array:
@@ -114,7 +136,7 @@ class Layer:
         """
         raise NotImplementedError(f"{type(self).__name__}.backward_rows")
 
-    def output_mask(self) -> Array | None:
+    def output_mask(self) -> Any:
         """Return the mask of the output; ``self.mask`` is the input's."""
         return self.mask
 
@@ -131,10 +153,25 @@ class Layer:
         shape: tuple[int, ...],
         init: Initializer,
         decay: bool | None = None,
+        regularizer: Regularizer | None = None,
+        constraint: Constraint | None = None,
     ) -> Parameter:
         """Make a parameter; unless told, it decays if it is a matrix or more."""
         decay = len(shape) >= 2 if decay is None else decay
-        parameter = Parameter(name, tuple(map(int, shape)), init, decay)
+        shape = tuple(map(int, shape))
+        parameter = Parameter(name, shape, init, decay, regularizer, constraint)
+        parameter.trainable = self._trainable
+        self._parameters.append(parameter)
+        return parameter
+
+    def state(self, name: str, shape: tuple[int, ...], init: Initializer) -> Parameter:
+        """Make a weight that isn't trained, but that ``forward`` may change.
+
+        It is saved like the others. What ``forward`` makes of it in a step differs
+        between ranks, so afterwards each gets the mean, weighted by the ranks' rows.
+        """
+        parameter = Parameter(name, tuple(map(int, shape)), init, decay=False)
+        parameter.trainable, parameter.moving = False, True
         self._parameters.append(parameter)
         return parameter
 
@@ -151,6 +188,8 @@ class Layer:
                 "expected layers of different names", repr(name), "rename one of them"
             )
         self._children[name] = layer
+        if not self._trainable:
+            layer.trainable = False
         return layer
 
     def buffer(
@@ -201,6 +240,22 @@ class Layer:
     @property
     def built(self) -> bool:
         return self.output_shape is not None
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the weights of this layer and of all inside of it are trained.
+
+        What is set counts from the next ``compile`` of the model on.
+        """
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        for _, layer in self.walk():
+            layer._trainable = bool(value)
+            for parameter in layer.own_parameters():
+                fixed = parameter.moving or parameter.base
+                parameter.trainable = bool(value) and not fixed
 
     def bind(self, memory: Memory, dtype: np.dtype[Any]) -> None:
         """Give this layer and all inside of it the model's pool and its type."""

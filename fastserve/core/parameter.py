@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import DTypeLike
 
+from fastserve.core.constraints import Constraint
 from fastserve.core.initializers import Initializer
 from fastserve.core.memory import ALIGNMENT, Array, aligned_zeros
 from fastserve.core.random import generator
+from fastserve.core.regularizers import Regularizer
 from fastserve.errors import ArgumentError, ShapeError, StateError
 
 if TYPE_CHECKING:
@@ -46,17 +48,30 @@ class Parameter:
         path: place in the model's tree, for example ``blocks.0.attention.qkv.kernel``.
         decay: whether weight decay applies; by default to matrices only.
         users: number of layers that hold it; more than one if it is tied.
-        trainable: false: the value stays, and ``grad`` is memory that frozen
-            parameters share and nobody reads; a layer needn't write to it.
+        regularizer: adds a penalty to the loss; None: none.
+        constraint: what is done to the value after each update; None: nothing.
+        trainable: false: the optimizer leaves the value, and ``grad`` is memory that
+            frozen parameters share and nobody reads; a layer needn't write to it.
+        moving: its layer changes the value in ``forward`` when it trains, as moving
+            averages are changed; it is never trainable.
+        base: the value never changes in a run, so checkpoints write it once.
     """
 
     def __init__(
-        self, name: str, shape: tuple[int, ...], init: Initializer, decay: bool
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        init: Initializer,
+        decay: bool,
+        regularizer: Regularizer | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         self.name, self.shape, self.init, self.decay = name, shape, init, decay
+        self.regularizer, self.constraint = regularizer, constraint
         self.path = name
         self.users = 1
         self.trainable = True
+        self.moving = self.base = False
         self._value: Array | None = None
         self._grad: Array | None = None
 
@@ -111,7 +126,8 @@ class ParameterStore:
     0 first, and each bucket is one slice that goes to MPI without a copy. Inside of a
     bucket, parameters that decay come first, so weight decay is a slice too. Every
     parameter starts at a multiple of 64 bytes; the gaps hold zeros. Parameters that
-    aren't trainable have a vector of their own, ``frozen``, and no gradients.
+    aren't trainable have a vector of their own, ``frozen``, and no gradients; its first
+    part, ``moving``, holds those that their layers change.
 
     Args:
         root: a built layer.
@@ -202,9 +218,8 @@ class ParameterStore:
 
     def _allocate_frozen(self) -> None:
         """Put what isn't trained behind one another, with one gradient for all."""
-        self.frozen_parameters = [
-            p for p in named_parameters(self._root) if not p.trainable
-        ]
+        frozen = [p for p in named_parameters(self._root) if not p.trainable]
+        self.frozen_parameters = sorted(frozen, key=lambda p: not p.moving)
         step = ALIGNMENT // self.dtype.itemsize
         spans = [-(-p.size // step) * step for p in self.frozen_parameters]
         self.frozen = self._vector(sum(spans))
@@ -217,6 +232,15 @@ class ParameterStore:
                 value.reshape(parameter.shape), grad.reshape(parameter.shape)
             )
             offset += span
+        movers = [p.moving for p in self.frozen_parameters].count(True)
+        self.moving = self.frozen[: sum(spans[:movers])]
+
+    @property
+    def stale(self) -> bool:
+        """Whether parameters were frozen or the opposite since they were laid out."""
+        return not all(p.trainable for p in self.parameters) or any(
+            p.trainable for p in self.frozen_parameters
+        )
 
     def _allocate(self) -> None:
         step = ALIGNMENT // self.dtype.itemsize

@@ -7,12 +7,15 @@ from fastserve.layers.dense import Activation, Dense
 from fastserve.layers.dropout import Dropout
 from fastserve.layers.embedding import Embedding, PositionEmbedding, TiedHead
 from fastserve.layers.gated import SwiGLU
+from fastserve.layers.merging import Add, Concatenate
 from fastserve.layers.normalization import LayerNormalization, RMSNormalization
 from fastserve.layers.shapes import Flatten, Input, Reshape
 
 __all__ = [
     "Activation",
+    "Add",
     "Chain",
+    "Concatenate",
     "Dense",
     "Dropout",
     "Embedding",

@@ -87,11 +87,12 @@ class Chain(Layer):
         return self._backward(self.layers[:-1], dy, done)
 
     def skip_input_gradient(self) -> None:
-        """Nobody needs the gradient of the chain's input: don't compute it."""
+        """Nobody needs the gradient of the chain's input: don't compute it, nor those
+        of layers that have nothing to train before them."""
+        needed = False
         for layer in self.layers:
-            layer.input_gradient = False
-            if any(True for _ in layer.parameters()):
-                break
+            layer.input_gradient = needed
+            needed = needed or any(p.trainable for p in layer.parameters())
 
     def output_mask(self) -> Array | None:
         return self._mask_out

@@ -6,8 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from fastserve.core import Array, Done, Layer, Shape, Training, initializers, nothing
+from fastserve.core import (
+    Array,
+    Done,
+    Layer,
+    Shape,
+    Training,
+    constraints,
+    initializers,
+    nothing,
+    regularizers,
+)
+from fastserve.core.constraints import Constraint
 from fastserve.core.initializers import Initializer
+from fastserve.core.regularizers import Regularizer
 from fastserve.ops import activations
 from fastserve.ops.blocks import FLAT, as_rows, row_blocks
 from fastserve.ops.linear import add_product, sum_rows
@@ -38,6 +50,10 @@ class Dense(Layer):
         use_bias: bool = True,
         kernel_initializer: str | Initializer = "glorot_uniform",
         bias_initializer: str | Initializer = "zeros",
+        kernel_regularizer: str | Regularizer | None = None,
+        bias_regularizer: str | Regularizer | None = None,
+        kernel_constraint: str | Constraint | None = None,
+        bias_constraint: str | Constraint | None = None,
         input_shape: Shape | None = None,
         name: str | None = None,
     ) -> None:
@@ -47,6 +63,10 @@ class Dense(Layer):
         self.use_bias = use_bias
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.bias_initializer = initializers.get(bias_initializer)
+        self.kernel_regularizer = regularizers.get(kernel_regularizer)
+        self.bias_regularizer = regularizers.get(bias_regularizer)
+        self.kernel_constraint = constraints.get(kernel_constraint)
+        self.bias_constraint = constraints.get(bias_constraint)
         self.fused_loss = fusable(self.activation)
         plain = type(self).backward is Dense.backward  # not one of a subclass
         self.rows_apart = plain and self.activation.name == "linear"
@@ -55,10 +75,20 @@ class Dense(Layer):
     def build(self, input_shape: Shape) -> Shape:
         features = self.check_features(input_shape)
         self.kernel = self.param(
-            "kernel", (features, self.units), self.kernel_initializer
+            "kernel",
+            (features, self.units),
+            self.kernel_initializer,
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint,
         )
         if self.use_bias:
-            self.bias = self.param("bias", (self.units,), self.bias_initializer)
+            self.bias = self.param(
+                "bias",
+                (self.units,),
+                self.bias_initializer,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
         return (*input_shape[:-1], self.units)
 
     def forward(self, x: Array, training: Training = False) -> Array:

@@ -122,7 +122,7 @@ def add_lora(
     for layer, adapter in zip(chosen, made, strict=True):
         adapter.build_once(layer.input_shape or ())
     for parameter in root.parameters():
-        parameter.trainable = False
+        parameter.trainable, parameter.base = False, not parameter.moving
     for layer, adapter in zip(chosen, made, strict=True):
         layer.lora = layer.child("lora", adapter)
 
@@ -141,7 +141,7 @@ def merge_lora(root: Layer) -> None:
         layer.lora = None
         del layer.children()["lora"]
     for parameter in root.parameters():
-        parameter.trainable = True
+        parameter.trainable, parameter.base = not parameter.moving, False
 
 
 def merged_kernel(layer: Dense) -> Array:

@@ -7,9 +7,19 @@ import inspect
 from typing import Any
 
 from fastserve import layers
-from fastserve.core import Layer, initializers
+from fastserve.core import Layer, constraints, initializers, regularizers
 from fastserve.errors import ArgumentError, DataError, UnknownNameError
 from fastserve.ops.activations import Activation
+
+_KINDS = {
+    "regularizer": regularizers.Regularizer,
+    "constraint": constraints.Constraint,
+}
+_MODULES = {
+    "initializer": initializers,
+    "regularizer": regularizers,
+    "constraint": constraints,
+}
 
 
 def layer_config(layer: Layer) -> dict[str, Any]:
@@ -26,6 +36,8 @@ def layer_config(layer: Layer) -> dict[str, Any]:
     config["arguments"] = {
         name: _to_json(layer, name, value) for name, value in bound.items()
     }
+    if not layer.trainable:
+        config["trainable"] = False
     return config
 
 
@@ -33,7 +45,10 @@ def layer_from_config(config: dict[str, Any]) -> Layer:
     """Make the layer that ``layer_config`` described."""
     inner = [layer_from_config(c) for c in config.get("layers", ())]
     arguments = {k: _from_json(v) for k, v in config["arguments"].items()}
-    return make_layer(config["class"], arguments, inner)
+    layer = make_layer(config["class"], arguments, inner)
+    if not config.get("trainable", True):
+        layer.trainable = False
+    return layer
 
 
 def make_layer(name: str, arguments: dict[str, Any], inner: Any = ()) -> Layer:
@@ -63,7 +78,8 @@ def _to_json(layer: Layer, name: str, value: Any) -> Any:
         return [_to_json(layer, name, v) for v in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.asdict(value)
-        return {"initializer": type(value).__name__, **fields}
+        kind = next((k for k, base in _KINDS.items() if isinstance(value, base)), None)
+        return {kind or "initializer": type(value).__name__, **fields}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise ArgumentError(
@@ -76,9 +92,10 @@ def _to_json(layer: Layer, name: str, value: Any) -> Any:
 def _from_json(value: Any) -> Any:
     if isinstance(value, dict):
         fields = dict(value)
-        kind = getattr(initializers, str(fields.pop("initializer", "")), None)
+        place = next((k for k in _MODULES if k in fields), "initializer")
+        kind = getattr(_MODULES[place], str(fields.pop(place, "")), None)
         if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-            raise DataError("expected a saved initializer", f"{value}", "save it again")
+            raise DataError(f"expected a saved {place}", f"{value}", "save it again")
         names = inspect.signature(kind).parameters
         return kind(**{k: v for k, v in fields.items() if k in names})
     return tuple(map(_from_json, value)) if isinstance(value, list) else value

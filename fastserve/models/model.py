@@ -61,6 +61,15 @@ class Model:
         self.options = Options()
         self.clip_norm: float | None = None
 
+    @property
+    def trainable(self) -> bool:
+        """Whether the weights are trained; see ``Layer.trainable``."""
+        return self.root.trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        self.root.trainable = value
+
     # -- building ----------------------------------------------------------------
 
     @property
@@ -96,8 +105,11 @@ class Model:
             self.root.build_once(tuple(input_shape))
             self.root.bind(self.memory, self.dtype)
             self._store = ParameterStore(self.root, self.seed, self.dtype)
-            if hasattr(self.root, "skip_input_gradient"):
-                self.root.skip_input_gradient()
+            self._skip_input_gradient()
+
+    def _skip_input_gradient(self) -> None:
+        if hasattr(self.root, "skip_input_gradient"):
+            self.root.skip_input_gradient()
 
     def _build_for(self, x: Array) -> None:
         if self._store is None:
@@ -127,6 +139,8 @@ class Model:
             if isinstance(metric, str) and metric not in metric_names.KNOWN:
                 raise UnknownNameError("metric", metric, metric_names.KNOWN)
         self.metrics = list(metrics)
+        if self._store is not None and self._store.stale:
+            self._renew_store()
         self.trainer, self._epochs_made = None, 0
 
     def _compiled(self, verb: str) -> tuple[Optimizer, Loss]:
@@ -144,6 +158,12 @@ class Model:
         rows = np.zeros(1, np.int64)
         sample = source.batch(rows, rows)
         self._build_for(sample.x)
+        if self.store.stale:
+            raise StateError(
+                f"{verb}: expected the layers' trainable as it was in compile",
+                "one that was changed since",
+                "call compile again; it takes the change into account",
+            )
         if self.trainer is None:
             named = [
                 metric_names.get(m, loss, sample.y.shape[1:], self.output_shape)
@@ -492,6 +512,7 @@ class Model:
         """Take the parameters in again after layers came, went or were frozen."""
         self.root.bind(self.memory, self.dtype)
         self.store.rebuild(self.seed)
+        self._skip_input_gradient()
         self.trainer = None
 
     @property
@@ -521,7 +542,8 @@ class Model:
         lines.insert(1, "─" * len(lines[0]))
         lines.append(f"{self.count_params:,} weights in {self.dtype}")
         if self.store.frozen_parameters:
-            lines[-1] += f", {self.store.count:,} of them trained"
+            rest = self.count_params - self.store.count
+            lines[-1] += f", {self.store.count:,} of them trained, {rest:,} not"
         return "\n".join(lines)
 
 

@@ -7,11 +7,11 @@
                               state.json             step, state, sizes and checksums
     checkpoints/best/                                the same, of the best validation
     checkpoints/latest                               name of the newest, for scripts
-    checkpoints/base.safetensors                     parameters that aren't trained
+    checkpoints/base.safetensors                     parameters that never change
 
 A checkpoint is written to ``.step-00000200.tmp-<pid>``, synced to the disk and renamed,
 so a process that is killed at any moment leaves the earlier ones as they were. Nothing
-is pickled. What isn't trained, such as the model below LoRA's adapters, is written
+is pickled. What never changes, such as the model below LoRA's adapters, is written
 once, with the first checkpoint; each has its checksum. Only one process may write to a
 folder; in a job that is rank 0.
 """
@@ -134,7 +134,7 @@ def save(
                 _write_slots(made / OPTIMIZER, store, optimizer, vectors)
             for name in (MODEL, OPTIMIZER):
                 body["files"][name] = _fingerprint(made / name)
-            if store.frozen_parameters:
+            if _base(store):
                 body["files"][BASE] = _save_base(target.parent / Path(BASE).name, store)
             write(made / STATE, _encode(body))
             sync(made)
@@ -168,8 +168,8 @@ def load(
     for name, expected in body["files"].items():
         _check_fingerprint(path / name, expected)
     views = {MODEL: _parameters(store)}
-    if store.frozen_parameters:
-        views[BASE] = _frozen(store)
+    if _base(store):
+        views[BASE] = _base(store)
     if optimizer is not None:
         views[OPTIMIZER] = _slots(store, optimizer)
     with ExitStack() as stack:
@@ -293,7 +293,7 @@ def save_weights(
 ) -> None:
     """Write the parameters to a .safetensors file; it replaces one that is there.
 
-    With ``trained_only`` those that are frozen are left out.
+    With ``trained_only`` those that never change are left out.
 
     Raises:
         CheckpointError: it can't be written; a file that was there is as it was.
@@ -303,7 +303,7 @@ def save_weights(
             raise ArgumentError(
                 "expected metadata of strings", f"{key!r}: {value!r}", "use str()"
             )
-    views = _parameters(store) | ({} if trained_only else _frozen(store))
+    views = _parameters(store) | ({} if trained_only else _base(store))
     path = Path(path)
     with writing(path):
         clean(path.parent, re.escape(path.name))
@@ -315,12 +315,12 @@ def load_weights(
 ) -> dict[str, str]:
     """Fill the store from a .safetensors file, all or nothing; return its metadata.
 
-    With ``trained_only`` the file holds no parameters that are frozen.
+    With ``trained_only`` the file holds no parameters that never change.
 
     Raises:
         CheckpointError: the file is damaged, or was saved from another model.
     """
-    views = _parameters(store) | ({} if trained_only else _frozen(store))
+    views = _parameters(store) | ({} if trained_only else _base(store))
     path = Path(path)
     with _tensors(path) as file:
         _compare(path, file, views)
@@ -342,18 +342,19 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _parameters(store: ParameterStore) -> Views:
-    return {p.path: p.value for p in store.parameters}
+    everything = store.parameters + store.frozen_parameters
+    return {p.path: p.value for p in everything if not p.base}
 
 
-def _frozen(store: ParameterStore) -> Views:
-    return {p.path: p.value for p in store.frozen_parameters}
+def _base(store: ParameterStore) -> Views:
+    return {p.path: p.value for p in store.frozen_parameters if p.base}
 
 
 def _save_base(path: Path, store: ParameterStore) -> dict[str, Any]:
-    """Write what isn't trained, unless that is done; return its fingerprint."""
+    """Write what never changes, unless that is done; return its fingerprint."""
     if not path.exists():
         clean(path.parent, re.escape(path.name))
-        replace(path, lambda p: _write_tensors(p, _frozen(store)))
+        replace(path, lambda p: _write_tensors(p, _base(store)))
     return _fingerprint(path)
 
 

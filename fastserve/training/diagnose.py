@@ -48,11 +48,14 @@ def check_replicas(store: ParameterStore, comm: Communicator, step: int) -> None
 
     It names the first parameter that differs and the ranks that differ from rank 0.
     """
-    sums = comm.gather_obj(zlib.crc32(_bytes(store.values)))
+    sums = comm.gather_obj(
+        zlib.crc32(_bytes(store.moving), zlib.crc32(_bytes(store.values)))
+    )
     alike = comm.broadcast_obj(sums is None or len(set(sums)) == 1)
     if alike:
         return
-    parts = {p.path: zlib.crc32(_bytes(p.value)) for p in store.parameters}
+    compared = store.parameters + [p for p in store.frozen_parameters if p.moving]
+    parts = {p.path: zlib.crc32(_bytes(p.value)) for p in compared}
     everyone = comm.gather_obj((comm.host, parts))
     message = None
     for path in parts if everyone is not None else ():

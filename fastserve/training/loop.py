@@ -114,5 +114,7 @@ def run(
             )
             logs |= {f"val_{name}": value for name, value in results.items()}
         call("epoch_end", epoch, logs)
+    if model.last_step is None or not model.last_step.stop:
+        trainer.finish()
     call("train_end", logs)
     return history

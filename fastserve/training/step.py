@@ -29,6 +29,7 @@ from fastserve.optimizers import Optimizer, global_norm
 from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
 from fastserve.training.guard import LIMIT, SpikeGuard
 from fastserve.training.head import make_head, pieces_of
+from fastserve.training.moving import MovingWeights
 
 
 @dataclass
@@ -130,11 +131,15 @@ class Trainer:
         if o.recompute:
             recompute_blocks(root)
         if o.shard_optimizer:
-            optimizer.bind(store, self.sync.own)
+            optimizer.bind(store, self.sync.own, comm.allreduce)
         factor = o.spike_factor
         self.guard = None if factor is None else SpikeGuard(factor)
         self.stop_requested = False
         self.busy, self.rows = 0.0, 0
+        trained = store.parameters
+        self._regularized = [(p, r) for p in trained if (r := p.regularizer)]
+        self._constrained = [(p, c) for p in trained if (c := p.constraint)]
+        self.moving = MovingWeights(store, comm)
         self._sum: Array | None = None  # gradients of earlier micro-batches
         self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
         self._measured = self._status  # where metrics of a piece of a batch go
@@ -186,6 +191,7 @@ class Trainer:
             count = self._losses_per_row(time) * total
         self._status.fill(0)
         self._status[1] = count if self.comm.rank == 0 else 0
+        self.moving.begin()
         if batch is None:
             self.sync.begin()
             self.store.grads.fill(0)
@@ -197,6 +203,8 @@ class Trainer:
         computed = perf_counter()
         self.comm.allreduce(self._status)
         waited = self.sync.waited + perf_counter() - computed
+        self.moving.hold()
+        self._status[0] += self._regularize() * count
         norm = self._norm()
         loss = float(self._status[0]) / count
         speaks = self.comm.rank == 0
@@ -207,20 +215,33 @@ class Trainer:
             self._raise_nonfinite(batch, mine, step, loss)
         rate = self.optimizer.current_lr()
         if skip:
-            self.optimizer.step += 1  # it counts: the next step has the next data
+            self.optimizer.skip()  # it counts: the next step has the next data
         else:
             clip = self.clip_norm
             scale = 1.0 if not clip or norm <= clip else clip / norm
             self.optimizer.update(scale, norm)
             updated = perf_counter()
             self.sync.gather(self.store.values)
+            self.moving.apply(mine.stop - mine.start, total)
             waited += perf_counter() - updated
+            for parameter, constraint in self._constrained:
+                constraint.apply(parameter.value)
             self.totals += self._status
         self.busy, self.rows = perf_counter() - start - waited, mine.stop - mine.start
         every = self.options.check_every
         if every and self.comm.size > 1 and (step + 1) % every == 0:
             check_replicas(self.store, self.comm, step)
         return StepResult(loss, norm, rate, total, bool(self._status[2]), skip)
+
+    def _regularize(self) -> float:
+        """Add the regularizers' gradients to the sum over all ranks, which has them
+        once; return their penalty, which is part of the loss."""
+        for parameter, regularizer in self._regularized:
+            regularizer.add_gradient(parameter.value, parameter.grad)
+        return self._penalty()
+
+    def _penalty(self) -> float:
+        return sum(r.penalty(p.value) for p, r in self._regularized)
 
     def _norm(self) -> float:
         """Return the norm of all gradients, of which this rank may have a part."""
@@ -280,6 +301,13 @@ class Trainer:
         done(root)
         return total
 
+    def finish(self) -> None:
+        """Let the optimizer's moving average, if there is one, take the weights'
+        place."""
+        if self.optimizer.use_ema:
+            self.optimizer.finalize()
+            self.sync.gather(self.store.values)
+
     # -- evaluation --------------------------------------------------------------
 
     def evaluate(
@@ -312,6 +340,7 @@ class Trainer:
                 status[1] += _losses(part, self.loss.count(prediction.shape))
                 self._measure(part, y, status)
         self.comm.allreduce(status)
+        status[0] += self._penalty() * status[1]
         return self.results(status)
 
     def results(self, totals: Array | None = None) -> dict[str, float]:
@@ -384,6 +413,7 @@ class Trainer:
                 key = StepKey(self.seed, self.optimizer.step, first_row)
                 x = self._input(part.x)
                 place = place or first_nonfinite_layer(self.root, x, key)
+            self.moving.undo()
         if place:
             place = f"output of {place} on rank {self.comm.rank} ({self.comm.host})"
         found = self.comm.gather_obj(place)

@@ -1,39 +1,32 @@
-"""Optimizers, with Keras' names, arguments and formulas.
+"""``Optimizer``: what all optimizers share, on the flat vectors of a store.
 
 An optimizer works on the flat vectors of a ``ParameterStore``, piece by piece in the
-cache and in place; it never sees a single parameter, unless it clips each by its norm.
+cache and in place; it sees single parameters only where a formula needs their norms.
 Only additions, products, quotients and roots of single numbers are used, in a fixed
 order: the same gradients give the same parameters, to the bit, on every rank, CPU and
 number of threads.
 
 A new optimizer is a subclass with ``slots``, the names of its state vectors,
 ``constants``, the numbers of one step, and ``apply``, the formula for one piece.
-
-What Keras does otherwise than PyTorch, and is done here as in Keras:
-
-- ``weight_decay`` is decoupled for all of them: values *= 1 - lr * weight_decay, before
-  the update. Only parameters with ``decay`` (matrices) are decayed.
-- SGD's velocity contains the learning rate: m = momentum * m - lr * g.
-- Adam's epsilon is added after the bias correction was moved out of the root:
-  lr * sqrt(1 - beta_2^t) / (1 - beta_1^t) * m / (sqrt(v) + epsilon). PyTorch's eps is
-  this epsilon / sqrt(1 - beta_2^t).
-- RMSprop's epsilon is inside of the root: lr * g / sqrt(v + epsilon).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from fastserve.core import Array, ParameterStore
 from fastserve.core.memory import aligned_zeros
-from fastserve.errors import ArgumentError, StateError, UnknownNameError
+from fastserve.errors import ArgumentError, StateError
 from fastserve.ops.blocks import FLAT, spare
 
 LearningRate = float | Callable[[int], float]
+Sum = Callable[[Array], None]  # adds up an array over all ranks, in place
+AVERAGE = "average"  # the slot of use_ema
 
 
 class Optimizer:
@@ -47,6 +40,9 @@ class Optimizer:
         clipvalue: largest absolute value in a gradient.
         global_clipnorm: longest norm of all gradients together. At most one of the
             three may be given. If a norm isn't finite, what it scales becomes NaN.
+        use_ema: keep a moving average of the values, which takes their place at the
+            end of ``fit``, and every ``ema_overwrite_frequency`` updates unless None.
+        ema_momentum: share of the average that each update keeps.
         name: for summaries.
 
     Attributes:
@@ -59,6 +55,8 @@ class Optimizer:
 
     name = "optimizer"
     slots: tuple[str, ...] = ()
+    initial: Mapping[str, float] = {}  # what a slot begins with, if not with 0
+    by_parameter = False  # no piece holds numbers of two parameters
 
     def __init__(
         self,
@@ -67,6 +65,9 @@ class Optimizer:
         clipnorm: float | None = None,
         clipvalue: float | None = None,
         global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
         name: str | None = None,
     ) -> None:
         self.name = name or self.name
@@ -90,6 +91,11 @@ class Optimizer:
         self.weight_decay = weight_decay
         self.clipnorm, self.clipvalue = clipnorm, clipvalue
         self.global_clipnorm = global_clipnorm
+        self._check("ema_momentum", ema_momentum, 0 <= ema_momentum <= 1)
+        every = ema_overwrite_frequency
+        self._check("ema_overwrite_frequency", every, every is None or every >= 1)
+        self.use_ema, self.ema_momentum = use_ema, ema_momentum
+        self.ema_overwrite_frequency = every
         self.step = 0
         self.state: dict[str, Array] = {}
         self.own: list[slice] | None = None
@@ -125,10 +131,16 @@ class Optimizer:
         rate = self._learning_rate
         return float(rate(self.step)) if callable(rate) else rate
 
-    def bind(self, store: ParameterStore, own: list[slice] | None = None) -> None:
+    def bind(
+        self,
+        store: ParameterStore,
+        own: list[slice] | None = None,
+        add_up: Sum | None = None,
+    ) -> None:
         """Work on ``store`` from now on, with fresh state and step 0.
 
-        ``own`` are slices in order: this optimizer updates them alone, others the rest.
+        ``own`` are slices in order: this optimizer updates them alone, others the rest;
+        ``add_up`` sums over them all.
         Raises ArgumentError for ``clipnorm``, which needs whole parameters, beside it.
         """
         if own is not None and self.clipnorm:
@@ -138,19 +150,24 @@ class Optimizer:
                 f"clipnorm={self.clipnorm}",
                 "use global_clipnorm or clipvalue, or leave out shard_optimizer",
             )
-        self._store, self.own = store, own
+        self._store, self.own, self._add_up = store, own, add_up
         self.step = 0
         decayed = store.decayed if self.weight_decay else []
-        pieces = _pieces(store.values.size, decayed)
+        starts = sorted(store.offsets.values()) if self.by_parameter else []
+        pieces: Iterable[tuple[slice, bool]] = _pieces(
+            store.values.size, decayed, starts
+        )
         self._pieces = list(pieces if own is None else _within(pieces, own))
         lengths = [part.stop - part.start for part, _ in self._pieces]
         ends = np.cumsum(lengths, dtype=np.int64).tolist()
         self._places = [slice(e - n, e) for e, n in zip(ends, lengths, strict=True)]
         size = ends[-1] if ends else 0
         self.state = {}
-        for slot in self.slots:
-            vector = aligned_zeros(size * store.dtype.itemsize)
-            self.state[slot] = vector.view(store.dtype)
+        for slot in (*self.slots, *([AVERAGE] if self.use_ema else [])):
+            vector = aligned_zeros(size * store.dtype.itemsize).view(store.dtype)
+            if slot in self.initial:
+                vector.fill(self.initial[slot])
+            self.state[slot] = vector
 
     def check_store(self, store: ParameterStore) -> None:
         """Raise StateError if another model has taken this optimizer since."""
@@ -174,14 +191,51 @@ class Optimizer:
         with np.errstate(all="ignore"):
             scale = self._clip(store, scale, norm)
             k = tuple(number(value) for value in self.constants(lr, scale))
-            kept = number(1 - lr * (self.weight_decay or 0.0))
-            for (part, decays), place in zip(self._pieces, self._places, strict=True):
-                p, g = store.values[part], store.grads[part]
-                slots = [vector[place] for vector in self.state.values()]
-                if decays:
-                    np.multiply(p, kept, out=p)
-                self.apply(k, p, g, spare(0, p), spare(1, p), *slots)
+            self.run(k, number(1 - lr * (self.weight_decay or 0.0)))
+        self.skip()
+
+    def run(self, k: tuple[Any, ...], kept: Any) -> None:
+        """Update all pieces, with weights that decay times ``kept`` before."""
+        for decays, p, g, *slots in self.each():
+            if decays:
+                np.multiply(p, kept, out=p)
+            self.apply(k, p, g, spare(0, p), spare(1, p), *slots)
+
+    def each(self) -> Iterator[tuple[Any, ...]]:
+        """Yield (whether it decays, values, gradients, *slots) of each piece."""
+        store = self._bound()
+        vectors = [self.state[name] for name in self.slots]
+        for (part, decays), place in zip(self._pieces, self._places, strict=True):
+            slots = [vector[place] for vector in vectors]
+            yield decays, store.values[part], store.grads[part], *slots
+
+    def skip(self) -> None:
+        """Count an update, without changing values for it."""
+        if self.use_ema:
+            self._average()
         self.step += 1
+
+    def finalize(self) -> None:
+        """Put the moving average of the values in their place, if there is one."""
+        if self.use_ema and self.step:
+            for p, average in self._averages():
+                np.copyto(p, average)
+
+    def _averages(self) -> Iterator[tuple[Array, Array]]:
+        values, average = self._bound().values, self.state[AVERAGE]
+        for (part, _), place in zip(self._pieces, self._places, strict=True):
+            yield values[part], average[place]
+
+    def _average(self) -> None:
+        rest = self._bound().dtype.type(1 - self.ema_momentum if self.step else 1)
+        every = self.ema_overwrite_frequency
+        overwrite = every is not None and (self.step + 1) % every == 0
+        for p, average in self._averages():
+            new = spare(0, p)
+            np.copyto(new, p)
+            approach(average, new, rest)
+            if overwrite:
+                np.copyto(p, average)
 
     def _clip(self, store: ParameterStore, scale: float, norm: float | None) -> float:
         """Clip; return the scale by which the gradients are still to be multiplied."""
@@ -213,7 +267,7 @@ class Optimizer:
             )
         return self._store
 
-    def _check(self, argument: str, value: float, good: bool) -> None:
+    def _check(self, argument: str, value: Any, good: bool) -> None:
         if not good:
             raise ArgumentError(
                 f"optimizer {self.name}: expected {_RANGES[argument]}",
@@ -229,179 +283,6 @@ class Optimizer:
         return f"{type(self).__name__}(learning_rate={self.learning_rate})"
 
 
-class SGD(Optimizer):
-    """Gradient descent: values -= lr * g; with momentum, or Nesterov's variant.
-
-    m = momentum * m - lr * g, then values += m, or, if ``nesterov``,
-    values += momentum * m - lr * g.
-    """
-
-    name = "sgd"
-
-    def __init__(
-        self,
-        learning_rate: LearningRate = 0.01,
-        momentum: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(learning_rate, weight_decay, **options)
-        self._check_fraction(momentum=momentum)
-        self.momentum, self.nesterov = momentum, nesterov
-        self.slots = ("m",) if momentum else ()
-
-    def constants(self, lr: float, scale: float) -> tuple[float, ...]:
-        return lr * scale, self.momentum
-
-    def apply(
-        self, k: tuple[Any, ...], p: Array, g: Array, t: Array, u: Array, *slots: Array
-    ) -> None:
-        rate, momentum = k
-        np.multiply(g, rate, out=t)
-        if not slots:
-            np.subtract(p, t, out=p)
-            return
-        (m,) = slots
-        np.multiply(m, momentum, out=m)
-        np.subtract(m, t, out=m)
-        if self.nesterov:
-            np.multiply(m, momentum, out=u)
-            np.subtract(u, t, out=u)
-            np.add(p, u, out=p)
-        else:
-            np.add(p, m, out=p)
-
-
-class RMSprop(Optimizer):
-    """Steps divided by the root of a moving mean of squared gradients.
-
-    v = rho * v + (1 - rho) * g²; if ``centered``, the square of a = rho * a +
-    (1 - rho) * g is taken from v, and not less than 0 is left. The step is
-    lr * g / sqrt(v + epsilon); with momentum, m = momentum * m + step is used instead.
-    """
-
-    name = "rmsprop"
-
-    def __init__(
-        self,
-        learning_rate: LearningRate = 0.001,
-        rho: float = 0.9,
-        momentum: float = 0.0,
-        epsilon: float = 1e-7,
-        centered: bool = False,
-        weight_decay: float | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(learning_rate, weight_decay, **options)
-        self._check_fraction(rho=rho, momentum=momentum)
-        self._check("epsilon", epsilon, 0 <= epsilon < math.inf)
-        self.rho, self.momentum, self.epsilon = rho, momentum, epsilon
-        self.centered = centered
-        self.slots = ("v", *(["a"] if centered else []), *(["m"] if momentum else []))
-
-    def constants(self, lr: float, scale: float) -> tuple[float, ...]:
-        return scale, 1 - self.rho, lr, self.momentum, self.epsilon, 0.0
-
-    def apply(
-        self, k: tuple[Any, ...], p: Array, g: Array, t: Array, u: Array, *slots: Array
-    ) -> None:
-        scale, rest, lr, momentum, epsilon, zero = k
-        v = slots[0]
-        np.multiply(g, scale, out=t)
-        np.multiply(t, t, out=u)
-        _approach(v, u, rest)
-        if self.centered:
-            a = slots[1]
-            np.copyto(u, t)
-            _approach(a, u, rest)
-            np.multiply(a, a, out=u)
-            np.subtract(v, u, out=u)
-            np.maximum(u, zero, out=u)
-            np.add(u, epsilon, out=u)
-        else:
-            np.add(v, epsilon, out=u)
-        np.sqrt(u, out=u)
-        np.multiply(t, lr, out=t)
-        np.divide(t, u, out=t)
-        if self.momentum:
-            m = slots[-1]
-            np.multiply(m, momentum, out=m)
-            t = np.add(m, t, out=m)
-        np.subtract(p, t, out=p)
-
-
-class Adam(Optimizer):
-    """Adam (Kingma, Ba: "Adam: a method for stochastic optimization", 2014).
-
-    m += (1 - beta_1) (g - m);  v += (1 - beta_2) (g² - v);  with t updates made,
-    values -= lr * sqrt(1 - beta_2^t) / (1 - beta_1^t) * m / (sqrt(v) + epsilon).
-    """
-
-    name = "adam"
-    slots = ("m", "v")
-
-    def __init__(
-        self,
-        learning_rate: LearningRate = 0.001,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-7,
-        weight_decay: float | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(learning_rate, weight_decay, **options)
-        self._check_fraction(beta_1=beta_1, beta_2=beta_2)
-        self._check("epsilon", epsilon, 0 <= epsilon < math.inf)
-        self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
-
-    def constants(self, lr: float, scale: float) -> tuple[float, ...]:
-        t = self.step + 1
-        rate = lr * math.sqrt(1 - self.beta_2**t) / (1 - self.beta_1**t)
-        return scale, 1 - self.beta_1, 1 - self.beta_2, rate, self.epsilon
-
-    def apply(
-        self, k: tuple[Any, ...], p: Array, g: Array, t: Array, u: Array, *slots: Array
-    ) -> None:
-        scale, rest_1, rest_2, rate, epsilon = k
-        m, v = slots
-        if scale != 1:
-            g = np.multiply(g, scale, out=t)
-        np.multiply(g, g, out=u)
-        _approach(v, u, rest_2)
-        np.subtract(g, m, out=t)
-        np.multiply(t, rest_1, out=t)
-        np.add(m, t, out=m)
-        np.sqrt(v, out=u)
-        np.add(u, epsilon, out=u)
-        np.divide(m, u, out=u)
-        np.multiply(u, rate, out=u)
-        np.subtract(p, u, out=p)
-
-
-class AdamW(Adam):
-    """Adam with decoupled decay of matrices (Loshchilov, Hutter, 2017)."""
-
-    name = "adamw"
-
-    def __init__(
-        self,
-        learning_rate: LearningRate = 0.001,
-        weight_decay: float | None = 0.004,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-7,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            learning_rate, beta_1, beta_2, epsilon, weight_decay, **options
-        )
-
-
-NAMED: dict[str, Callable[..., Optimizer]] = {
-    cls.name: cls for cls in (SGD, RMSprop, Adam, AdamW)
-}
-
 _RANGES = {
     "learning_rate": "a learning_rate above 0, or a schedule",
     "weight_decay": "a weight_decay of 0 or more, or None",
@@ -413,29 +294,16 @@ _RANGES = {
     "beta_1": "a beta_1 in 0..1, without 1",
     "beta_2": "a beta_2 in 0..1, without 1",
     "epsilon": "an epsilon of 0 or more",
+    "ema_momentum": "an ema_momentum in 0..1",
+    "ema_overwrite_frequency": "an ema_overwrite_frequency of 1 or more, or None",
+    "initial_accumulator_value": "an initial_accumulator_value of 0 or more",
+    "learning_rate_power": "a learning_rate_power of 0 or less",
+    "l1_regularization_strength": "an l1_regularization_strength of 0 or more",
+    "l2_regularization_strength": "an l2_regularization_strength of 0 or more",
+    "l2_shrinkage_regularization_strength": "an l2_shrinkage_regularization_strength "
+    "of 0 or more",
+    "beta": "a beta of 0 or more",
 }
-
-
-def get(optimizer: str | Optimizer | Callable[..., Optimizer]) -> Optimizer:
-    """Return an optimizer by Keras' name, in any case, or from its class.
-
-    Raises UnknownNameError for other names, ArgumentError for other objects.
-    """
-    if isinstance(optimizer, Optimizer):
-        return optimizer
-    if isinstance(optimizer, str):
-        if optimizer.lower() not in NAMED:
-            raise UnknownNameError("optimizer", optimizer, NAMED)
-        return NAMED[optimizer.lower()]()
-    if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
-        make: Any = optimizer
-        made: Optimizer = make()
-        return made
-    raise ArgumentError(
-        "expected an optimizer's name or an Optimizer",
-        repr(optimizer),
-        "for example optimizer='adam'",
-    )
 
 
 def global_norm(grads: Array) -> float:
@@ -476,19 +344,26 @@ def _shrink(norm: float, most: float) -> float:
     return most / norm if norm > most else 1.0
 
 
-def _approach(mean: Array, new: Array, rest: Any) -> None:
+def approach(mean: Array, new: Array, rest: Any) -> None:
     """mean += rest * (new - mean), in place; overwrites ``new``."""
     np.subtract(new, mean, out=new)
     np.multiply(new, rest, out=new)
     np.add(mean, new, out=mean)
 
 
-def _pieces(size: int, decayed: list[slice]) -> Iterator[tuple[slice, bool]]:
-    """Yield slices of at most FLAT, and whether all of one decays or none."""
+def _pieces(
+    size: int, decayed: list[slice], starts: list[int]
+) -> Iterator[tuple[slice, bool]]:
+    """Yield slices of at most FLAT, and whether all of one decays or none.
+
+    No slice reaches over one of ``starts``.
+    """
     start = 0
     borders = [(s.start, s.stop) for s in decayed] + [(size, size)]
     for decay_start, decay_stop in borders:
         for stop, decays in ((decay_start, False), (decay_stop, True)):
-            for first in range(start, stop, FLAT):
-                yield slice(first, min(first + FLAT, stop)), decays
+            cuts = [start, *(c for c in starts if start < c < stop), stop]
+            for low, high in itertools.pairwise(cuts):
+                for first in range(low, high, FLAT):
+                    yield slice(first, min(first + FLAT, high)), decays
             start = stop
