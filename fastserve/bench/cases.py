@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ def images(batch: int, *shape: int, classes: int = 10) -> tuple[Array, Array]:
 
 def dense_flop(*sizes: int) -> float:
     """Of a sample's step: the input of the first layer needs no gradient."""
-    parts = [6.0 * a * b for a, b in zip(sizes, sizes[1:], strict=False)]
+    parts = [6.0 * a * b for a, b in itertools.pairwise(sizes)]
     return sum(parts) - 2.0 * sizes[0] * sizes[1]
 
 
