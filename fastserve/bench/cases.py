@@ -14,8 +14,10 @@ from fastserve.bench.step import our_step
 from fastserve.core import Array
 from fastserve.models import Sequential
 from fastserve.models.model import Model
+from fastserve.optimizers import Adam
 
 Run = Callable[[], Any]
+RATE = 1e-5  # of learning: hundreds of steps on one batch shall leave it interesting
 
 
 @dataclass(frozen=True)
@@ -47,24 +49,48 @@ def dense_flop(*sizes: int) -> float:
 
 
 def _step(model: Model, x: Array, y: Array) -> Run:
-    model.compile("adam", "sparse_categorical_crossentropy")
+    model.compile(Adam(RATE), "sparse_categorical_crossentropy")
     return our_step(model, x, y)
 
 
-MLP = (784, 512, 512, 10)
-MLP_BATCH = 128
+MLP, MLP_BATCH = (784, 512, 512, 10), 128
+SMALL, SMALL_BATCH = (784, 128, 64, 10), 32
+FIT_ROWS = 8192
 
 
-def _mlp() -> Run:
-    hidden = [layers.Dense(units, "relu") for units in MLP[1:-1]]
-    model = Sequential([*hidden, layers.Dense(MLP[-1], "softmax")])
-    return _step(model, *images(MLP_BATCH, MLP[0]))
+def _mlp(sizes: tuple[int, ...]) -> Sequential:
+    hidden = [layers.Dense(units, "relu") for units in sizes[1:-1]]
+    return Sequential([*hidden, layers.Dense(sizes[-1], "softmax")])
+
+
+def _mlp_step() -> Run:
+    return _step(_mlp(MLP), *images(MLP_BATCH, MLP[0]))
+
+
+def _fit(sizes: tuple[int, ...], batch: int) -> Run:
+    """An epoch of fit, with accuracy, as a user writes it."""
+    x, y = images(FIT_ROWS, sizes[0])
+    model = _mlp(sizes)
+    model.compile(
+        Adam(RATE), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
+    return lambda: model.fit(x, y, batch_size=batch, verbose=0)
 
 
 CASES: dict[str, Case] = {
     "mlp": Case(
         "784-512-512-10, batch 128, Adam",
         MLP_BATCH * dense_flop(*MLP),
-        _mlp,
+        _mlp_step,
+    ),
+    "mlp-fit": Case(
+        "the same, an epoch of 8192 samples, with accuracy",
+        FIT_ROWS * dense_flop(*MLP),
+        lambda: _fit(MLP, MLP_BATCH),
+    ),
+    "small-fit": Case(
+        "784-128-64-10, batch 32, an epoch of 8192 samples, with accuracy",
+        FIT_ROWS * dense_flop(*SMALL),
+        lambda: _fit(SMALL, SMALL_BATCH),
     ),
 }

@@ -20,6 +20,7 @@ from fastserve.bench.peer import INSTALL, import_torch, torch_gpt, torch_step
 from fastserve.core import Array
 from fastserve.data.sources import Batch, Source
 from fastserve.models import GPT
+from fastserve.models.model import Model
 from fastserve.optimizers import AdamW
 from fastserve.training.flops import flops_per_sample
 
@@ -109,7 +110,7 @@ def compiled_gpt(options: dict[str, Any]) -> GPT:
 
 
 def our_step(
-    model: GPT, x: Array, y: Array, first_row: int = 0, total: int | None = None
+    model: Model, x: Array, y: Array, first_row: int = 0, total: int | None = None
 ) -> Callable[[], float]:
     """Return what makes a step on one batch, and returns its loss.
 
