@@ -25,7 +25,7 @@ from fastserve.errors import ArgumentError, NonFiniteError
 from fastserve.layers.recompute import recompute_blocks
 from fastserve.losses import Loss
 from fastserve.metrics import Metric
-from fastserve.optimizers import Optimizer, global_norm
+from fastserve.optimizers import Optimizer, global_norm, quick_norm
 from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
 from fastserve.training.guard import LIMIT, SpikeGuard
 from fastserve.training.head import make_head, pieces_of
@@ -246,7 +246,10 @@ class Trainer:
     def _norm(self) -> float:
         """Return the norm of all gradients, of which this rank may have a part."""
         if self.sync.own is None:
-            return global_norm(self.store.grads)
+            # all ranks need the same bits if the step depends on them
+            clips = self.clip_norm or self.optimizer.global_clipnorm
+            norm = global_norm if clips or self.guard else quick_norm
+            return norm(self.store.grads)
         square = np.zeros(1)
         with np.errstate(all="ignore"):
             for part in self.sync.own:
