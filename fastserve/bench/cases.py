@@ -71,9 +71,7 @@ def _fit(sizes: tuple[int, ...], batch: int) -> Run:
     """An epoch of fit, with accuracy, as a user writes it."""
     x, y = images(FIT_ROWS, sizes[0])
     model = _mlp(sizes)
-    model.compile(
-        Adam(RATE), "sparse_categorical_crossentropy", metrics=["accuracy"]
-    )
+    model.compile(Adam(RATE), "sparse_categorical_crossentropy", metrics=["accuracy"])
     return lambda: model.fit(x, y, batch_size=batch, verbose=0)
 
 
