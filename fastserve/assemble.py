@@ -481,8 +481,9 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
             "call model.compile(loss=...) in the function",
         )
     model.clip_norm = job.train.clip_norm
+    threads = job.launch.threads
     model.options = Options(
-        micro_batch=job.train.micro_batch,
+        micro_batch=job.shard_rows or job.train.micro_batch,
         algorithm=job.comm.algorithm,
         overlap={"auto": None, "on": True, "off": False}[job.comm.overlap],
         wire=job.comm.wire,
@@ -491,19 +492,21 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
         spike_factor=job.train.spike_factor,
         recompute=job.train.recompute,
         shard_optimizer=job.train.shard_optimizer,
+        threads=None if threads == "auto" else threads,
     )
 
 
 def _optimizer(job: config.Job, steps: int) -> optimizers.Optimizer:
     o, s = job.optimizer, job.schedule
     rate = schedules.from_config(lr=o.lr, steps=steps, **s.model_dump())
-    if isinstance(o, schema.Sgd):
-        return optimizers.SGD(rate, o.momentum, o.nesterov, weight_decay=o.weight_decay)
-    if isinstance(o, schema.RmsProp):
-        return optimizers.RMSprop(rate, o.rho, o.momentum, o.eps)
-    beta_1, beta_2 = o.betas
-    if isinstance(o, schema.Adam):
-        return optimizers.Adam(rate, beta_1, beta_2, o.eps)
-    return optimizers.AdamW(
-        rate, weight_decay=o.weight_decay, beta_1=beta_1, beta_2=beta_2, epsilon=o.eps
-    )
+    keys = o.model_dump(exclude={"type", "lr"})
+    if "betas" in keys:
+        keys["beta_1"], keys["beta_2"] = keys.pop("betas")
+    for short, name in {
+        "eps": "epsilon",
+        "l1": "l1_regularization_strength",
+        "l2": "l2_regularization_strength",
+    }.items():
+        if short in keys:
+            keys[name] = keys.pop(short)
+    return optimizers.NAMED[o.type](rate, **keys)

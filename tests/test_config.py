@@ -82,6 +82,13 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "rmsprop": {"type": "rmsprop", "lr": 1e-4, "rho": 0.8, "eps": 1e-6},
     "adam": {"type": "adam", "lr": 5e-05, "betas": [0.8, 0.9]},
     "adamw": {"type": "adamw", "lr": 1e-3, "weight_decay": 0},
+    "adamax": {"type": "adamax", "betas": [0.8, 0.9]},
+    "nadam": {"type": "nadam", "eps": 1e-5},
+    "lamb": {"type": "lamb", "weight_decay": 0.1},
+    "lion": {"type": "lion", "betas": [0.95, 0.98]},
+    "adagrad": {"type": "adagrad", "initial_accumulator_value": 0},
+    "adadelta": {"type": "adadelta", "lr": 1, "rho": 0.9},
+    "ftrl": {"type": "ftrl", "l1": 0.1, "learning_rate_power": -0.4},
 }
 SCHEDULES: dict[str, dict[str, Any]] = {
     "constant": {"type": "constant", "warmup_steps": 3},
@@ -624,9 +631,9 @@ FAULTS = [
     ),
     (
         2,
-        "comm: {algorithm: exact}",
-        2,
-        "comm.algorithm: expected ring or mpi, received 'exact', it isn't available",
+        "comm: {algorithm: exact}\nlaunch: {ranks: 9}",
+        3,
+        "launch.ranks: expected at most 8, the number of shards of a batch, received 9",
     ),
     (
         10,
@@ -811,7 +818,7 @@ def test_overrides_reach_into_lists() -> None:
         ("seed=!!int 1", "seed: expected YAML without tags"),
         ("name.first=x", "name.first: expected a section or list around 'first'"),
         ("optimizer.betas.3=1", "optimizer.betas: expected a list of 2 items"),
-        ("comm.algorithm=exact", "comm.algorithm: expected ring or mpi"),
+        ("comm={algorithm: exact, wire: float16}", "comm.wire: expected float32 for"),
         ("comm={algorithm: mpi, overlap: 'on'}", "comm.overlap: expected auto or off"),
         ("comm={algorithm: mpi, wire: float16}", "comm.wire: expected float32 for"),
         ("comm.wire=float8", "comm.wire: expected float32, float16 or bfloat16"),

@@ -172,6 +172,14 @@ ALL = [
     lambda: o.RMSprop(momentum=0.5, centered=True),
     lambda: o.Adam(),
     lambda: o.AdamW(weight_decay=0.1),
+    lambda: o.Adam(0.1, beta_2=0.5, amsgrad=True, use_ema=True),
+    lambda: o.Adamax(0.1, weight_decay=0.1),
+    lambda: o.Nadam(0.1),
+    lambda: o.Lion(0.1, weight_decay=0.1),
+    lambda: o.Adagrad(0.1),
+    lambda: o.Adadelta(1.0),
+    lambda: o.Ftrl(0.1, l1_regularization_strength=0.1),
+    lambda: o.LAMB(0.1, weight_decay=0.1),
     lambda: o.Adam(clipvalue=0.3),
     lambda: o.AdamW(clipnorm=0.5),
 ]
@@ -205,7 +213,7 @@ def test_buckets_and_pieces_do_not_change_a_bit(make):
             np.testing.assert_array_equal(value, other[path])
 
 
-@pytest.mark.parametrize("make", ALL[:5])
+@pytest.mark.parametrize("make", ALL[:-2])
 def test_each_parameter_is_updated_as_if_it_were_alone(make):
     together = make_store(*SHAPES)
     start = [p.value.copy() for p in together.parameters]
@@ -289,6 +297,14 @@ def test_state_continues_a_run():
         (o.RMSprop(), ["v"]),
         (o.RMSprop(momentum=0.9, centered=True), ["v", "a", "m"]),
         (o.Adam(), ["m", "v"]),
+        (o.Adam(amsgrad=True, use_ema=True), ["m", "v", "v_max", "average"]),
+        (o.Adamax(), ["m", "v"]),
+        (o.Nadam(), ["m", "v"]),
+        (o.LAMB(), ["m", "v"]),
+        (o.Lion(), ["m"]),
+        (o.Adagrad(), ["v"]),
+        (o.Adadelta(), ["v", "s"]),
+        (o.Ftrl(), ["n", "z"]),
     ],
 )
 def test_names_of_the_state(optimizer, names):
@@ -308,6 +324,29 @@ def test_less_than_64_kB_are_allocated_after_the_first_update(make):
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     assert peak < 64 << 10, peak
+
+
+def test_a_rate_of_zero_changes_nothing_with_ftrl():
+    start = np.arange(1.0, 4.0)
+    moved = train(o.Ftrl(lambda step: 0.0), np.ones((2, 3)), start)
+    np.testing.assert_array_equal(moved, [start, start])
+
+
+def test_the_moving_average_takes_the_weights_place_after_fit():
+    from fastserve import layers, models
+
+    x = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+    means, found = [], []
+    for use in (False, True):
+        model = models.Sequential([layers.Dense(1, input_shape=(3,))], seed=1)
+        model.compile(o.SGD(0.1, use_ema=use, ema_momentum=0.5), "mse")
+        for _ in range(2):
+            model.train_on_batch(x, x[:, :1])
+            found.append(model.get_weights()[0])
+        model.fit(x, x[:, :1], 8, epochs=1, verbose=0, shuffle=False)
+        found.append(model.get_weights()[0])
+        means.append((found[0] / 2 + found[1] / 2) / 2 + found[2] / 2)
+    np.testing.assert_allclose(found[5], means[0], rtol=1e-5)
 
 
 # -- learning rate -----------------------------------------------------------------
@@ -415,6 +454,9 @@ def test_names():
         "rmsprop": o.RMSprop,
         "Adam": o.Adam,
         "adamw": o.AdamW,
+        "lamb": o.Lamb,
+        "Nadam": o.Nadam,
+        "adadelta": o.Adadelta,
     }.items():
         assert type(o.get(name)) is cls
     made = o.Adam(0.5)
@@ -438,6 +480,13 @@ def test_names():
         (lambda: o.RMSprop(epsilon=-1), "epsilon of 0 or more"),
         (lambda: o.Adam(beta_1=1.0), "beta_1=1.0"),
         (lambda: o.Adam(beta_2=-0.5), "beta_2=-0.5"),
+        (lambda: o.Lion(beta_1=0.0), "a beta_1 above 0"),
+        (lambda: o.LAMB(epsilon=0.0), "an epsilon above 0"),
+        (lambda: o.Adagrad(initial_accumulator_value=-1), "value of 0 or more"),
+        (lambda: o.Ftrl(learning_rate_power=0.5), "learning_rate_power of 0 or less"),
+        (lambda: o.Ftrl(beta=-1), "beta=-1"),
+        (lambda: o.SGD(ema_momentum=1.1), "ema_momentum in 0..1"),
+        (lambda: o.SGD(ema_overwrite_frequency=0), "frequency of 1 or more, or None"),
         (lambda: o.AdamW(weight_decay=-1), "weight_decay of 0 or more, or None"),
         (lambda: o.Adam(clipnorm=0), "clipnorm above 0, or None"),
         (lambda: o.Adam(clipvalue=-1), "clipvalue=-1"),

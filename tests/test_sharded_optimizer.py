@@ -121,6 +121,12 @@ def test_own_parts_are_sums_and_come_back(
         lambda: optimizers.RMSprop(centered=True, momentum=0.5, clipvalue=0.01),
         lambda: optimizers.Adam(fs.schedules.CosineDecay(0.01, 9)),
         lambda: optimizers.AdamW(0.01, 0.1, global_clipnorm=0.5),
+        lambda: optimizers.LAMB(0.01, weight_decay=0.1),
+        lambda: optimizers.Nadam(0.01, use_ema=True, ema_momentum=0.9),
+        lambda: optimizers.Adam(0.01, amsgrad=True, use_ema=True),
+        lambda: optimizers.Lion(1e-3),
+        lambda: optimizers.Adagrad(0.01),
+        lambda: optimizers.Ftrl(0.01),
     ],
 )
 def test_optimizers(make: Any) -> None:

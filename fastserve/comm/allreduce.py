@@ -28,7 +28,7 @@ CHUNK_BYTES = 1 << 17  # of a message between hosts, for vectors that are long e
 # piece are 1 MiB apart slow each other down where they share no cache.
 HOST_PIECE_BYTES = 1_900_000
 WINDOW = 8  # pieces that are worked on at a time
-_TAGS = 1 << 15
+TAGS = 1 << 15
 _BLOCK = 1 << 16  # elements
 # A rank that waits looks again and again: at first at once, which a fast link needs,
 # then in pauses of a part of the time that it has been waiting for, so that ranks and
@@ -193,7 +193,7 @@ class AllReduce:
 
     def _exchange(self, index: int, steps: Iterable[Exchange]) -> Iterator[Pending]:
         for exchange in steps:
-            yield self._comm.start(*exchange, tag=index % _TAGS)
+            yield self._comm.start(*exchange, tag=index % TAGS)
 
     def _arrive(self, index: int, mark: int) -> Pending:
         assert self._memory is not None

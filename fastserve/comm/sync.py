@@ -11,10 +11,11 @@ import numpy as np
 
 from fastserve.comm.allreduce import CHUNK_BYTES, AllReduce
 from fastserve.comm.base import Array, Communicator
+from fastserve.comm.exact import ExactSum
 from fastserve.comm.shard import ShardedSum
 from fastserve.errors import ArgumentError, CommError, StateError, UnknownNameError
 
-ALGORITHMS = ("ring", "mpi")
+ALGORITHMS = ("ring", "mpi", "exact")
 CROSSOVER_BYTES = 1 << 16
 # Seconds between two looks at the messages while backward computes: shorter after one
 # that found something, longer after one in vain, so that it settles at about the time
@@ -71,7 +72,8 @@ class GradientSync:
     Args:
         store: the gradients. They move into memory that the ranks of a host share.
         comm: the ranks.
-        algorithm: 'ring', or 'mpi' for the MPI library's own.
+        algorithm: 'ring', 'mpi' for the MPI library's own, or 'exact' for sums over
+            shards whose bits don't depend on the number of ranks: see ``exact``.
         overlap: send during backward; None: where there are messages between hosts.
         wire: type of the numbers in messages between hosts: 'float32', 'float16' or
             'bfloat16'; sums are always taken in the gradients' own type.
@@ -80,6 +82,8 @@ class GradientSync:
             ``gather`` exchanges what it makes of them. Needs the ring.
 
     Attributes:
+        exact: takes the plan of each round, and the gradients of all shards but each
+            rank's last, before ``begin``; None for other algorithms.
         own: the slices of this rank's part if ``sharded`` and there are several ranks,
             else None.
     """
@@ -110,7 +114,17 @@ class GradientSync:
         self._ring: AllReduce | None = None
         worth_it = comm.size > 1 and store.grads.nbytes > CROSSOVER_BYTES
         self.own: list[slice] | None = None
-        if sharded and comm.size > 1:
+        self.exact: ExactSum | None = None
+        if algorithm == "exact":
+            if wire != "float32":
+                raise ArgumentError(
+                    "expected the wire float32 for the algorithm exact",
+                    wire,
+                    "leave out wire, or take the algorithm ring",
+                )
+            self.exact = ExactSum(store.grads, store.buckets, comm, chunk)
+            self._ring = self.exact
+        elif sharded and comm.size > 1:
             self._ring = ShardedSum(store.grads, store.buckets, comm, wire, chunk)
             self.own = self._ring.own
         elif algorithm == "ring" and worth_it:
@@ -128,10 +142,12 @@ class GradientSync:
         self._reported: dict[int, Part] = {}
         self._begun = False
         self._add: Array | None = None
-        between_hosts = self._ring is not None and self._ring.hosts > 1
-        self.overlap = self._ring is not None and (
-            between_hosts if overlap is None else overlap
-        )
+        if self.exact is not None:
+            between_hosts, several = len(comm.groups) > 1, comm.size > 1
+        else:
+            several = self._ring is not None
+            between_hosts = self._ring is not None and self._ring.hosts > 1
+        self.overlap = several and (between_hosts if overlap is None else overlap)
         self._sender = _Sender(self._ring) if self._ring and self.overlap else None
         self.waited = 0.0
 

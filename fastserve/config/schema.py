@@ -419,6 +419,17 @@ class Train(Section):
     )
 
 
+Decay = Annotated[NotNegative, Field(description="Decay of matrices, not of vectors.")]
+Eps = Annotated[Positive, Field(description="Added to the divisor.")]
+Moments = Annotated[Betas, Field(description="Memory of both moments.")]
+Accumulated = Annotated[
+    NotNegative, Field(description="What the sum of squared gradients begins with.")
+]
+LargestMoment = Annotated[
+    bool, Field(description="Divide by the largest second moment so far.")
+]
+
+
 class Sgd(Section):
     """Gradient descent, with or without momentum."""
 
@@ -430,9 +441,7 @@ class Sgd(Section):
     nesterov: bool = Field(
         default=False, description="Look ahead; needs momentum above 0."
     )
-    weight_decay: NotNegative = Field(
-        default=0.0, description="Decay of matrices, not of vectors."
-    )
+    weight_decay: Decay = 0.0
 
 
 class RmsProp(Section):
@@ -446,7 +455,11 @@ class RmsProp(Section):
     momentum: Fraction = Field(
         default=0.0, description="Share of the last update kept."
     )
-    eps: Positive = Field(default=1e-7, description="Added to the divisor.")
+    eps: Eps = 1e-7
+    centered: bool = Field(
+        default=False, description="Subtract the square of the gradient's mean."
+    )
+    weight_decay: Decay = 0.0
 
 
 class Adam(Section):
@@ -454,8 +467,9 @@ class Adam(Section):
 
     type: Literal["adam"] = Field(description="The kind of optimizer.")
     lr: Positive = Field(default=1e-3, description="Learning rate.")
-    betas: Betas = Field(default=(0.9, 0.999), description="Memory of both moments.")
-    eps: Positive = Field(default=1e-8, description="Added to the divisor.")
+    betas: Moments = (0.9, 0.999)
+    eps: Eps = 1e-8
+    amsgrad: LargestMoment = False
 
 
 class AdamW(Section):
@@ -463,11 +477,96 @@ class AdamW(Section):
 
     type: Literal["adamw"] = Field(description="The kind of optimizer.")
     lr: Positive = Field(default=1e-3, description="Learning rate.")
-    betas: Betas = Field(default=(0.9, 0.95), description="Memory of both moments.")
-    eps: Positive = Field(default=1e-8, description="Added to the divisor.")
-    weight_decay: NotNegative = Field(
-        default=0.1, description="Decay of matrices, not of vectors."
+    betas: Moments = (0.9, 0.95)
+    eps: Eps = 1e-8
+    weight_decay: Decay = 0.1
+    amsgrad: LargestMoment = False
+
+
+class Adamax(Section):
+    """Adam with the largest gradient in place of the root of squares."""
+
+    type: Literal["adamax"] = Field(description="The kind of optimizer.")
+    lr: Positive = Field(default=1e-3, description="Learning rate.")
+    betas: Moments = (0.9, 0.999)
+    eps: Eps = 1e-7
+    weight_decay: Decay = 0.0
+
+
+class Nadam(Section):
+    """Adam with Nesterov's momentum."""
+
+    type: Literal["nadam"] = Field(description="The kind of optimizer.")
+    lr: Positive = Field(default=1e-3, description="Learning rate.")
+    betas: Moments = (0.9, 0.999)
+    eps: Eps = 1e-7
+    weight_decay: Decay = 0.0
+
+
+class Lamb(Section):
+    """Adam's steps, scaled to the norm of each parameter, for large batches."""
+
+    type: Literal["lamb"] = Field(description="The kind of optimizer.")
+    lr: Positive = Field(default=1e-3, description="Learning rate.")
+    betas: Moments = (0.9, 0.999)
+    eps: Eps = 1e-7
+    weight_decay: Decay = 0.01
+
+
+class Lion(Section):
+    """The sign of a mean of gradients."""
+
+    type: Literal["lion"] = Field(description="The kind of optimizer.")
+    lr: Positive = Field(
+        default=1e-4, description="Learning rate: the length of each step."
     )
+    betas: Annotated[
+        tuple[Annotated[float, Field(gt=0, lt=1)], Fraction], Field(strict=False)
+    ] = Field(default=(0.9, 0.99), description="Memory of the step, and of the mean.")
+    weight_decay: Decay = 0.0
+
+
+class Adagrad(Section):
+    """Steps divided by the root of all squared gradients so far."""
+
+    type: Literal["adagrad"] = Field(description="The kind of optimizer.")
+    lr: Positive = Field(default=1e-3, description="Learning rate.")
+    initial_accumulator_value: Accumulated = 0.1
+    eps: Eps = 1e-7
+    weight_decay: Decay = 0.0
+
+
+class Adadelta(Section):
+    """Steps of the size that past steps had."""
+
+    type: Literal["adadelta"] = Field(description="The kind of optimizer.")
+    lr: Positive = Field(default=1e-3, description="Learning rate; the paper's is 1.")
+    rho: Fraction = Field(
+        default=0.95, description="Memory of squared gradients and steps."
+    )
+    eps: Eps = 1e-7
+    weight_decay: Decay = 0.0
+
+
+class Ftrl(Section):
+    """Follow the regularized leader."""
+
+    type: Literal["ftrl"] = Field(description="The kind of optimizer.")
+    lr: Positive = Field(default=1e-3, description="Learning rate.")
+    learning_rate_power: Annotated[float, Field(le=0)] = Field(
+        default=-0.5, description="How the rate falls with the squared gradients."
+    )
+    initial_accumulator_value: Accumulated = 0.1
+    l1: NotNegative = Field(
+        default=0.0, description="Strength of the penalty on absolute values."
+    )
+    l2: NotNegative = Field(
+        default=0.0, description="Strength of the penalty on squares."
+    )
+    beta: NotNegative = Field(
+        default=0.0, description="Added to the root of squared gradients."
+    )
+    weight_decay: Decay = 0.0
 
 
 WarmupSteps = Annotated[
@@ -544,13 +643,17 @@ class Checkpoint(Section):
     )
 
 
+SHARDS = 8  # of a batch with the algorithm exact, unless micro_batch is given
+
+
 class Comm(Section):
     """The exchange of gradients between the ranks."""
 
     algorithm: Literal["ring", "mpi", "exact"] = Field(
         default="ring",
         description="ring: our own; mpi: MPI_Allreduce; exact: the same bits on any "
-        "number of ranks, not available yet.",
+        "number of ranks, which compute shards of train.micro_batch rows, or of an "
+        "eighth of global_batch, with one thread unless launch.threads says more.",
     )
     bucket_mb: Positive = Field(
         default=4.0,
@@ -675,7 +778,19 @@ class Launch(Section):
 
 Model = GptModel | SequentialModel | PythonModel
 Data = TextData | TokensData | CompletionsData | ArraysData | PythonData
-Optimizer = Sgd | RmsProp | Adam | AdamW
+Optimizer = (
+    Sgd
+    | RmsProp
+    | Adam
+    | AdamW
+    | Adamax
+    | Nadam
+    | Lamb
+    | Lion
+    | Adagrad
+    | Adadelta
+    | Ftrl
+)
 Schedule = Constant | Linear | Cosine | Exponential | Step
 
 
@@ -706,6 +821,13 @@ class Job(Section):
         default=None,
         description="Folder of the run; null: runs/NAME in the working folder.",
     )
+
+    @property
+    def shard_rows(self) -> int | None:
+        """Rows that are computed at a time with the algorithm exact; None: another."""
+        if self.comm.algorithm != "exact":
+            return None
+        return self.train.micro_batch or -(-self.train.global_batch // SHARDS)
 
 
 class _Untitled(GenerateJsonSchema):

@@ -20,9 +20,11 @@ from fastserve.errors import ArgumentError, UnknownNameError
 from fastserve.optimizers.adam import Adam, Adamax, AdamW, Nadam
 from fastserve.optimizers.base import LearningRate, Optimizer, global_norm, quick_norm
 from fastserve.optimizers.ftrl import Ftrl
-from fastserve.optimizers.lamb import LAMB
+from fastserve.optimizers.lamb import Lamb
 from fastserve.optimizers.rmsprop import Adadelta, Adagrad, RMSprop
 from fastserve.optimizers.sgd import SGD, Lion
+
+LAMB = Lamb
 
 __all__ = [
     "LAMB",
@@ -33,6 +35,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Ftrl",
+    "Lamb",
     "LearningRate",
     "Lion",
     "Nadam",
@@ -54,7 +57,7 @@ NAMED: dict[str, Callable[..., Optimizer]] = {
         Adagrad,
         Adamax,
         Ftrl,
-        LAMB,
+        Lamb,
         Lion,
         Nadam,
     )

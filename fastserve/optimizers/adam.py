@@ -20,7 +20,7 @@ class Adam(Optimizer):
     """
 
     name = "adam"
-    slots = ("m", "v")
+    slots: tuple[str, ...] = ("m", "v")
 
     def __init__(
         self,
@@ -184,5 +184,3 @@ class Nadam(Moments):
         np.add(u, epsilon, out=u)
         np.divide(t, u, out=t)
         np.subtract(p, t, out=p)
-
-

@@ -227,7 +227,8 @@ class Optimizer:
             yield values[part], average[place]
 
     def _average(self) -> None:
-        rest = self._bound().dtype.type(1 - self.ema_momentum if self.step else 1)
+        number: Any = self._bound().dtype.type
+        rest = number(1 - self.ema_momentum if self.step else 1.0)
         every = self.ema_overwrite_frequency
         overwrite = every is not None and (self.step + 1) % every == 0
         for p, average in self._averages():
@@ -267,10 +268,10 @@ class Optimizer:
             )
         return self._store
 
-    def _check(self, argument: str, value: Any, good: bool) -> None:
+    def _check(self, argument: str, value: Any, good: bool, wanted: str = "") -> None:
         if not good:
             raise ArgumentError(
-                f"optimizer {self.name}: expected {_RANGES[argument]}",
+                f"optimizer {self.name}: expected {wanted or _RANGES[argument]}",
                 f"{argument}={value}",
                 f"choose another {argument}",
             )

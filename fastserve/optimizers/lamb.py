@@ -15,7 +15,7 @@ from fastserve.optimizers.adam import Moments
 from fastserve.optimizers.base import LearningRate, Sum, approach
 
 
-class LAMB(Moments):
+class Lamb(Moments):
     """Adam's steps, scaled to the norm of each parameter (You et al., 2019).
 
     m and v as in Adam; d = m / (1 - beta_1^t) / (sqrt(v / (1 - beta_2^t)) + epsilon);
@@ -39,7 +39,8 @@ class LAMB(Moments):
         super().__init__(
             learning_rate, beta_1, beta_2, epsilon, weight_decay, **options
         )
-        self._check("epsilon", epsilon, epsilon > 0)  # d is 0 / epsilon in the gaps
+        # in the gaps of the store d is 0 / epsilon
+        self._check("epsilon", epsilon, epsilon > 0, "an epsilon above 0")
 
     def bind(
         self,

@@ -74,7 +74,8 @@ class Lion(Optimizer):
     ) -> None:
         super().__init__(learning_rate, weight_decay, **options)
         self._check_fraction(beta_1=beta_1, beta_2=beta_2)
-        self._check("beta_1", beta_1, beta_1 > 0)  # else it is the gradient's sign
+        # with 0 it would be the gradient's sign alone
+        self._check("beta_1", beta_1, beta_1 > 0, "a beta_1 above 0")
         self.beta_1, self.beta_2 = beta_1, beta_2
 
     def constants(self, lr: float, scale: float) -> tuple[float, ...]:

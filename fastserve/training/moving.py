@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastserve.comm import Communicator
-from fastserve.core import ParameterStore
+from fastserve.core import Array, ParameterStore
 
 
 class MovingWeights:
@@ -29,16 +29,30 @@ class MovingWeights:
         """Put the values before the step back."""
         np.copyto(self._values, self._before)
 
-    def hold(self) -> None:
-        """As ``undo``, but note what the step has changed: it may still be refused."""
+    @property
+    def size(self) -> int:
+        return self._change.size
+
+    def take(self, share: float) -> Array:
+        """As ``undo``, but return the change so far, (size,), times ``share``."""
         np.subtract(self._values, self._before, out=self._change, dtype=float)
         self.undo()
+        return np.multiply(self._change, share, out=self._change)
 
-    def apply(self, rows: int, total: int) -> None:
-        """Make the change; this rank had so many of the step's ``total`` rows."""
-        change = self._change
+    def sum(self, share: float) -> None:
+        """Have the change of the step; this rank has a ``share`` of its rows.
+
+        It isn't made before ``apply``: the step may still be refused.
+        """
+        change = self.take(share if self._comm.size > 1 else 1.0)
         if self._comm.size > 1 and change.size:
-            np.multiply(change, rows / total, out=change)
             self._comm.allreduce(change)
-        np.add(change, self._before, out=change)
-        np.copyto(self._values, change, casting="same_kind")
+
+    def hold(self, change: Array) -> None:
+        """Take this as the change of the step on all ranks."""
+        self._change[...] = change
+
+    def apply(self) -> None:
+        """Make the change."""
+        np.add(self._change, self._before, out=self._change)
+        np.copyto(self._values, self._change, casting="same_kind")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from fastserve.comm import Communicator, GradientSync
 from fastserve.core import Array, Layer, ParameterStore, StepKey
 from fastserve.core.parameter import BUCKET_BYTES
+from fastserve.data.prefetch import Pace, Share, load, share_of, shares
 from fastserve.data.sampler import Sampler, micro_batches, share
 from fastserve.data.sources import Batch, Source
 from fastserve.errors import ArgumentError, NonFiniteError
@@ -27,9 +29,12 @@ from fastserve.losses import Loss
 from fastserve.metrics import Metric
 from fastserve.optimizers import Optimizer, global_norm, quick_norm
 from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
+from fastserve.training.exact import ExactStep, Shards, ShardTable, make_shards
 from fastserve.training.guard import LIMIT, SpikeGuard
 from fastserve.training.head import make_head, pieces_of
 from fastserve.training.moving import MovingWeights
+from fastserve.training.numerics import fix_threads
+from fastserve.training.together import Together
 
 
 @dataclass
@@ -38,7 +43,9 @@ class Options:
 
     Attributes:
         micro_batch: rows that a rank computes at a time; None: its whole share.
-        algorithm: of the sum over ranks, 'ring' or 'mpi'.
+        algorithm: of the sum over ranks, 'ring', 'mpi' or 'exact'. With exact a batch
+            is cut into shards of ``micro_batch`` rows (None: into 8 shards) that the
+            ranks share, and the result has the same bits on any number of ranks.
         overlap: send gradients during backward; None: where there are several hosts.
         wire: type of the gradients in messages between hosts; float16 and bfloat16
             halve the bytes and round, so they do change the result a little.
@@ -51,6 +58,8 @@ class Options:
             again in backward.
         shard_optimizer: each rank keeps the optimizer's state of its own part of the
             weights alone (ZeRO stage 1).
+        threads: of BLAS in each rank with the algorithm exact, whose bits depend on it;
+            None: 1. Other algorithms leave it to the environment.
     """
 
     micro_batch: int | None = None
@@ -62,6 +71,7 @@ class Options:
     spike_factor: float | None = None
     recompute: bool = False
     shard_optimizer: bool = False
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.spike_factor is not None and not self.spike_factor > 1:
@@ -125,8 +135,10 @@ class Trainer:
         self.loss = loss.with_logits() if self.fused else loss
         self._head = make_head(root, self.loss, self._measure_piece)
         o = self.options
+        self.together = Together(root, comm, o.algorithm)
+        overlap = False if self.together.layers else o.overlap
         self.sync = GradientSync(
-            store, comm, o.algorithm, o.overlap, o.wire, sharded=o.shard_optimizer
+            store, comm, o.algorithm, overlap, o.wire, sharded=o.shard_optimizer
         )
         if o.recompute:
             recompute_blocks(root)
@@ -140,6 +152,10 @@ class Trainer:
         self._regularized = [(p, r) for p in trained if (r := p.regularizer)]
         self._constrained = [(p, c) for p in trained if (c := p.constraint)]
         self.moving = MovingWeights(store, comm)
+        tree = self.sync.exact
+        if tree is not None:
+            fix_threads(o.threads or 1)
+        self.exact = None if tree is None else ExactStep(comm, tree, self.moving)
         self._sum: Array | None = None  # gradients of earlier micro-batches
         self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
         self._measured = self._status  # where metrics of a piece of a batch go
@@ -158,15 +174,16 @@ class Trainer:
         """Make step number ``step``; raises NonFiniteError before it would spoil
         the weights, and LossSpikeError as ``SpikeGuard`` does."""
         start = perf_counter()
-        rows, epochs = sampler.step(step)
-        mine = share(len(rows), self.comm.rank, self.comm.size)
-        batch = None
-        if mine.stop > mine.start:
-            batch = source.batch(rows[mine], epochs[mine])
-        loading = perf_counter() - start
-        time = source.input_shape[0] if source.input_shape else 1
-        count = source.losses(rows)
-        result = self.train_batch(batch, mine, len(rows), step, time, count)
+        part = share_of(source, sampler, step, self.rows_of)
+        return self.train_share(part, step, perf_counter() - start)
+
+    def train_share(self, part: Share, step: int, loading: float = 0.0) -> StepResult:
+        """Make step number ``step`` from this rank's share of its data, which it took
+        ``loading`` seconds to get."""
+        self._cut(part)
+        result = self.train_batch(
+            part.batch, part.mine, part.total, step, part.time, part.losses
+        )
         self.busy += loading
         return result
 
@@ -192,18 +209,24 @@ class Trainer:
         self._status.fill(0)
         self._status[1] = count if self.comm.rank == 0 else 0
         self.moving.begin()
-        if batch is None:
-            self.sync.begin()
-            self.store.grads.fill(0)
-            self.sync.done(self.root)
-        else:
-            self._accumulate(batch, mine, 1.0 / count)
+        if self.exact is not None:
+            self.exact.begin()
+        with self.together.within(mine, total, self.options.micro_batch):
+            if batch is None:
+                self.sync.begin()
+                self.store.grads.fill(0)
+                self.sync.done(self.root)
+            else:
+                self._accumulate(batch, mine, 1.0 / count)
         self._status[2] = self.stop_requested
         self.sync.finish()
         computed = perf_counter()
-        self.comm.allreduce(self._status)
+        if self.exact is not None:
+            self.exact.finish(self._status)
+        else:
+            self.comm.allreduce(self._status)
+            self.moving.sum((mine.stop - mine.start) / total)
         waited = self.sync.waited + perf_counter() - computed
-        self.moving.hold()
         self._status[0] += self._regularize() * count
         norm = self._norm()
         loss = float(self._status[0]) / count
@@ -222,7 +245,7 @@ class Trainer:
             self.optimizer.update(scale, norm)
             updated = perf_counter()
             self.sync.gather(self.store.values)
-            self.moving.apply(mine.stop - mine.start, total)
+            self.moving.apply()
             waited += perf_counter() - updated
             for parameter, constraint in self._constrained:
                 constraint.apply(parameter.value)
@@ -259,13 +282,16 @@ class Trainer:
 
     def _accumulate(self, batch: Batch, mine: slice, scale: float) -> None:
         pieces = list(self._pieces(batch, mine))
+        exact = self.exact
         for i, (first_row, part) in enumerate(pieces):
             key = StepKey(self.seed, self.optimizer.step, first_row)
             last = i == len(pieces) - 1
             if last:  # the gradients of all are sent while the last are computed
-                self.sync.begin(add=self._sum if i else None)
+                self.sync.begin(add=self._sum if i and exact is None else None)
             self._status[0] += self._forward_backward(part, key, scale, last)
-            if not last:
+            if exact is not None:
+                exact.put(i, self._status, last)
+            elif not last:
                 self._add_up(first=i == 0)
 
     def _add_up(self, first: bool) -> None:
@@ -320,31 +346,48 @@ class Trainer:
 
         With ``batches`` only so many are looked at, always the first ones.
         """
-        status = np.zeros_like(self._status)
         sampler = Sampler(source.samples, batch_size, 0, shuffle=False, wrap=False)
         steps = sampler.steps_per_epoch
-        for step in range(min(steps, batches or steps)):
-            rows, epochs = sampler.step(step)
-            mine = share(len(rows), self.comm.rank, self.comm.size)
-            if mine.stop == mine.start:
-                continue
-            batch = source.batch(rows[mine], epochs[mine])
-            for _, part in self._pieces(batch, mine):
-                if self._head is not None and self._in_pieces(part):
-                    self._measured = status
-                    status[0] += self._head.evaluate(self._input(part.x), part)
-                    status[1] += _losses(part, part.y.size)
-                    continue
-                y = self.root.forward(self._input(part.x), False)
-                prediction = self.root.logits() if self.fused else y
-                status[0] += self.loss.sum_and_gradient(
-                    part.y, prediction, part.weights, 1.0, None
-                )
-                status[1] += _losses(part, self.loss.count(prediction.shape))
-                self._measure(part, y, status)
-        self.comm.allreduce(status)
+        wanted = range(min(steps, batches or steps))
+        parts = shares(source, sampler, wanted, self.rows_of)
+        with closing(load(parts, Pace(), source)) as loaded:
+            return self.evaluate_shares(loaded)
+
+    def evaluate_shares(self, parts: Iterable[Share]) -> dict[str, float]:
+        """Return loss and metrics over the data of which these are this rank's."""
+        status = np.zeros_like(self._status)
+        exact, table, shards = self.exact, ShardTable(self.comm), 0
+        for mine in parts:
+            self._cut(mine)
+            pieces = self._pieces(mine.batch, mine.mine) if mine.batch else ()
+            for place, (_, part) in enumerate(pieces):
+                self._evaluate_part(part, status)
+                if exact is not None:
+                    index = exact.shards.of[self.comm.rank][place]
+                    table.put(shards + index, status)
+                    status.fill(0)
+            if exact is not None:
+                shards += exact.shards.count
+        if exact is not None:
+            status = table.total(shards, status.size)
+        else:
+            self.comm.allreduce(status)
         status[0] += self._penalty() * status[1]
         return self.results(status)
+
+    def _evaluate_part(self, part: Batch, status: Array) -> None:
+        if self._head is not None and self._in_pieces(part):
+            self._measured = status
+            status[0] += self._head.evaluate(self._input(part.x), part)
+            status[1] += _losses(part, part.y.size)
+            return
+        y = self.root.forward(self._input(part.x), False)
+        prediction = self.root.logits() if self.fused else y
+        status[0] += self.loss.sum_and_gradient(
+            part.y, prediction, part.weights, 1.0, None
+        )
+        status[1] += _losses(part, self.loss.count(prediction.shape))
+        self._measure(part, y, status)
 
     def results(self, totals: Array | None = None) -> dict[str, float]:
         """Return mean loss and metrics of ``totals``, by default of all steps since
@@ -363,7 +406,10 @@ class Trainer:
 
     def _pieces(self, batch: Batch, mine: slice) -> Iterable[tuple[int, Batch]]:
         """Cut this rank's rows into micro-batches; yield (first global row, part)."""
-        for piece in micro_batches(mine, self.options.micro_batch):
+        at_once = self.options.micro_batch
+        if self.exact is not None:
+            at_once = self.exact.shards.rows
+        for piece in micro_batches(mine, at_once):
             local = slice(piece.start - mine.start, piece.stop - mine.start)
             weights = None if batch.weights is None else batch.weights[local]
             x, y = batch.x[local], batch.y[local]
@@ -380,6 +426,19 @@ class Trainer:
         out = self.root.buffer("input", x.shape)
         np.copyto(out, x, casting="unsafe")
         return out
+
+    def rows_of(self, total: int, full: int) -> slice:
+        """Return this rank's rows of a batch of ``total``; a full one has ``full``."""
+        if self.exact is None:
+            return share(total, self.comm.rank, self.comm.size)
+        return self._shards(total, full).rows_of(self.comm.rank)
+
+    def _shards(self, total: int, full: int) -> Shards:
+        return make_shards(total, full, self.options.micro_batch, self.comm.size)
+
+    def _cut(self, part: Share) -> None:
+        if self.exact is not None:
+            self.exact.shards = self._shards(part.total, part.full)
 
     def _losses_per_row(self, time: int) -> int:
         shape = tuple(time if n is None else n for n in self.root.output_shape or ())

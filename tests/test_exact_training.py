@@ -1,0 +1,117 @@
+"""comm.algorithm exact: the same bits on any number of ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastserve as fs
+from fastserve.comm import Communicator, run_threads
+from fastserve.training import numerics as module
+from fastserve.training.numerics import numerics, odd_rank
+from fastserve.training.step import Options
+
+L = fs.layers
+RNG = np.random.default_rng(4)
+ROWS = 45  # the last batch is short, and so is its last shard
+
+
+def mlp() -> fs.models.Model:
+    model = fs.models.Sequential(
+        [
+            L.Dense(33, "gelu", input_shape=(20,), kernel_regularizer="l2"),
+            L.Dropout(0.3),
+            L.LayerNormalization(),
+            L.Dense(5, "softmax"),
+        ],
+        seed=3,
+    )
+    model.compile(
+        fs.optimizers.AdamW(1e-2), "sparse_categorical_crossentropy", ["accuracy"]
+    )
+    return model
+
+
+def gpt() -> fs.models.Model:
+    model = fs.models.GPT(17, 12, 2, 2, 16, dropout=0.1, seed=3)
+    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    return model
+
+
+CASES: dict[str, tuple[Callable[[], fs.models.Model], Any, Any]] = {
+    "mlp": (mlp, RNG.standard_normal((ROWS, 20)), RNG.integers(0, 5, ROWS)),
+    "gpt": (gpt, RNG.integers(0, 17, (ROWS, 12)), RNG.integers(0, 17, (ROWS, 12))),
+}
+
+
+def train(name: str, ranks: int, **options: Any) -> tuple[str, Any]:
+    """Return the hash of all weights, and the losses and metrics of each epoch."""
+    make, x, y = CASES[name]
+
+    def program(comm: Communicator) -> tuple[str, Any]:
+        model = make()
+        model.clip_norm = 0.5
+        model.options = Options(algorithm="exact", check_every=1, **options)
+        history = model.fit(
+            x, y, batch_size=16, epochs=2, validation_data=(x[:19], y[:19]), verbose=0
+        )
+        assert model.trainer is not None
+        state = model.optimizer.state if model.optimizer else {}
+        digest = hashlib.sha256(model.store.values.tobytes())
+        digest.update(model.store.frozen.tobytes())
+        for vector in state.values():
+            digest.update(vector.tobytes())
+        return digest.hexdigest(), history.history
+
+    results = run_threads(ranks, program)
+    assert all(result == results[0] for result in results)
+    return results[0]
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3, 16])
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_bits_on_any_number_of_ranks(
+    name: str, micro_batch: int | None
+) -> None:
+    alone = train(name, 1, micro_batch=micro_batch)
+    for ranks in (2, 3, 4, 6, 8):
+        overlap = ranks % 2 == 0
+        other = train(name, ranks, micro_batch=micro_batch, overlap=overlap)
+        assert other == alone, ranks
+
+
+def test_another_cut_gives_other_bits_of_the_same_numbers() -> None:
+    one, _ = train("mlp", 2, micro_batch=2)
+    other, losses = train("mlp", 2, micro_batch=4)
+    assert one != other
+    np.testing.assert_allclose(
+        losses["loss"], train("mlp", 2, micro_batch=2)[1]["loss"], rtol=1e-4
+    )
+
+
+def test_blas_has_one_thread_unless_told() -> None:
+    model = mlp()
+    model.options = Options(algorithm="exact")
+    model.train_on_batch(*CASES["mlp"][1:])
+    assert numerics()["threads"] == "1"
+    assert numerics().keys() == {"NumPy", "BLAS", "kernels", "threads"}
+
+
+def test_a_rank_that_rounds_otherwise_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def program(comm: Communicator) -> str | None:
+        mine = {"NumPy": "2.4", "threads": str(1 + comm.rank // 2)}
+        local.numerics = mine
+        return odd_rank(comm)
+
+    local = threading.local()
+    monkeypatch.setattr(module, "numerics", lambda: local.numerics)
+    said = run_threads(3, program)
+    assert said == [said[0]] * 3
+    assert str(said[0]).startswith("rank 2 on ")
+    assert str(said[0]).endswith(" has threads: 2 instead of 1")
+    assert run_threads(2, program) == [None, None]
