@@ -137,12 +137,10 @@ class _Edges(Layer):
 
     def inner(self, whole: Array) -> Array:
         """Return ``whole`` (batch, ..., channels) without its edges."""
-        places = (
-            slice(first, n - last)
-            for (first, last), n in zip(self.edges, whole.shape[1:], strict=False)
-        )
-        part: Array = whole[(slice(None), *places)]
-        return part
+        for axis, (first, last) in enumerate(self.edges):
+            moved = np.moveaxis(whole, axis + 1, 0)
+            whole = np.moveaxis(moved[first : len(moved) - last], 0, axis + 1)
+        return whole
 
     def clear_edges(self, whole: Array) -> None:
         for axis, (first, last) in enumerate(self.edges):
