@@ -24,8 +24,8 @@ from fastserve.ops.windows import (
 )
 
 Axes = tuple[Axis, Axis]
-SIZE = 1 << 15  # elements of a piece's input: 128 kB of float32
-_IMAGE, _BETTER, _PART = 10, 11, 12  # the slots of ``room``
+SIZE = 1 << 17  # elements of a piece's input: 512 kB of float32
+_IMAGE, _BETTER, _PART, _NUMBER = 10, 11, 12, 13  # the slots of ``room``
 _BOOL = np.dtype(np.bool_)
 
 
@@ -54,15 +54,27 @@ def maximum(x: Array, y: Array, winner: Array | None, axes: Axes) -> None:
         view = _views(x, piece, axes, -np.inf)
         place = (piece.samples, slice(piece.first, piece.last))
         best = y[place]
-        np.copyto(best, view[0, 0])
+        _copy_pixels(view[0, 0], best)
+        value = room(_PART, best.shape, x.dtype)
         if winner is not None:
-            winner[place] = 0
+            won = winner[place]
+            won.fill(0)
+            better = room(_BETTER, best.shape, _BOOL)
+            number_there = room(_NUMBER, best.shape, won.dtype)
         for number in range(1, h.kernel * w.kernel):
-            value = view[divmod(number, w.kernel)]
+            _copy_pixels(view[divmod(number, w.kernel)], value)
             if winner is not None:
-                better = np.greater(value, best, out=room(_BETTER, best.shape, _BOOL))
-                np.copyto(winner[place], number, where=better)
+                # numbers rise, so the largest one that was better has won
+                np.greater(value, best, out=better)
+                np.multiply(better, won.dtype.type(number), out=number_there)
+                np.maximum(won, number_there, out=won)
             np.maximum(best, value, out=best)
+
+
+def _copy_pixels(view: Array, out: Array) -> None:
+    """Copy (N, H, W, C) that lies in steps, all channels of a pixel at once."""
+    pixel = np.dtype((np.void, view.shape[-1] * view.itemsize))
+    np.copyto(out.view(pixel), view.view(pixel))
 
 
 def maximum_gradient(dy: Array, winner: Array, dx: Array, axes: Axes) -> None:

@@ -197,11 +197,14 @@ def scatter(
     piece: Piece,
     dx: Array,
     slot: int,
+    by_column: bool = False,
 ) -> None:
     """Add what the piece's outputs send back to their windows; write the sums to dx.
 
     ``part(i, j)`` is what goes to the place (i, j) of each window: (N, rows, W', C) for
-    dx (N, H, W, C). Pieces come in order, each sample's from top to bottom.
+    dx (N, H, W, C). With ``by_column`` it is what the outputs of column j send to row i
+    of their windows: (kernel columns, N, rows, C), longer runs where channels are few.
+    Pieces come in order, each sample's from top to bottom.
     """
     h, w = axes
     first, last = piece_inputs(h, piece)
@@ -217,6 +220,7 @@ def scatter(
     full.fill(0)
     view = windows(full[:, first - start :], axes, (piece.last - piece.first, w.out))
     for i in range(h.kernel):
-        for j in range(w.kernel):
-            np.add(view[i, j], part(i, j), out=view[i, j])
+        for j in range(w.out if by_column else w.kernel):
+            here = view[i, :, :, :, j] if by_column else view[i, j]
+            np.add(here, part(i, j), out=here)
     write_unpadded(full, start, (h.before, w.before), written, image)
