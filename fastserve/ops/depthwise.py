@@ -16,7 +16,6 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from fastserve.ops.blocks import Array, room
-from fastserve.ops.linear import sum_rows
 from fastserve.ops.windows import (
     Axis,
     Piece,
@@ -29,7 +28,7 @@ from fastserve.ops.windows import (
 
 Axes = tuple[Axis, Axis]
 Finish = Callable[[slice], None]
-SIZE = 1 << 16  # elements of a piece: 256 kB of float32
+SIZE = 1 << 18  # elements of a piece: 1 MB of float32
 _IMAGE, _REPEATED, _KERNEL, _PART, _SUM = range(10, 15)  # the slots of ``room``
 
 
@@ -126,8 +125,8 @@ def kernel_gradient(x: Array, dy: Array, dkernel: Array, axes: Axes) -> None:
             flat = part.reshape(*part.shape[:2], w.out * c)
             rows = room(_PART, (h.kernel, w.kernel, w.out * c), dy.dtype)
             np.einsum("ijnhx,nhx->ijx", view, flat, out=rows)
-            for at in np.ndindex(h.kernel, w.kernel):
-                sum_rows(rows[at].reshape(w.out, c), found[at])
+            apart = rows.reshape(h.kernel, w.kernel, w.out, c)
+            np.add.reduce(apart, axis=2, out=found)
         else:
             np.einsum("ijnhwc,nhwc->ijc", view, part, out=found)
         if i > 0:

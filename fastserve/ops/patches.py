@@ -5,7 +5,7 @@ kernel rows x kernel columns x channels, and the kernel W (K, O) give
 
     y = P W,   dW = Pᵀ dy,   dP = dy Wᵀ,   dx = sums of dP where patches overlap
 
-A few hundred kB of patches are gathered at a time, which the product then reads from
+One or two MB of patches are gathered at a time, which the product then reads from
 the cache.
 """
 
@@ -30,8 +30,8 @@ from fastserve.ops.windows import (
 
 Axes = tuple[Axis, Axis]
 Finish = Callable[[slice], None]
-SIZE = 1 << 17  # elements of the patches of a piece: 512 kB of float32
-SHORT = 16  # channels x kernel columns, or channels, whose runs are slow to copy
+SIZE = 1 << 19  # elements of the patches of a piece: 2 MB of float32
+SHORT = 12  # channels x kernel columns below which runs of them are slow to copy
 WIDE = 32  # filters that a product shall have at least
 _IMAGE, _PATCHES, _SUMS, _TURNED, _KERNEL = range(10, 15)  # the slots of ``room``
 
@@ -62,7 +62,7 @@ class _Patches:
         """
         kh, kw, c = self.h.kernel, self.w.kernel, self.channels
         outs = (samples, piece.last - piece.first, self.w.out)
-        if c * kw < short:
+        if c * kw < min(short, self.w.out):
             block = room(_PATCHES, (kh, kw, c, *outs), like.dtype)
             rows = block.reshape(self.size, math.prod(outs)).T
             return rows, block.transpose(0, 1, 3, 4, 5, 2)

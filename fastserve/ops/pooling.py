@@ -19,8 +19,8 @@ from fastserve.ops.windows import (
     padded,
     piece_inputs,
     pieces,
+    place,
     scatter,
-    windows,
 )
 
 Axes = tuple[Axis, Axis]
@@ -34,13 +34,14 @@ def _pieces(samples: int, axes: Axes, channels: int) -> Iterator[Piece]:
     return pieces(samples, h.out, h.stride * w.padded * channels, SIZE)
 
 
-def _views(x: Array, piece: Piece, axes: Axes, fill: float) -> Array:
-    """Return the piece's windows as (kh, kw, N, rows, W', C)."""
+def _places(x: Array, piece: Piece, axes: Axes, fill: float) -> Iterator[Array]:
+    """Yield each place of the piece's windows, as (N, rows, W', C)."""
     h, w = axes
     before = (h.before, w.before)
     rows = piece_inputs(h, piece)
     full = padded(x[piece.samples], rows, before, w.padded, _IMAGE, fill)
-    return windows(full, axes, (piece.last - piece.first, w.out))
+    for at in range(h.kernel * w.kernel):
+        yield place(full, at, axes, (piece.last - piece.first, w.out))
 
 
 def maximum(x: Array, y: Array, winner: Array | None, axes: Axes) -> None:
@@ -49,22 +50,20 @@ def maximum(x: Array, y: Array, winner: Array | None, axes: Axes) -> None:
     The first of equal ones wins, as in XLA and PyTorch. ``winner`` (uint8 or larger)
     has y's shape; it may be None if there will be no backward.
     """
-    h, w = axes
     for piece in _pieces(x.shape[0], axes, x.shape[3]):
-        view = _views(x, piece, axes, -np.inf)
-        place = (piece.samples, slice(piece.first, piece.last))
-        best = y[place]
-        _copy_pixels(view[0, 0], best)
+        best = y[piece.samples, piece.first : piece.last]
         value = room(_PART, best.shape, x.dtype)
         if winner is not None:
-            won = winner[place]
+            won = winner[piece.samples, piece.first : piece.last]
             won.fill(0)
             better = room(_BETTER, best.shape, _BOOL)
             number_there = room(_NUMBER, best.shape, won.dtype)
-        for number in range(1, h.kernel * w.kernel):
-            _copy_pixels(view[divmod(number, w.kernel)], value)
-            if winner is not None:
-                # numbers rise, so the largest one that was better has won
+        for number, there in enumerate(_places(x, piece, axes, -np.inf)):
+            if number == 0:
+                _copy_pixels(there, best)
+                continue
+            _copy_pixels(there, value)
+            if winner is not None:  # the last one that is better is the winner
                 np.greater(value, best, out=better)
                 np.multiply(better, won.dtype.type(number), out=number_there)
                 np.maximum(won, number_there, out=won)
@@ -84,17 +83,17 @@ def maximum_gradient(dy: Array, winner: Array, dx: Array, axes: Axes) -> None:
     if apart:
         _clear_between(dx, axes)
     for piece in _pieces(dy.shape[0], axes, dy.shape[3]):
-        place = (piece.samples, slice(piece.first, piece.last))
-        part, won = dy[place], winner[place]
+        part = dy[piece.samples, piece.first : piece.last]
+        won = winner[piece.samples, piece.first : piece.last]
         here = room(_BETTER, part.shape, _BOOL)
 
         if apart and h.padded == h.size and w.padded == w.size:
             rows = slice(*piece_inputs(h, piece))
             image = dx[piece.samples, rows]
-            view = windows(image, axes, (piece.last - piece.first, w.out))
             for number in range(h.kernel * w.kernel):
                 np.equal(won, number, out=here)
-                np.multiply(part, here, out=view[divmod(number, w.kernel)])
+                there = place(image, number, axes, part.shape[1:3])
+                np.multiply(part, here, out=there)
             continue
 
         product = room(_PART, part.shape, dy.dtype)
@@ -140,14 +139,14 @@ def counts(axes: Axes, dtype: np.dtype[np.generic]) -> Array:
 
 def mean(x: Array, y: Array, axes: Axes) -> None:
     """Write y, the mean of each window."""
-    h, w = axes
     share = counts(axes, x.dtype)
     for piece in _pieces(x.shape[0], axes, x.shape[3]):
-        view = _views(x, piece, axes, 0.0)
         total = y[piece.samples, piece.first : piece.last]
-        np.copyto(total, view[0, 0])
-        for number in range(1, h.kernel * w.kernel):
-            np.add(total, view[divmod(number, w.kernel)], out=total)
+        for number, value in enumerate(_places(x, piece, axes, 0.0)):
+            if number == 0:
+                np.copyto(total, value)
+            else:
+                np.add(total, value, out=total)
         np.multiply(total, share[piece.first : piece.last], out=total)
 
 

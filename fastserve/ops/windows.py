@@ -7,6 +7,7 @@ of a piece stays in the cache.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -174,6 +175,20 @@ def write_unpadded(
     np.copyto(x[:, both:bottom, :right], inner[:, both - top :])
 
 
+def place(
+    full: Array, at: int, axes: tuple[Axis, Axis], outs: tuple[int, int]
+) -> Array:
+    """Return ``windows(...)[i, j]`` for at = i kw + j; several times as fast alone."""
+    h, w = axes
+    i, j = divmod(at, w.kernel)
+    top, left = i * h.dilation, j * w.dilation
+    return full[
+        :,
+        top : top + (outs[0] - 1) * h.stride + 1 : h.stride,
+        left : left + (outs[1] - 1) * w.stride + 1 : w.stride,
+    ]
+
+
 def windows(full: Array, axes: tuple[Axis, Axis], outs: tuple[int, int]) -> Array:
     """Return the view (kernel rows, kernel columns, N, outs, C) of a padded piece."""
     n, _, _, c = full.shape
@@ -218,9 +233,14 @@ def scatter(
     shape = (image.shape[0], last - start, w.padded, dx.shape[3])
     full = room(slot, shape, dx.dtype)
     full.fill(0)
-    view = windows(full[:, first - start :], axes, (piece.last - piece.first, w.out))
-    for i in range(h.kernel):
-        for j in range(w.out if by_column else w.kernel):
-            here = view[i, :, :, :, j] if by_column else view[i, j]
-            np.add(here, part(i, j), out=here)
+    below, outs = full[:, first - start :], (piece.last - piece.first, w.out)
+    if by_column:
+        view = windows(below, axes, outs)
+        for i, o in itertools.product(range(h.kernel), range(w.out)):
+            there = view[i, :, :, :, o]
+            np.add(there, part(i, o), out=there)
+    else:
+        for at in range(h.kernel * w.kernel):
+            there = place(below, at, axes, outs)
+            np.add(there, part(*divmod(at, w.kernel)), out=there)
     write_unpadded(full, start, (h.before, w.before), written, image)
