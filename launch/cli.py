@@ -563,6 +563,21 @@ def step(
     )
 
 
+@bench.command("layers")
+@click.option(
+    "--only", multiple=True, metavar="NAME", help="A case; may be given several times."
+)
+@_repeats
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+def bench_layers(only: tuple[str, ...], repeats: int, as_json: bool) -> int:
+    """Time layers and small networks on one core, beside PyTorch's."""
+    _prepare(1)
+    from fastserve.bench.layers import layers as measure
+
+    measure(only, repeats, as_json)
+    return 0
+
+
 @bench.command("generate")
 @click.option(
     "--shape",

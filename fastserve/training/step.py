@@ -28,7 +28,7 @@ from fastserve.layers.chain import skip_input_gradient
 from fastserve.layers.recompute import recompute_blocks
 from fastserve.losses import Loss
 from fastserve.metrics import Metric
-from fastserve.optimizers import Optimizer, global_norm
+from fastserve.optimizers import Optimizer, global_norm, quick_norm
 from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
 from fastserve.training.exact import ExactStep, Shards, ShardTable, make_shards
 from fastserve.training.guard import LIMIT, SpikeGuard
@@ -295,7 +295,10 @@ class Trainer:
     def _norm(self) -> float:
         """Return the norm of all gradients, of which this rank may have a part."""
         if self.sync.own is None:
-            return global_norm(self.store.grads)
+            # all ranks need the same bits if the step depends on them
+            clips = self.clip_norm or self.optimizer.global_clipnorm
+            norm = global_norm if clips or self.guard else quick_norm
+            return norm(self.store.grads)
         square = np.zeros(1)
         with np.errstate(all="ignore"):
             for part in self.sync.own:
