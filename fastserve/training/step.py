@@ -24,6 +24,7 @@ from fastserve.data.prefetch import Pace, Share, load, share_of, shares
 from fastserve.data.sampler import Sampler, micro_batches, share
 from fastserve.data.sources import Batch, Source
 from fastserve.errors import ArgumentError, NonFiniteError
+from fastserve.layers.chain import skip_input_gradient
 from fastserve.layers.recompute import recompute_blocks
 from fastserve.losses import Loss
 from fastserve.metrics import Metric
@@ -138,6 +139,9 @@ class Trainer:
         o = self.options
         self.together = Together(root, comm, o.algorithm)
         overlap = False if self.together.layers else o.overlap
+        loss.check_training(
+            comm.size > 1 or bool(o.micro_batch) or o.algorithm == "exact"
+        )
         self.sync = GradientSync(
             store, comm, o.algorithm, overlap, o.wire, sharded=o.shard_optimizer
         )
@@ -205,6 +209,8 @@ class Trainer:
         """
         start = perf_counter()
         self.optimizer.check_store(self.store)
+        if self.store.claim():
+            skip_input_gradient(self.root)
         if count is None:
             count = self._losses_per_row(time) * total
         self._status.fill(0)
@@ -218,7 +224,8 @@ class Trainer:
                 self.store.grads.fill(0)
                 self.sync.done(self.root)
             else:
-                self._accumulate(batch, mine, 1.0 / count)
+                scale = 1.0 if self.loss.reduction == "sum" else 1.0 / count
+                self._accumulate(batch, mine, scale)
         self._status[2] = self.stop_requested
         self.sync.finish()
         computed = perf_counter()
@@ -229,6 +236,8 @@ class Trainer:
             self.moving.sum((mine.stop - mine.start) / total)
         waited = self.sync.waited + perf_counter() - computed
         counted = self._rescale(count)
+        if self.loss.reduction == "sum":
+            self._status[0] *= counted  # over an epoch, sums are averaged by these
         penalty = self._regularize()
         self._status[0] += penalty * counted
         norm = self._norm()
@@ -263,7 +272,7 @@ class Trainer:
         """Return how many losses of the step count, if those of masked outputs don't;
         the gradients, which were divided by ``assumed``, are put right."""
         counted = int(self._status[1])
-        if counted != assumed:
+        if counted != assumed and self.loss.reduction != "sum":
             factor = self.store.grads.dtype.type(assumed / max(1, counted))
             np.multiply(self.store.grads, factor, out=self.store.grads)
         return counted
@@ -372,8 +381,9 @@ class Trainer:
         for mine in parts:
             self._cut(mine)
             pieces = self._pieces(mine.batch, mine.mine) if mine.batch else ()
+            times = self._times(mine)
             for place, (_, part) in enumerate(pieces):
-                self._evaluate_part(part, status)
+                self._evaluate_part(part, status, times)
                 if exact is not None:
                     index = exact.shards.of[self.comm.rank][place]
                     table.put(shards + index, status)
@@ -387,18 +397,25 @@ class Trainer:
         status[0] += self._penalty() * status[1]
         return self.results(status)
 
-    def _evaluate_part(self, part: Batch, status: Array) -> None:
+    def _times(self, part: Share) -> int:
+        """Return how often the loss of a batch counts: it may be a sum, not a mean."""
+        if self.loss.reduction != "sum":
+            return 1
+        return self._losses_per_row(part.time) * part.total
+
+    def _evaluate_part(self, part: Batch, status: Array, times: int) -> None:
         if self._head is not None and self._in_pieces(part):
             self._measured = status
             total, hidden = self._head.evaluate(self._input(part.x), part)
-            status[:2] += total, _losses(part, part.y.size) - hidden
+            status[0] += times * total
+            status[1] += _losses(part, part.y.size) - hidden
             return
         y = self.root.forward(self._input(part.x), False)
         prediction = self.root.logits() if self.fused else y
         status[1] += _losses(part, self.loss.count(prediction.shape))
         part, hidden = apply_mask(part, self.root.output_mask(), prediction.shape)
         status[1] -= hidden
-        status[0] += self.loss.sum_and_gradient(
+        status[0] += times * self.loss.sum_and_gradient(
             part.y, prediction, part.weights, 1.0, None
         )
         self._measure(part, y, status)
@@ -425,19 +442,28 @@ class Trainer:
             at_once = self.exact.shards.rows
         for piece in micro_batches(mine, at_once):
             local = slice(piece.start - mine.start, piece.stop - mine.start)
-            weights = None if batch.weights is None else batch.weights[local]
-            x, y = batch.x[local], batch.y[local]
+            x, y, weights = (_cut(part, local) for part in batch[:3])
             yield piece.start, Batch(x, y, weights, batch.masked)
 
     def _in_pieces(self, batch: Batch) -> bool:
         """Return whether the logits are too large to be computed whole."""
         return pieces_of(batch.y.size, self.root) > 1
 
-    def _input(self, x: Array) -> Array:
+    def _input(self, x: Any) -> Any:
         """Return x as the model computes it: floats of its type, or integers."""
-        if self.root.takes_integers or x.dtype == self.root.dtype:
+        if isinstance(x, tuple):
+            return tuple(
+                self._converted(f"input{i}", array, integers)
+                for i, (array, integers) in enumerate(
+                    zip(x, self.root.takes_integers, strict=True)  # type: ignore
+                )
+            )
+        return self._converted("input", x, bool(self.root.takes_integers))
+
+    def _converted(self, name: str, x: Array, integers: bool) -> Array:
+        if integers or x.dtype == self.root.dtype:
             return x
-        out = self.root.buffer("input", x.shape)
+        out = self.root.buffer(name, x.shape)
         np.copyto(out, x, casting="unsafe")
         return out
 
@@ -526,6 +552,13 @@ def _losses(batch: Batch, outputs: int) -> int:
     if batch.masked and batch.weights is not None:
         return int(np.count_nonzero(batch.weights))
     return outputs
+
+
+def _cut(part: Any, rows: slice) -> Any:
+    """Return some rows of an array, or of each in a tuple; of None None."""
+    if isinstance(part, tuple):
+        return tuple(_cut(array, rows) for array in part)
+    return None if part is None else part[rows]
 
 
 def _ignore(layer: Any) -> None:
