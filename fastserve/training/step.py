@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from fastserve.layers.chain import skip_input_gradient
 from fastserve.layers.recompute import recompute_blocks
 from fastserve.losses import Loss
 from fastserve.metrics import Metric
-from fastserve.optimizers import Optimizer, global_norm
+from fastserve.optimizers import Optimizer, global_norm, quick_norm
 from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
 from fastserve.training.exact import ExactStep, Shards, ShardTable, make_shards
 from fastserve.training.guard import LIMIT, SpikeGuard
@@ -37,6 +37,9 @@ from fastserve.training.masks import apply_mask
 from fastserve.training.moving import MovingWeights
 from fastserve.training.numerics import fix_threads
 from fastserve.training.together import Together
+
+if TYPE_CHECKING:
+    from fastserve.training.callbacks import CallbackList
 
 
 @dataclass
@@ -115,6 +118,7 @@ class Trainer:
 
     Attributes:
         busy: seconds of the last step that this rank didn't wait for others.
+        loading: seconds of it that it waited for its data.
         rows: samples that it had in that step.
     """
 
@@ -152,7 +156,7 @@ class Trainer:
         factor = o.spike_factor
         self.guard = None if factor is None else SpikeGuard(factor)
         self.stop_requested = False
-        self.busy, self.rows = 0.0, 0
+        self.busy, self.loading, self.rows = 0.0, 0.0, 0
         trained = store.parameters
         self._regularized = [(p, r) for p in trained if (r := p.regularizer)]
         self._constrained = [(p, c) for p in trained if (c := p.constraint)]
@@ -190,6 +194,7 @@ class Trainer:
             part.batch, part.mine, part.total, step, part.time, part.losses
         )
         self.busy += loading
+        self.loading = loading
         return result
 
     def train_batch(
@@ -236,8 +241,8 @@ class Trainer:
             self.moving.sum((mine.stop - mine.start) / total)
         waited = self.sync.waited + perf_counter() - computed
         counted = self._rescale(count)
-        if self.loss.reduction == "sum":
-            self._status[0] *= counted  # over an epoch, sums are averaged by these
+        if self.loss.reduction == "sum":  # over an epoch, sums are averaged by counts
+            self._status[0] *= counted
         penalty = self._regularize()
         self._status[0] += penalty * counted
         norm = self._norm()
@@ -290,7 +295,10 @@ class Trainer:
     def _norm(self) -> float:
         """Return the norm of all gradients, of which this rank may have a part."""
         if self.sync.own is None:
-            return global_norm(self.store.grads)
+            # all ranks need the same bits if the step depends on them
+            clips = self.clip_norm or self.optimizer.global_clipnorm
+            norm = global_norm if clips or self.guard else quick_norm
+            return norm(self.store.grads)
         square = np.zeros(1)
         with np.errstate(all="ignore"):
             for part in self.sync.own:
@@ -374,11 +382,19 @@ class Trainer:
         with closing(load(parts, Pace(), source)) as loaded:
             return self.evaluate_shares(loaded)
 
-    def evaluate_shares(self, parts: Iterable[Share]) -> dict[str, float]:
-        """Return loss and metrics over the data of which these are this rank's."""
+    def evaluate_shares(
+        self, parts: Iterable[Share], call: CallbackList | None = None
+    ) -> dict[str, float]:
+        """Return loss and metrics over the data of which these are this rank's.
+
+        ``call`` is told of each batch and, if someone hears it, of the results so
+        far, which takes a message to all ranks.
+        """
         status = np.zeros_like(self._status)
         exact, table, shards = self.exact, ShardTable(self.comm), 0
-        for mine in parts:
+        for number, mine in enumerate(parts):
+            if call is not None:
+                call("test_batch_begin", number, {})
             self._cut(mine)
             pieces = self._pieces(mine.batch, mine.mine) if mine.batch else ()
             times = self._times(mine)
@@ -390,6 +406,8 @@ class Trainer:
                     status.fill(0)
             if exact is not None:
                 shards += exact.shards.count
+            if call is not None and call.hears("test_batch_end"):
+                call("test_batch_end", number, self._so_far(status))
         if exact is not None:
             status = table.total(shards, status.size)
         else:
@@ -403,12 +421,19 @@ class Trainer:
             return 1
         return self._losses_per_row(part.time) * part.total
 
+    def _so_far(self, status: Array) -> dict[str, float]:
+        if self.exact is not None:
+            return {}  # the sums of the shards are added up at the end
+        whole = status.copy()
+        self.comm.allreduce(whole)
+        whole[0] += self._penalty() * whole[1]
+        return self.results(whole)
+
     def _evaluate_part(self, part: Batch, status: Array, times: int) -> None:
         if self._head is not None and self._in_pieces(part):
             self._measured = status
             total, hidden = self._head.evaluate(self._input(part.x), part)
-            status[0] += times * total
-            status[1] += _losses(part, part.y.size) - hidden
+            status[:2] += times * total, _losses(part, part.y.size) - hidden
             return
         y = self.root.forward(self._input(part.x), False)
         prediction = self.root.logits() if self.fused else y
