@@ -70,6 +70,7 @@ class Recurrent(Layer):
     states = 1
     _kernel_t: Array  # (G H, F), for backward
     several_inputs = False
+    call_inputs = ("sequences", "initial_state")
 
     def __init__(
         self,

@@ -57,9 +57,11 @@ def merging() -> dict[str, np.ndarray]:
             xs[1][:2], xs[2][:1] = xs[0][:2], xs[0][:1]
         known = [RNG.random((5, s[0])) < 0.6 for s in shapes] if masked else None
 
-        def run(values, layer=make(), known=known):
+        layer = make()
+
+        def run(values, layer=layer, known=known):
             values = [v * 1 for v in values]
-            for value, mask in zip(values, known or []):
+            for value, mask in zip(values, known or [], strict=known is not None):
                 keras.src.backend.set_keras_mask(value, mask)
             return layer(values)
 
@@ -67,7 +69,7 @@ def merging() -> dict[str, np.ndarray]:
         dy = normal(*y.shape)
         (dxs,) = back(jax.numpy.asarray(dy))
         found |= {f"{name}/y": np.asarray(y), f"{name}/dy": dy}
-        for i, (x, dx) in enumerate(zip(xs, dxs)):
+        for i, (x, dx) in enumerate(zip(xs, dxs, strict=True)):
             found |= {f"{name}/x{i}": x, f"{name}/dx{i}": np.asarray(dx)}
         if known is not None:
             for i, mask in enumerate(known):
