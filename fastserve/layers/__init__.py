@@ -1,14 +1,43 @@
 """Layers by Keras' names."""
 
 from fastserve.core.layer import Layer
+from fastserve.layers.activations import ELU, LeakyReLU, PReLU, ReLU, Softmax
 from fastserve.layers.attention import MultiHeadAttention, TransformerBlock
 from fastserve.layers.batch_normalization import BatchNormalization
+from fastserve.layers.bidirectional import Bidirectional
 from fastserve.layers.chain import Chain, Residual
+from fastserve.layers.convolution import (
+    Conv1D,
+    Conv1DTranspose,
+    Conv2D,
+    Conv2DTranspose,
+    Convolution1D,
+    Convolution1DTranspose,
+    Convolution2D,
+    Convolution2DTranspose,
+)
 from fastserve.layers.dense import Activation, Dense
-from fastserve.layers.dropout import Dropout
+from fastserve.layers.depthwise import (
+    DepthwiseConv1D,
+    DepthwiseConv2D,
+    SeparableConv1D,
+    SeparableConv2D,
+    SeparableConvolution1D,
+    SeparableConvolution2D,
+)
+from fastserve.layers.dropout import (
+    AlphaDropout,
+    Dropout,
+    GaussianDropout,
+    GaussianNoise,
+    SpatialDropout1D,
+    SpatialDropout2D,
+)
 from fastserve.layers.embedding import Embedding, PositionEmbedding, TiedHead
 from fastserve.layers.gated import SwiGLU
+from fastserve.layers.group_normalization import GroupNormalization
 from fastserve.layers.lambdas import Affine, Identity, Item, Lambda
+from fastserve.layers.lookup import IntegerLookup, StringLookup
 from fastserve.layers.merging import (
     Add,
     Average,
@@ -28,46 +57,135 @@ from fastserve.layers.merging import (
     multiply,
     subtract,
 )
-from fastserve.layers.normalization import LayerNormalization, RMSNormalization
+from fastserve.layers.normalization import (
+    LayerNormalization,
+    RMSNormalization,
+    UnitNormalization,
+)
+from fastserve.layers.pooling import (
+    AveragePooling1D,
+    AveragePooling2D,
+    AvgPool1D,
+    AvgPool2D,
+    GlobalAveragePooling1D,
+    GlobalAveragePooling2D,
+    GlobalAvgPool1D,
+    GlobalAvgPool2D,
+    GlobalMaxPool1D,
+    GlobalMaxPool2D,
+    GlobalMaxPooling1D,
+    GlobalMaxPooling2D,
+    MaxPool1D,
+    MaxPool2D,
+    MaxPooling1D,
+    MaxPooling2D,
+)
+from fastserve.layers.rearranging import Permute, RepeatVector
 from fastserve.layers.recurrent import GRU, LSTM, SimpleRNN
+from fastserve.layers.resizing import (
+    Cropping1D,
+    Cropping2D,
+    UpSampling1D,
+    UpSampling2D,
+    ZeroPadding1D,
+    ZeroPadding2D,
+)
+from fastserve.layers.sequences import Masking, TimeDistributed
 from fastserve.layers.shapes import Flatten, Input, InputLayer, Reshape
+from fastserve.layers.text import TextVectorization
 
 __all__ = [
+    "ELU",
     "GRU",
     "LSTM",
     "Activation",
     "Add",
     "Affine",
+    "AlphaDropout",
     "Average",
+    "AveragePooling1D",
+    "AveragePooling2D",
+    "AvgPool1D",
+    "AvgPool2D",
     "BatchNormalization",
+    "Bidirectional",
     "Chain",
     "Concatenate",
+    "Conv1D",
+    "Conv1DTranspose",
+    "Conv2D",
+    "Conv2DTranspose",
+    "Convolution1D",
+    "Convolution1DTranspose",
+    "Convolution2D",
+    "Convolution2DTranspose",
+    "Cropping1D",
+    "Cropping2D",
     "Dense",
+    "DepthwiseConv1D",
+    "DepthwiseConv2D",
     "Divide",
     "Dot",
     "Dropout",
     "Embedding",
     "Flatten",
+    "GaussianDropout",
+    "GaussianNoise",
+    "GlobalAveragePooling1D",
+    "GlobalAveragePooling2D",
+    "GlobalAvgPool1D",
+    "GlobalAvgPool2D",
+    "GlobalMaxPool1D",
+    "GlobalMaxPool2D",
+    "GlobalMaxPooling1D",
+    "GlobalMaxPooling2D",
+    "GroupNormalization",
     "Identity",
     "Input",
     "InputLayer",
+    "IntegerLookup",
     "Item",
     "Lambda",
     "Layer",
     "LayerNormalization",
+    "LeakyReLU",
+    "Masking",
+    "MaxPool1D",
+    "MaxPool2D",
+    "MaxPooling1D",
+    "MaxPooling2D",
     "Maximum",
     "Minimum",
     "MultiHeadAttention",
     "Multiply",
+    "PReLU",
+    "Permute",
     "PositionEmbedding",
     "RMSNormalization",
+    "ReLU",
+    "RepeatVector",
     "Reshape",
     "Residual",
+    "SeparableConv1D",
+    "SeparableConv2D",
+    "SeparableConvolution1D",
+    "SeparableConvolution2D",
     "SimpleRNN",
+    "Softmax",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "StringLookup",
     "Subtract",
     "SwiGLU",
+    "TextVectorization",
     "TiedHead",
+    "TimeDistributed",
     "TransformerBlock",
+    "UnitNormalization",
+    "UpSampling1D",
+    "UpSampling2D",
+    "ZeroPadding1D",
+    "ZeroPadding2D",
     "add",
     "average",
     "concatenate",

@@ -77,10 +77,9 @@ class Writer:
 
     def _arguments(self, layer: Layer) -> dict[str, Any]:
         args, kwargs = layer.arguments
-        inner = [self.layer(a) for a in args if isinstance(a, Layer)]
-        args = tuple(a for a in args if not isinstance(a, Layer))
-        if inner:
-            bound = dict(kwargs)
+        inner = []
+        if _takes_layers(type(layer)):
+            inner, bound = [self.layer(a) for a in args], dict(kwargs)
         else:
             signature = inspect.signature(type(layer))
             bound = dict(signature.bind(*args, **kwargs).arguments)
@@ -130,6 +129,12 @@ class Writer:
             "outputs": [places[id(t)] for t in graph.outputs],
             "outputs_like": _like(graph.outputs_like),
         }
+
+
+def _takes_layers(kind: type[Layer]) -> bool:
+    """Return whether the arguments begin with any number of layers."""
+    first = next(iter(inspect.signature(kind).parameters.values()), None)
+    return first is not None and first.kind is first.VAR_POSITIONAL
 
 
 class Reader:
@@ -234,6 +239,9 @@ def make_layer(
     kind = known[name]
     if "input_shape" in arguments and arguments["input_shape"] is not None:
         arguments = arguments | {"input_shape": tuple(arguments["input_shape"])}
+    arguments = {
+        k: _inner_layer(v) if k.endswith("layer") else v for k, v in arguments.items()
+    }
     try:
         inspect.signature(kind).bind(*inner, **arguments)
     except TypeError as error:
@@ -245,6 +253,16 @@ def make_layer(
     made = kind(*inner, **arguments)
     layer: Layer = made.node.layer if isinstance(made, Tensor) else made
     return layer
+
+
+def _inner_layer(value: Any) -> Any:
+    """Return the layer that a name, or a name with arguments, is in a job's file."""
+    if isinstance(value, str):
+        return make_layer(value, {})
+    if isinstance(value, dict) and len(value) == 1:
+        ((name, arguments),) = value.items()
+        return make_layer(name, arguments or {})
+    return value
 
 
 def _to_json(layer: Layer, name: str, value: Any) -> Any:
