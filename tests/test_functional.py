@@ -75,7 +75,7 @@ def test_merging_is_kerass(name: str) -> None:
 
 
 def test_every_case_is_used() -> None:
-    assert {key.split("/")[0] for key in REFERENCE} == {*MERGING, "model"}
+    assert {key.split("/")[0] for key in REFERENCE} == {*MERGING, "model", "masked"}
 
 
 # -- a model of two inputs, two outputs, and a shared layer ----------------------------
@@ -151,6 +151,44 @@ def test_five_steps_are_kerass() -> None:
         close(found["loss"], loss, f"loss of step {step}")
     for ours, theirs in zip(model.get_weights(), reference("after"), strict=True):
         close(ours, theirs, "weights")
+
+
+def masked_outputs() -> fs.Model:
+    tokens = fs.Input((6,))
+    x = L.Embedding(5, 4, mask_zero=True, name="table")(tokens)
+    states = L.LSTM(3, return_sequences=True, name="states")(x)
+    tags = L.Dense(3, "softmax", name="tags")(states)
+    score = L.Dense(1, name="score")(L.LSTM(2, name="last")(states))
+    model = fs.Model(tokens, [tags, score])
+    model.compile(
+        fs.optimizers.SGD(0.3),
+        ["sparse_categorical_crossentropy", "mse"],
+        metrics=[["accuracy"], []],
+        loss_weights=[1.5, 0.5],
+    )
+    model.set_weights(numbered("masked/before"))
+    return model
+
+
+def test_masks_at_outputs_are_kerass() -> None:
+    x, y = REFERENCE["masked/x0"], numbered("masked/y")
+    found = masked_outputs().evaluate(x, y, 5, verbose=0)
+    close(found, REFERENCE["masked/evaluate"], "evaluate")
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, None), (3, None), (2, 1)])
+def test_steps_with_masks_are_kerass(ranks: int, micro_batch: int | None) -> None:
+    x, y = REFERENCE["masked/x0"], numbered("masked/y")
+
+    def train(comm: Communicator) -> list[Array]:
+        model = masked_outputs()
+        model.options = Options(micro_batch=micro_batch)
+        model.fit(x, y, 4, verbose=0, shuffle=False)
+        return model.get_weights()
+
+    for weights in run_threads(ranks, train):
+        for ours, theirs in zip(weights, numbered("masked/after"), strict=True):
+            close(ours, theirs, "weights")
 
 
 # -- any number of ranks ---------------------------------------------------------------

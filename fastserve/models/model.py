@@ -443,7 +443,7 @@ class Model:
             if self._weighs_outputs:
                 outputs = self._outputs(sample)
                 self.trainer = OutputsTrainer(
-                    self.root, self.store, outputs, optimizer, *rest
+                    self.root, self.store, outputs, sample, optimizer, *rest
                 )
             else:
                 loss = self._single(loss)
