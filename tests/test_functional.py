@@ -585,6 +585,31 @@ def test_models_in_a_sequential() -> None:
     np.testing.assert_array_equal(again.predict(x), model.predict(x))
 
 
+def test_a_model_that_was_used_by_itself_gets_gradients_as_a_part() -> None:
+    x = fs.Input((6,))
+    part = fs.Model(x, L.add([L.Dense(3)(x), L.Dense(3)(x)]))
+    part.predict(reference("x")[0])  # its own input needs no gradient
+    model = fs.Sequential([L.Dense(6, input_shape=(6,)), part])
+    model.compile("sgd", "mse")
+    before = model.get_weights()
+    model.fit(reference("x")[0], reference("x")[0][:, :3], verbose=0)
+    for one, other in zip(before, model.get_weights(), strict=True):
+        assert not np.array_equal(one, other)
+
+
+def test_a_model_for_each_step() -> None:
+    x = fs.Input((6,))
+    part = fs.Model(x, L.add([L.Dense(3)(x), L.Dense(3)(x)]))
+    steps = fs.Input((5, 6))
+    model = fs.Model(steps, L.TimeDistributed(part)(steps))
+    data = np.random.default_rng(0).standard_normal((4, 5, 6))
+    wanted = part(data.reshape(20, 6)).reshape(4, 5, 3)
+    np.testing.assert_allclose(model.predict(data), wanted, rtol=1e-5, atol=1e-6)
+    again = fs.models.model_from_json(model.to_json())
+    again.set_weights(model.get_weights())
+    np.testing.assert_array_equal(again.predict(data), model.predict(data))
+
+
 def test_a_sequential_has_tensors() -> None:
     model = fs.Sequential([L.Dense(4, "relu", input_shape=(6,)), L.Dense(2)])
     x = reference("x")[0]
