@@ -124,6 +124,8 @@ def skip_input_gradient(root: Layer) -> None:
     """
     for _, layer in root.walk():
         layer.input_gradient = True
+        if hasattr(layer, "plan_gradients"):
+            layer.plan_gradients()
     if hasattr(root, "skip_input_gradient"):
         root.skip_input_gradient()
 
