@@ -3,6 +3,15 @@
 from fastserve.core.layer import Layer
 from fastserve.layers.activations import ELU, LeakyReLU, PReLU, ReLU, Softmax
 from fastserve.layers.attention import MultiHeadAttention, TransformerBlock
+from fastserve.layers.augmentation import (
+    RandomBrightness,
+    RandomContrast,
+    RandomCrop,
+    RandomFlip,
+    RandomRotation,
+    RandomTranslation,
+    RandomZoom,
+)
 from fastserve.layers.batch_normalization import BatchNormalization
 from fastserve.layers.chain import Chain, Residual
 from fastserve.layers.dense import Activation, Dense
@@ -17,12 +26,19 @@ from fastserve.layers.dropout import (
 from fastserve.layers.embedding import Embedding, PositionEmbedding, TiedHead
 from fastserve.layers.gated import SwiGLU
 from fastserve.layers.group_normalization import GroupNormalization
+from fastserve.layers.images import CenterCrop, Resizing
 from fastserve.layers.lookup import IntegerLookup, StringLookup
 from fastserve.layers.merging import Add, Concatenate
 from fastserve.layers.normalization import (
     LayerNormalization,
     RMSNormalization,
     UnitNormalization,
+)
+from fastserve.layers.preprocessing import (
+    CategoryEncoding,
+    Discretization,
+    Normalization,
+    Rescaling,
 )
 from fastserve.layers.recurrent import GRU, LSTM, SimpleRNN
 from fastserve.layers.shapes import Flatten, Input, Reshape
@@ -36,9 +52,12 @@ __all__ = [
     "Add",
     "AlphaDropout",
     "BatchNormalization",
+    "CategoryEncoding",
+    "CenterCrop",
     "Chain",
     "Concatenate",
     "Dense",
+    "Discretization",
     "Dropout",
     "Embedding",
     "Flatten",
@@ -51,12 +70,22 @@ __all__ = [
     "LayerNormalization",
     "LeakyReLU",
     "MultiHeadAttention",
+    "Normalization",
     "PReLU",
     "PositionEmbedding",
     "RMSNormalization",
+    "RandomBrightness",
+    "RandomContrast",
+    "RandomCrop",
+    "RandomFlip",
+    "RandomRotation",
+    "RandomTranslation",
+    "RandomZoom",
     "ReLU",
+    "Rescaling",
     "Reshape",
     "Residual",
+    "Resizing",
     "SimpleRNN",
     "Softmax",
     "SpatialDropout1D",

@@ -18,6 +18,7 @@ from fastserve.errors import (
     StateError,
     UnknownNameError,
 )
+from fastserve.ops.encoding import encode
 
 MODES = ("int", "one_hot", "multi_hot", "count", "tf_idf")
 _SHOWN = 5  # values that an error names
@@ -334,13 +335,9 @@ class IndexLookup(Layer):
         lists = [np.asarray(row, np.int64) for row in rows]
         lengths = [len(row) for row in lists]
         flat = np.concatenate([np.empty(0, np.int64), *lists])
-        places = np.repeat(np.arange(len(lists)) * self.depth, lengths) + flat
-        places = places[flat >= 0]
-        out = np.zeros((len(lists), self.depth), self.dtype)
-        if self.output_mode in ("one_hot", "multi_hot"):
-            out.reshape(-1)[places] = 1
-        else:
-            np.add.at(out.reshape(-1), places, out.dtype.type(1))
+        out = np.empty((len(lists), self.depth), self.dtype)
+        hot = self.output_mode in ("one_hot", "multi_hot")
+        encode(np.repeat(np.arange(len(lists)), lengths), flat, out, hot)
         if self.idf_weights is not None:
             np.multiply(out, self.idf_weights, out=out)
         return out
