@@ -8,7 +8,6 @@ give others with another family of kernels (31 of 38).
 from __future__ import annotations
 
 import numpy as np
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from fastserve.comm import Communicator
 
@@ -17,6 +16,8 @@ Numerics = dict[str, str]
 
 def numerics() -> Numerics:
     """Return this process's NumPy, BLAS, kernel family and number of BLAS threads."""
+    from threadpoolctl import threadpool_info
+
     found = {"NumPy": np.__version__}
     for pool in threadpool_info():
         if pool["user_api"] == "blas":
@@ -28,6 +29,8 @@ def numerics() -> Numerics:
 
 def fix_threads(count: int) -> None:
     """Let BLAS use so many threads from now on."""
+    from threadpoolctl import threadpool_limits
+
     threadpool_limits(count, user_api="blas")
 
 
