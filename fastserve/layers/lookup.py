@@ -32,7 +32,6 @@ class IndexLookup(Layer):
     """
 
     takes_integers = True  # nothing to differentiate
-    takes_strings = False
 
     def __init__(
         self,
@@ -429,7 +428,7 @@ class StringLookup(IndexLookup):
         )
 
     def _array(self, data: Any) -> Array:
-        return np.asarray(data) if self.invert else strings(data)
+        return np.asarray(data) if self.invert else as_strings(data)
 
     def _term(self, value: Any) -> str:
         if isinstance(value, bytes):
@@ -499,7 +498,7 @@ class IntegerLookup(IndexLookup):
         return int(value)
 
 
-def strings(data: Any) -> Array:
+def as_strings(data: Any) -> Array:
     """Return strings, in lists or an array, as an array of them; bytes stay bytes."""
     values = np.asarray(data, dtype=object)
     flat = values.reshape(-1).tolist()
