@@ -292,6 +292,9 @@ class _Encoder(Layer):
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         return None
 
+    def output_mask(self) -> None:
+        return None
+
 
 class CategoryEncoding(_Encoder):
     """Integers from 0 up to below ``num_tokens`` -> vectors of that length.
