@@ -94,6 +94,7 @@ class Layer:
     _graph: Any = None  # that graph
 
     _trainable = True
+    takes_strings = False  # the input holds texts
     synchronized = False  # its results depend on the rows of all ranks
     rows_apart = False  # the last axis is mapped linearly; there is backward_rows
 

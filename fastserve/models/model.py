@@ -302,7 +302,7 @@ class Model:
         arrays = self._inputs(x)
         if isinstance(arrays, tuple):
             return tuple(numeric(f"x[{i}]", array) for i, array in enumerate(arrays))
-        return numeric("x", arrays)
+        return numeric("x", arrays, self.root.takes_strings)
 
     def _targets(self, y: Any, weights: Any) -> tuple[Any, Any]:
         """Return targets and weights as arrays, or as tuples for several outputs."""
@@ -485,7 +485,8 @@ class Model:
         if y is None:
             raise DataError(f"{verb}: expected targets y", "None", f"{verb}(x, y)")
         x = self._inputs(x)
-        source = ArraySource(x, *self._targets(y, weights))
+        y, weights = self._targets(y, weights)
+        source = ArraySource(x, y, weights, self.root.takes_strings)
         self.check_source(source)
         return source
 
@@ -706,7 +707,7 @@ class Model:
             if given.ndim < weights.ndim:
                 given = given.reshape(*given.shape, *[1] * (weights.ndim - given.ndim))
             weights = weights * given
-        return ArraySource(source.x, source.y, weights)
+        return ArraySource(source.x, source.y, weights, source.strings)
 
     def _validation(self, data: Any, held_out: Source | None) -> Source | None:
         if data is None:
