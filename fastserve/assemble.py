@@ -481,8 +481,9 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
             "call model.compile(loss=...) in the function",
         )
     model.clip_norm = job.train.clip_norm
+    threads = job.launch.threads
     model.options = Options(
-        micro_batch=job.train.micro_batch,
+        micro_batch=job.shard_rows or job.train.micro_batch,
         algorithm=job.comm.algorithm,
         overlap={"auto": None, "on": True, "off": False}[job.comm.overlap],
         wire=job.comm.wire,
@@ -491,6 +492,7 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
         spike_factor=job.train.spike_factor,
         recompute=job.train.recompute,
         shard_optimizer=job.train.shard_optimizer,
+        threads=None if threads == "auto" else threads,
     )
 
 

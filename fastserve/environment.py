@@ -8,7 +8,6 @@ MPI are loaded.
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import io
 import json
 import os
@@ -127,9 +126,11 @@ def cpu_model() -> str:
 
 def numpy_version() -> str:
     """Return the version of the NumPy that is installed, without loading it."""
+    from importlib import metadata  # takes as long to load as a tenth of the library
+
     try:
-        return importlib.metadata.version("numpy")
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version("numpy")
+    except metadata.PackageNotFoundError:
         return "none"
 
 

@@ -60,6 +60,12 @@ def _weights(model: Model) -> str:
 
 def _split(job: config.Job, comm: Communicator) -> str:
     total, size = job.train.global_batch, comm.size
+    if job.shard_rows is not None:
+        shards, plural = -(-total // job.shard_rows), "s" if size > 1 else ""
+        return (
+            f"global {total} = {shards} shards of {job.shard_rows}, on {size} "
+            f"rank{plural}"
+        )
     rows = -(-total // size)
     micro = min(job.train.micro_batch or rows, rows)
     ranks = f"{size} rank{'s' if size > 1 else ''}"

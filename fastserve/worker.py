@@ -36,7 +36,7 @@ from fastserve.data.completions import CompletionSource
 from fastserve.data.encode import share_text
 from fastserve.data.token_files import open_token_file
 from fastserve.data.tokenizers import Tokenizer, load_tokenizer
-from fastserve.errors import CheckpointError, DataError, FastserveError
+from fastserve.errors import CheckpointError, CommError, DataError, FastserveError
 from fastserve.models import GPT, Model, huggingface
 from fastserve.summary import conclusion, introduction, opening, sample
 from fastserve.training import checkpoint, files, shards
@@ -45,6 +45,7 @@ from fastserve.training.callbacks import EarlyStopping
 from fastserve.training.head import pieces_of
 from fastserve.training.language import language_measures
 from fastserve.training.loop import Schedule, run
+from fastserve.training.numerics import Numerics, differences, numerics, odd_rank
 from fastserve.training.progress import Progress
 from fastserve.training.records import (
     BestCheckpoint,
@@ -138,15 +139,19 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     if data.validation is not None:
         model.check_source(data.validation)
     plan = {"global_batch": job.train.global_batch, "samples": data.train.samples}
+    own = numerics()
+    _compare_ranks(job, comm)
     early = _early_stopping(job)
-    first = _load(options, run_dir, model, data, comm, plan, early)
+    first, saved = _load(options, run_dir, model, data, comm, plan, early)
+    if comm.rank == 0:
+        _compare_numerics(job, saved.get("numerics"), own)
 
     def state() -> dict[str, Any]:
         # as text, because JSON has no NaN and no infinity
         totals = [repr(total) for total in trainer.totals.tolist()]
         parts = {"early_stop": early, "spikes": trainer.guard}
         states = {name: part.get_state() for name, part in parts.items() if part}
-        return {"totals": totals, **states, **plan}
+        return {"totals": totals, **states, **plan, "numerics": own}
 
     if first > steps:
         raise CheckpointError(
@@ -345,10 +350,11 @@ def _load(
     comm: Communicator,
     plan: dict[str, int],
     early: EarlyStopping | None,
-) -> int:
-    """Load the checkpoint to go on from, if any; return the steps already made."""
+) -> tuple[int, dict[str, Any]]:
+    """Load the checkpoint to go on from, if any; return the steps already made, and
+    what was saved with them."""
     if not options.resume:
-        return 0
+        return 0, {}
     trainer = model.prepare(data.train)
     source = run_dir if options.resume == "auto" else Path(options.resume).absolute()
     state = None
@@ -391,7 +397,33 @@ def _load(
         early.set_state(state.get("early_stop", {}))
     if trainer.guard is not None and "spikes" in state:
         trainer.guard.set_state(state["spikes"])
-    return int(step)
+    return int(step), state
+
+
+def _compare_ranks(job: config.Job, comm: Communicator) -> None:
+    """See that all ranks compute alike: an error with the algorithm exact, where the
+    bits of the result would depend on who computes what; a warning else."""
+    odd = odd_rank(comm)
+    if odd is None:
+        return
+    if job.comm.algorithm == "exact":
+        raise CommError(
+            "expected the same NumPy, BLAS, kernels and threads on all ranks, with "
+            "comm.algorithm exact",
+            odd,
+            "install the same versions, set launch.threads and OPENBLAS_CORETYPE",
+        )
+    if comm.rank == 0:
+        log.warning("ranks compute with other rounding: %s", odd)
+
+
+def _compare_numerics(job: config.Job, saved: Any, own: Numerics) -> None:
+    found = differences(saved, own) if isinstance(saved, dict) else ""
+    if found:
+        means = "results will be the same but for rounding"
+        if job.comm.algorithm == "exact":
+            means = "from here on the bits aren't those of a run that wasn't stopped"
+        log.warning("resumed with %s: %s", found, means)
 
 
 def _load_start(job: config.Job, model: Model, comm: Communicator) -> None:

@@ -319,6 +319,20 @@ def evaluate(run: str, which: str, overrides: tuple[str, ...]) -> int:
     return 0
 
 
+@cli.command()
+@click.option(
+    "--commands", is_flag=True, help="Only the commands that get what is missing."
+)
+def datasets(commands: bool) -> int:
+    """List the data sets: where each was found, or the command that gets it."""
+    from . import datasets as known
+
+    text = known.commands() if commands else known.listing()
+    if text:
+        click.echo(text)
+    return 0
+
+
 @cli.command("merge-lora")
 @click.argument("run")
 @click.option("--to", required=True, metavar="RUN", help="Run folder to make.")

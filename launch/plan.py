@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -168,9 +169,11 @@ def make_plan(
         allocation,
         avoid,
     )
-    return replace(
-        plan, split=split_batch(train.global_batch, train.micro_batch, ranks)
-    )
+    if job.shard_rows is not None:
+        split = split_shards(train.global_batch, job.shard_rows, ranks)
+    else:
+        split = split_batch(train.global_batch, train.micro_batch, ranks)
+    return replace(plan, split=split)
 
 
 def plan_program(
@@ -268,6 +271,14 @@ def split_batch(global_batch: int, micro_batch: int | None, ranks: int) -> Split
     each, rest = divmod(global_batch, ranks)
     rows = tuple(each + (rank < rest) for rank in range(ranks))
     return Split(global_batch, min(micro_batch or rows[0], rows[0]), rows)
+
+
+def split_shards(global_batch: int, shard: int, ranks: int) -> Split:
+    """As ``split_batch`` where each rank has whole shards, of ``shard`` rows."""
+    shards = split_batch(-(-global_batch // shard), None, ranks).rows
+    ends = [min(global_batch, shard * end) for end in itertools.accumulate(shards)]
+    rows = tuple(b - a for a, b in itertools.pairwise([0, *ends]))
+    return Split(global_batch, shard, rows)
 
 
 def _launcher(mpi: FoundMPI | None, inside: Allocation | None) -> str:

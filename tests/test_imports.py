@@ -133,8 +133,8 @@ def test_a_script_loads_neither_mpi_nor_the_launcher(module: str) -> None:
 
 def test_import_takes_less_than_a_quarter_of_a_second_beyond_numpy() -> None:
     code = (
-        "import numpy, time; start = time.perf_counter(); "
-        f"{USED}; print(time.perf_counter() - start)"
+        "import numpy, time; start = time.process_time(); "
+        f"{USED}; print(time.process_time() - start)"
     )
     # what else the machine does can only make it longer
     assert any(float(run(code)) < 0.25 for _ in range(6))

@@ -16,7 +16,14 @@ from launch import describe
 from launch.hosts import Host, parse_hosts
 from launch.mpi import FoundMPI, find_mpi, parse_version
 from launch.noise import NoiseFilter
-from launch.plan import LaunchPlan, Machine, make_plan, plan_program, split_batch
+from launch.plan import (
+    LaunchPlan,
+    Machine,
+    make_plan,
+    plan_program,
+    split_batch,
+    split_shards,
+)
 
 OPENMPI = FoundMPI("openmpi", Path("/env/bin/mpirun"), "Open MPI 5.0.11")
 MPICH = FoundMPI("mpich", Path("/env/bin/mpiexec"), "MPICH 5.0.2")
@@ -36,6 +43,7 @@ def job(ranks: int | None = 2, micro: int | None = None, **launch: Any) -> Any:
         name="quick",
         run_dir=None,
         train=SimpleNamespace(global_batch=32, micro_batch=micro),
+        shard_rows=None,
         launch=Launch(ranks=ranks, **launch),
     )
 
@@ -574,3 +582,10 @@ def test_a_progress_bar_is_shown_before_its_line_ends() -> None:
     assert noise.feed(b"\r 20% ") == b"\r 20% "
     assert noise.feed(b"=====\nAbort") == b"=====\n"
     assert noise.feed(b"ed by hand\n") == b"Aborted by hand\n"
+
+
+def test_whole_shards_for_each_rank() -> None:
+    split = split_shards(30, 4, 3)
+    assert split.rows == (12, 12, 6)
+    assert split_shards(5, 2, 4).rows == (2, 2, 1, 0)
+    assert split_batch(30, 4, 3).rows == (10, 10, 10)

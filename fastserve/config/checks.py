@@ -14,6 +14,7 @@ from typing import Any
 
 from .explain import JobData
 from .faults import Faults, Path, did_you_mean, listed, show
+from .schema import SHARDS
 
 BUILT_IN_TEXTS = ("pydoc-topics", "shakespeare", "gcide")
 _TOKEN_FILES = (".npy", ".bin", "manifest.json")
@@ -211,8 +212,9 @@ def _overlap(job: _Keys) -> None:
 
 def _wire(job: _Keys) -> None:
     wire = job["comm.wire"]
-    if job["comm.algorithm"] == "mpi" and wire != "float32":
-        job.fault("comm.wire", "float32 for the algorithm mpi", wire)
+    algorithm = job["comm.algorithm"]
+    if algorithm != "ring" and wire != "float32":
+        job.fault("comm.wire", f"float32 for the algorithm {algorithm}", wire)
 
 
 def _shards(job: _Keys) -> None:
@@ -222,8 +224,13 @@ def _shards(job: _Keys) -> None:
 
 
 def _exact(job: _Keys) -> None:
-    if job["comm.algorithm"] == "exact":
-        job.fault("comm.algorithm", "ring or mpi", "exact", "it isn't available yet")
+    ranks, whole = job["launch.ranks"], job["train.global_batch"]
+    rows = job["train.micro_batch"] or -(-whole // SHARDS)
+    shards = -(-whole // rows)
+    if job["comm.algorithm"] == "exact" and ranks is not None and ranks > shards:
+        expected = f"at most {shards}, the number of shards of a batch"
+        cure = f"with algorithm exact; or train.micro_batch of {max(1, whole // ranks)}"
+        job.fault("launch.ranks", expected, ranks, cure)
 
 
 def _environment(job: _Keys) -> None:

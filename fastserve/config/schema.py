@@ -643,13 +643,17 @@ class Checkpoint(Section):
     )
 
 
+SHARDS = 8  # of a batch with the algorithm exact, unless micro_batch is given
+
+
 class Comm(Section):
     """The exchange of gradients between the ranks."""
 
     algorithm: Literal["ring", "mpi", "exact"] = Field(
         default="ring",
         description="ring: our own; mpi: MPI_Allreduce; exact: the same bits on any "
-        "number of ranks, not available yet.",
+        "number of ranks, which compute shards of train.micro_batch rows, or of an "
+        "eighth of global_batch, with one thread unless launch.threads says more.",
     )
     bucket_mb: Positive = Field(
         default=4.0,
@@ -817,6 +821,13 @@ class Job(Section):
         default=None,
         description="Folder of the run; null: runs/NAME in the working folder.",
     )
+
+    @property
+    def shard_rows(self) -> int | None:
+        """Rows that are computed at a time with the algorithm exact; None: another."""
+        if self.comm.algorithm != "exact":
+            return None
+        return self.train.micro_batch or -(-self.train.global_batch // SHARDS)
 
 
 class _Untitled(GenerateJsonSchema):

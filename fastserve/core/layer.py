@@ -81,6 +81,7 @@ class Layer:
     fused_loss: str | None = None  # 'softmax' or 'sigmoid' if the output is one
 
     _trainable = True
+    synchronized = False  # its results depend on the rows of all ranks
     rows_apart = False  # the last axis is mapped linearly; there is backward_rows
 
     arguments: tuple[tuple[Any, ...], dict[str, Any]]  # those of the constructor

@@ -29,9 +29,14 @@ class Batch(NamedTuple):
 
 
 class Source(ABC):
-    """Samples by number. ``batch`` may return the same memory at every call."""
+    """Samples by number. ``batch`` may return the same memory at every call.
+
+    It is called by one thread at a time, which may be another one than that which
+    trains: batches that take long are made ahead.
+    """
 
     samples: int
+    in_memory = False  # a batch is no more than a copy, so no thread makes it ahead
     tokens_per_sample = 0  # of a text; 0 for other data
 
     @abstractmethod
@@ -67,6 +72,7 @@ class ArraySource(Source):
         self.y = numeric("y", y)
         self.weights = None if weights is None else numeric("sample_weight", weights)
         self.samples = len(self.x)
+        self.in_memory = not isinstance(self.x, np.memmap)
         for name, array in (("y", self.y), ("sample_weight", self.weights)):
             if array is not None and len(array) != self.samples:
                 raise DataError(

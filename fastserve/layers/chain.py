@@ -92,10 +92,17 @@ class Chain(Layer):
         needed = False
         for layer in self.layers:
             layer.input_gradient = needed
-            needed = needed or any(p.trainable for p in layer.parameters())
+            needed = needed or _needs_backward(layer)
 
     def output_mask(self) -> Array | None:
         return self._mask_out
+
+
+def _needs_backward(layer: Layer) -> bool:
+    """Return whether there is something to train, or that other ranks wait for."""
+    return any(p.trainable for p in layer.parameters()) or any(
+        part.synchronized for _, part in layer.walk()
+    )
 
 
 class Residual(Chain):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastserve import losses
@@ -142,6 +142,33 @@ def get(
     return made
 
 
+def get_all(
+    metrics: Sequence[MetricLike],
+    weighted: Sequence[MetricLike],
+    loss: Loss,
+    y_true_shape: Shape,
+    output_shape: Shape,
+) -> list[Metric]:
+    """Return all metrics; see ``get``. A weighted one with the name of another gets
+    ``weighted_`` in front; two of one name otherwise raise ArgumentError."""
+    made = [get(m, loss, y_true_shape, output_shape) for m in metrics]
+    for metric in weighted:
+        one = get(metric, loss, y_true_shape, output_shape)
+        one.weighted = True
+        if one.name in {m.name for m in made}:
+            one.name = f"weighted_{one.name}"
+        made.append(one)
+    names = [m.name for m in made]
+    for name in names:
+        if names.count(name) > 1 or name == "loss":
+            raise ArgumentError(
+                "expected metrics of different names, and none called loss",
+                f"{', '.join(names)}",
+                "give one of them another name=",
+            )
+    return made
+
+
 def _made(
     metric: MetricLike, loss: Loss, y_true_shape: Shape, output_shape: Shape
 ) -> Metric:
@@ -256,6 +283,7 @@ __all__ = [
     "TrueNegatives",
     "TruePositives",
     "get",
+    "get_all",
     "perplexity",
     "row_weights",
 ]

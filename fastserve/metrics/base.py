@@ -59,7 +59,7 @@ class Metric:
         raise NotImplementedError(f"{type(self).__name__}.update")
 
     def result(self) -> Any:
-        """Return the metric of all that was added since ``reset``: a number or array."""
+        """Return the metric of all that was added since ``reset``: number or array."""
         raise NotImplementedError(f"{type(self).__name__}.result")
 
     def reset(self) -> None:

@@ -117,7 +117,7 @@ class Counts(Metric):
             if self.thresholds[0] < 0:
                 above = np.maximum(above, 1)
         else:
-            above = np.searchsorted(np.sort(np.float32(self.thresholds)), x)
+            above = np.searchsorted(np.sort(np.asarray(self.thresholds, np.float32)), x)
         return np.where(np.isnan(x), 0, above).astype(np.int64)
 
     def _counts(self) -> tuple[Array, Array]:

@@ -69,7 +69,8 @@ class FBetaScore(Metric):
         x = np.asarray(y_pred)
         y = np.asarray(y_true)
         self.build((), x.shape[1:])
-        if x.ndim > 1 and x.shape[-1] > 1 and y.size * x.shape[-1] == x.size:
+        sparse = y.ndim == x.ndim - 1 or y.shape[-1:] == (1,)
+        if x.ndim > 1 and x.shape[-1] > 1 and sparse:
             labels, rows = Targets(self.name, sparse=True).rows(y, x)
             check_labels(self.name, labels, rows.shape[1])
             y = labels[:, None] == np.arange(rows.shape[1])
@@ -90,7 +91,7 @@ class FBetaScore(Metric):
             part += counted.sum(axis=0) if w is None else w @ counted
 
     def _parts(self) -> Array:
-        """Return true positives, false positives, false negatives, targets, by class."""
+        """Return true and false positives, false negatives, targets, by class."""
         return self.state.reshape(4, -1)
 
     def result(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,6 +55,7 @@ class Model:
         self.optimizer: Optimizer | None = None
         self.loss: Loss | None = None
         self.metrics: list[str | Metric] = []
+        self.weighted_metrics: list[str | Metric] = []
         self.trainer: Trainer | None = None
         self.last_step: StepResult | None = None
         self.stop_training = False
@@ -123,9 +125,12 @@ class Model:
         optimizer: str | Optimizer = "rmsprop",
         loss: Any = None,
         metrics: str | Sequence[str | Metric] | None = (),
+        weighted_metrics: str | Sequence[str | Metric] | None = (),
     ) -> None:
         """Choose optimizer, loss and metrics, by name or as objects.
 
+        ``weighted_metrics`` count samples by their weights, ``metrics`` each once. One
+        whose result is an array isn't in the logs: ``evaluate`` returns it.
         Raises UnknownNameError for a name that isn't known.
         """
         if loss is None:
@@ -134,11 +139,14 @@ class Model:
             )
         self.optimizer = optimizers.get(optimizer)
         self.loss = losses.get(loss)
-        metrics = [metrics] if isinstance(metrics, str) else metrics or ()
-        for metric in metrics:
+        lists: list[list[str | Metric]] = [
+            [m] if isinstance(m, (str, Metric)) else list(m or ())
+            for m in (metrics, weighted_metrics)
+        ]
+        for metric in itertools.chain(*lists):
             if isinstance(metric, str) and metric not in metric_names.KNOWN:
                 raise UnknownNameError("metric", metric, metric_names.KNOWN)
-        self.metrics = list(metrics)
+        self.metrics, self.weighted_metrics = lists
         if self._store is not None and self._store.stale:
             self._renew_store()
         self.trainer, self._epochs_made = None, 0
@@ -165,10 +173,13 @@ class Model:
                 "call compile again; it takes the change into account",
             )
         if self.trainer is None:
-            named = [
-                metric_names.get(m, loss, sample.y.shape[1:], self.output_shape)
-                for m in self.metrics
-            ]
+            named = metric_names.get_all(
+                self.metrics,
+                self.weighted_metrics,
+                loss,
+                sample.y.shape[1:],
+                self.output_shape,
+            )
             if self.options.bucket_bytes != self.store.bucket_bytes:
                 self.store.regroup(self.options.bucket_bytes)
             if not self.options.shard_optimizer:
@@ -395,15 +406,19 @@ class Model:
         sample_weight: Any = None,
         return_dict: bool = False,
     ) -> Any:
-        """Return the loss, or [loss, *metrics], or a dict; every sample counts once."""
+        """Return the loss, or [loss, *metrics], or a dict; every sample counts once.
+
+        Metrics may be arrays, such as a confusion matrix.
+        """
         source = self._source("evaluate", x, y, sample_weight)
         trainer = self.prepare(source, "evaluate")
         results = trainer.evaluate(source, batch_size)
         if _verbosity(verbose) and world().rank == 0:
             print(describe(results), flush=True)
+        everything = trainer.with_arrays(results)
         if return_dict:
-            return results
-        values = list(results.values())
+            return everything
+        values = list(everything.values())
         return values[0] if len(values) == 1 else values
 
     def predict(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Protocol
 
+from fastserve.data.prefetch import Pace, load, shares
 from fastserve.data.sampler import Sampler
 from fastserve.data.sources import Source
 from fastserve.training.callbacks import Callback, CallbackList, History
@@ -85,22 +88,27 @@ def run(
     trainer.share_weights()  # rank 0 may have loaded others
     call("train_begin", {})
     logs: dict[str, float] = {}
-    step = schedule.first_step
+    step, pace = schedule.first_step, Pace()
     while step < schedule.total_steps and not model.stop_training:
         epoch = step // schedule.steps_per_epoch
         end = min(schedule.total_steps, (epoch + 1) * schedule.steps_per_epoch)
         if step == epoch * schedule.steps_per_epoch:
             trainer.reset_totals()  # else a resumed epoch goes on with what it had
         call("epoch_begin", epoch, {})
-        while step < end and not model.stop_training:
-            batch = step - epoch * schedule.steps_per_epoch
-            call("train_batch_begin", batch, {})
-            model.last_step = trainer.train(source, sampler, step)
-            step += 1
-            logs = trainer.results()
-            call("train_batch_end", batch, logs)
-            if model.last_step.stop:
-                model.stop_training = True
+        parts = shares(source, sampler, range(step, end), trainer.rows_of)
+        with closing(load(parts, pace, source)) as loaded:
+            while step < end and not model.stop_training:
+                batch = step - epoch * schedule.steps_per_epoch
+                call("train_batch_begin", batch, {})
+                start = perf_counter()
+                part = next(loaded)
+                loading = perf_counter() - start
+                model.last_step = trainer.train_share(part, step, loading)
+                step += 1
+                logs = trainer.results()
+                call("train_batch_end", batch, logs)
+                if model.last_step.stop:
+                    model.stop_training = True
         if step < end:
             break  # stopped within the epoch: it has no end
         if validation is not None and (epoch + 1) % schedule.validation_freq == 0:

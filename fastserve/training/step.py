@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from fastserve.comm import Communicator, GradientSync
 from fastserve.core import Array, Layer, ParameterStore, StepKey
 from fastserve.core.parameter import BUCKET_BYTES
+from fastserve.data.prefetch import Pace, Share, load, share_of, shares
 from fastserve.data.sampler import Sampler, micro_batches, share
 from fastserve.data.sources import Batch, Source
 from fastserve.errors import ArgumentError, NonFiniteError
@@ -27,10 +29,12 @@ from fastserve.losses import Loss
 from fastserve.metrics import Metric
 from fastserve.optimizers import Optimizer, global_norm
 from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
-from fastserve.training.exact import ExactStep, ShardTable, make_shards
+from fastserve.training.exact import ExactStep, Shards, ShardTable, make_shards
 from fastserve.training.guard import LIMIT, SpikeGuard
 from fastserve.training.head import make_head, pieces_of
 from fastserve.training.moving import MovingWeights
+from fastserve.training.numerics import fix_threads
+from fastserve.training.together import Together
 
 
 @dataclass
@@ -54,6 +58,8 @@ class Options:
             again in backward.
         shard_optimizer: each rank keeps the optimizer's state of its own part of the
             weights alone (ZeRO stage 1).
+        threads: of BLAS in each rank with the algorithm exact, whose bits depend on it;
+            None: 1. Other algorithms leave it to the environment.
     """
 
     micro_batch: int | None = None
@@ -65,6 +71,7 @@ class Options:
     spike_factor: float | None = None
     recompute: bool = False
     shard_optimizer: bool = False
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.spike_factor is not None and not self.spike_factor > 1:
@@ -131,8 +138,10 @@ class Trainer:
         loss.check_training(
             comm.size > 1 or bool(o.micro_batch) or o.algorithm == "exact"
         )
+        self.together = Together(root, comm, o.algorithm)
+        overlap = False if self.together.layers else o.overlap
         self.sync = GradientSync(
-            store, comm, o.algorithm, o.overlap, o.wire, sharded=o.shard_optimizer
+            store, comm, o.algorithm, overlap, o.wire, sharded=o.shard_optimizer
         )
         if o.recompute:
             recompute_blocks(root)
@@ -147,6 +156,8 @@ class Trainer:
         self._constrained = [(p, c) for p in trained if (c := p.constraint)]
         self.moving = MovingWeights(store, comm)
         tree = self.sync.exact
+        if tree is not None:
+            fix_threads(o.threads or 1)
         self.exact = None if tree is None else ExactStep(comm, tree, self.moving)
         self._sum: Array | None = None  # gradients of earlier micro-batches
         self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
@@ -166,15 +177,16 @@ class Trainer:
         """Make step number ``step``; raises NonFiniteError before it would spoil
         the weights, and LossSpikeError as ``SpikeGuard`` does."""
         start = perf_counter()
-        rows, epochs = sampler.step(step)
-        mine = self._share(len(rows), sampler.batch)
-        batch = None
-        if mine.stop > mine.start:
-            batch = source.batch(rows[mine], epochs[mine])
-        loading = perf_counter() - start
-        time = source.input_shape[0] if source.input_shape else 1
-        count = source.losses(rows)
-        result = self.train_batch(batch, mine, len(rows), step, time, count)
+        part = share_of(source, sampler, step, self.rows_of)
+        return self.train_share(part, step, perf_counter() - start)
+
+    def train_share(self, part: Share, step: int, loading: float = 0.0) -> StepResult:
+        """Make step number ``step`` from this rank's share of its data, which it took
+        ``loading`` seconds to get."""
+        self._cut(part)
+        result = self.train_batch(
+            part.batch, part.mine, part.total, step, part.time, part.losses
+        )
         self.busy += loading
         return result
 
@@ -202,13 +214,14 @@ class Trainer:
         self.moving.begin()
         if self.exact is not None:
             self.exact.begin()
-        if batch is None:
-            self.sync.begin()
-            self.store.grads.fill(0)
-            self.sync.done(self.root)
-        else:
-            scale = 1.0 if self.loss.reduction == "sum" else 1.0 / count
-            self._accumulate(batch, mine, scale)
+        with self.together.within(mine, total, self.options.micro_batch):
+            if batch is None:
+                self.sync.begin()
+                self.store.grads.fill(0)
+                self.sync.done(self.root)
+            else:
+                scale = 1.0 if self.loss.reduction == "sum" else 1.0 / count
+                self._accumulate(batch, mine, scale)
         self._status[2] = self.stop_requested
         self.sync.finish()
         computed = perf_counter()
@@ -336,22 +349,29 @@ class Trainer:
 
         With ``batches`` only so many are looked at, always the first ones.
         """
-        status = np.zeros_like(self._status)
         sampler = Sampler(source.samples, batch_size, 0, shuffle=False, wrap=False)
         steps = sampler.steps_per_epoch
+        wanted = range(min(steps, batches or steps))
+        parts = shares(source, sampler, wanted, self.rows_of)
+        with closing(load(parts, Pace(), source)) as loaded:
+            return self.evaluate_shares(loaded)
+
+    def evaluate_shares(self, parts: Iterable[Share]) -> dict[str, float]:
+        """Return loss and metrics over the data of which these are this rank's."""
+        status = np.zeros_like(self._status)
         exact, table, shards = self.exact, ShardTable(self.comm), 0
-        for step in range(min(steps, batches or steps)):
-            rows, epochs = sampler.step(step)
-            mine = self._share(len(rows), batch_size)
-            if mine.stop > mine.start:
-                batch = source.batch(rows[mine], epochs[mine])
-                times = self._times(source, len(rows))
-                for place, (_, part) in enumerate(self._pieces(batch, mine)):
-                    self._evaluate_part(part, status, times)
-                    if exact is not None:
-                        index = exact.shards.of[self.comm.rank][place]
-                        table.put(shards + index, status)
-                        status.fill(0)
+        for mine in parts:
+            self._cut(mine)
+            pieces = self._pieces(mine.batch, mine.mine) if mine.batch else ()
+            # a loss that is a sum counts as often as a batch has losses
+            sum_up = self.loss.reduction == "sum"
+            times = self._losses_per_row(mine.time) * mine.total if sum_up else 1
+            for place, (_, part) in enumerate(pieces):
+                self._evaluate_part(part, status, times)
+                if exact is not None:
+                    index = exact.shards.of[self.comm.rank][place]
+                    table.put(shards + index, status)
+                    status.fill(0)
             if exact is not None:
                 shards += exact.shards.count
         if exact is not None:
@@ -360,11 +380,6 @@ class Trainer:
             self.comm.allreduce(status)
         status[0] += self._penalty() * status[1]
         return self.results(status)
-
-    def _times(self, source: Source, rows: int) -> int:
-        """Return how often the loss of a batch counts: it may be a sum, not a mean."""
-        time = source.input_shape[0] if source.input_shape else 1
-        return self._losses_per_row(time) * rows if self.loss.reduction == "sum" else 1
 
     def _evaluate_part(self, part: Batch, status: Array, times: int) -> None:
         if self._head is not None and self._in_pieces(part):
@@ -382,13 +397,22 @@ class Trainer:
 
     def results(self, totals: Array | None = None) -> dict[str, float]:
         """Return mean loss and metrics of ``totals``, by default of all steps since
-        ``reset_totals``."""
+        ``reset_totals``; metrics whose result is an array are left out."""
         totals = self.totals if totals is None else totals
         named = {"loss": float(totals[0] / totals[1]) if totals[1] else math.nan}
         for metric, part in self._states(totals):
             metric.state[...] = part
-            named[metric.name] = metric.result()
+            value = metric.result()
+            if np.ndim(value) == 0:
+                named[metric.name] = float(value)
         return named
+
+    def with_arrays(self, results: dict[str, float]) -> dict[str, Any]:
+        """Return the last results with those of metrics that are arrays, in order."""
+        measured = {m.name: m.result() for m in self.metrics if m.name not in results}
+        order = ["loss", *(m.name for m in self.metrics)]
+        known = {**results, **measured}
+        return {name: known[name] for name in dict.fromkeys([*order, *known])}
 
     def reset_totals(self) -> None:
         self.totals.fill(0)
@@ -418,13 +442,18 @@ class Trainer:
         np.copyto(out, x, casting="unsafe")
         return out
 
-    def _share(self, total: int, batch: int) -> slice:
-        """Return this rank's rows of a batch of ``total``; a full one has ``batch``."""
+    def rows_of(self, total: int, full: int) -> slice:
+        """Return this rank's rows of a batch of ``total``; a full one has ``full``."""
         if self.exact is None:
             return share(total, self.comm.rank, self.comm.size)
-        at_once = self.options.micro_batch
-        self.exact.shards = make_shards(total, batch, at_once, self.comm.size)
-        return self.exact.shards.rows_of(self.comm.rank)
+        return self._shards(total, full).rows_of(self.comm.rank)
+
+    def _shards(self, total: int, full: int) -> Shards:
+        return make_shards(total, full, self.options.micro_batch, self.comm.size)
+
+    def _cut(self, part: Share) -> None:
+        if self.exact is not None:
+            self.exact.shards = self._shards(part.total, part.full)
 
     def _losses_per_row(self, time: int) -> int:
         shape = tuple(time if n is None else n for n in self.root.output_shape or ())
@@ -433,13 +462,13 @@ class Trainer:
     def _measure(self, batch: Batch, y: Array, status: Array) -> None:
         """Add the metrics of a micro-batch to their places in ``status``.
 
-        As in Keras, ``metrics=`` are not weighted by sample or class weights; what a
-        mask leaves out isn't measured.
+        As in Keras, ``metrics=`` are not weighted by sample or class weights,
+        ``weighted_metrics=`` are; what a mask leaves out isn't measured.
         """
-        weights = batch.weights if batch.masked else None
         for metric, part in self._states(status):
+            weighted = batch.masked or metric.weighted
             metric.reset()
-            metric.update(batch.y, y, weights)
+            metric.update(batch.y, y, batch.weights if weighted else None)
             part += metric.state
 
     def _measure_piece(self, part: Batch, y: Array) -> None:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests over several hosts need, on a Debian machine, as root.
+# Installs what the tests over several hosts need, and npm for the real data sets, on
+# a Debian machine, as root.
 # No service is started or left running: the tests start their own.
 set -euo pipefail
 
@@ -14,6 +15,7 @@ ssh openssh-client
 /usr/sbin/sshd openssh-server
 slurmctld slurm-wlm
 munged munge
+npm npm
 END
 if [ ${#wanted[@]} = 0 ]; then exit 0; fi
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

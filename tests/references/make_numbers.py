@@ -76,9 +76,23 @@ def losses() -> Arrays:
     return found
 
 
+def metrics() -> Arrays:
+    found: Arrays = {}
+    for case, (kind, arguments, data) in cases.METRICS.items():
+        y, x, weights = cases.metric_inputs(data)
+        for weighted in (False, True):
+            metric = getattr(keras.metrics, kind)(**arguments)
+            for part in cases.BATCHES:
+                metric.update_state(
+                    y[part], x[part], weights[part] if weighted else None
+                )
+            found[f"{case}/{weighted}"] = np.array(metric.result())
+    return found
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
-    made = {"optimizers": optimizers(), "losses": losses()}
+    made = {"optimizers": optimizers(), "losses": losses(), "metrics": metrics()}
     for name, arrays in made.items():
         path = HERE / f"numbers_{name}.npz"
         np.savez_compressed(path, **arrays)
