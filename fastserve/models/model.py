@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,10 @@ import numpy as np
 from fastserve import losses, optimizers
 from fastserve import metrics as metric_names
 from fastserve.comm import world
-from fastserve.core import Array, Layer, Memory, Parameter, ParameterStore, Shape
+from fastserve.core import Array, Layer, Memory, Parameter, ParameterStore, Tensor
+from fastserve.core.parameter import named_parameters
 from fastserve.data.sampler import Sampler
-from fastserve.data.sources import ArraySource, Source, check_input, numeric
+from fastserve.data.sources import ArraySource, Batch, Source, check_input, numeric
 from fastserve.errors import (
     ArgumentError,
     DataError,
@@ -23,12 +23,16 @@ from fastserve.errors import (
     StateError,
     UnknownNameError,
 )
-from fastserve.losses import Loss
+from fastserve.layers.chain import skip_input_gradient
+from fastserve.layers.graph import Graph, arrange, flatten, snake_case
 from fastserve.metrics import Metric
+from fastserve.models.functional import chain_graph, check_traceable, trace
+from fastserve.models.places import arrays_for, for_each, metrics_for_each
 from fastserve.optimizers import Optimizer
 from fastserve.training import checkpoint
 from fastserve.training.callbacks import Callback, History
 from fastserve.training.loop import Schedule, run
+from fastserve.training.outputs import Output, OutputsTrainer
 from fastserve.training.progress import Progress, describe, terminal_width
 from fastserve.training.step import Options, StepResult, Trainer
 
@@ -38,27 +42,57 @@ Targets = Any
 class Model:
     """A network with what is needed to train it; base of ``Sequential`` and ``GPT``.
 
+    ``Model(inputs, outputs)`` is what layers made of the inputs by being called. A
+    subclass may have a method ``call(self, inputs)`` instead, that calls its layers: it
+    is run once, on symbolic tensors, when the shape of the input is known.
+
     Args:
-        root: the network.
+        inputs, outputs: tensors, or lists or dicts of them; see ``Graph``.
+        name: of the model as a layer of others.
         seed: determines the initial weights, the order of samples and dropout.
+        root: the network, in place of inputs and outputs.
     """
 
-    def __init__(self, root: Layer, seed: int = 0, dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        inputs: Any = None,
+        outputs: Any = None,
+        name: str | None = None,
+        seed: int = 0,
+        dtype: str = "float32",
+        *,
+        trainable: bool = True,
+        root: Layer | None = None,
+    ) -> None:
         if seed < 0:
             raise ArgumentError("expected a seed of 0 or more", f"{seed}")
+        self._traced = root is None and inputs is None and outputs is None
+        if self._traced:
+            check_traceable(self)
+            root = Layer()  # until the call is traced
+        elif root is None:
+            root = Graph(inputs, outputs)
         self.root, self.seed = root, int(seed)
+        if name is not None:
+            root.name = Layer(name=name).name
+        if type(self) is not Model:
+            root.label = type(self).__name__
+        if not trainable:
+            root.trainable = False
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise ArgumentError("expected dtype float32 or float64", repr(dtype))
         self._store: ParameterStore | None = None
         self.memory = Memory()
         self.optimizer: Optimizer | None = None
-        self.loss: Loss | None = None
-        self.metrics: list[str | Metric] = []
-        self.weighted_metrics: list[str | Metric] = []
+        self.loss: Any = None
+        self.metrics: Any = []
+        self.weighted_metrics: Any = []
         self.trainer: Trainer | None = None
         self.last_step: StepResult | None = None
         self.stop_training = False
+        self.loss_weights: Any = None
+        self._as_graph: Graph | None = None
         self._epochs_made = 0  # since compile
         self.options = Options()
         self.clip_norm: float | None = None
@@ -71,6 +105,105 @@ class Model:
     @trainable.setter
     def trainable(self, value: bool) -> None:
         self.root.trainable = value
+
+    # -- as a layer, and its layers ------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The name that was given, or else the kind: functional, sequential."""
+        return self.root.name or snake_case(self.root.label)
+
+    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Return the tensors that the model makes of others, as a layer would.
+
+        Of arrays it returns what ``predict`` does, all in one batch. Called on tensors
+        it becomes a part of another model, with the same weights.
+        """
+        given = inputs[0] if len(inputs) == 1 else list(inputs)
+        symbolic = [isinstance(value, Tensor) for value in flatten(given)]
+        if not any(symbolic) and not any(
+            isinstance(v, Tensor) for v in kwargs.values()
+        ):
+            x = self._numbers(given)
+            self._build_for(x)
+            return self._arranged(self.forward(x), np.copy)
+        if self._traced and not self.root.built:
+            self._trace(_each(lambda tensor: tensor.shape[1:], given))
+        return self.root(*inputs, **kwargs)
+
+    def as_layer(self) -> Layer:
+        """Return the network, to put it into other models; its weights stay shared."""
+        if self._traced and not self.root.built:
+            raise StateError(
+                f"{self.name}: expected a model that knows the shape of its input",
+                "a class with a method call that wasn't built yet",
+                "call build(input_shape) first",
+            )
+        return self.root
+
+    def _trace(self, shape: Any) -> None:
+        """Run ``call`` on symbolic tensors; the network is what it did."""
+        name, trainable = self.root.name, self.root.trainable
+        self.root = trace(self, shape)
+        self.root.name, self.root.label = name, type(self).__name__
+        if not trainable:
+            self.root.trainable = False
+
+    @property
+    def _graph(self) -> Graph:
+        """The network as a graph; of a ``Sequential`` it is made for the purpose."""
+        if isinstance(self.root, Graph):
+            return self.root
+        self.store  # noqa: B018  raises if the model isn't built
+        if self._as_graph is None:
+            self._as_graph = chain_graph(self.root)
+        return self._as_graph
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return self._graph.inputs
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        return self._graph.outputs
+
+    @property
+    def input(self) -> Any:
+        return self._graph.inputs_like
+
+    @property
+    def output(self) -> Any:
+        return self._graph.outputs_like
+
+    @property
+    def input_names(self) -> list[str]:
+        return self._graph.input_names
+
+    @property
+    def output_names(self) -> list[str]:
+        return self._graph.output_names
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers, farthest from the outputs first."""
+        known = getattr(self.root, "layers", None)
+        return list(self.root.children().values() if known is None else known)
+
+    def get_layer(self, name: str | None = None, index: int | None = None) -> Layer:
+        """Return a layer by its name, or by its place in ``layers``.
+
+        Raises UnknownNameError or ArgumentError if there is none.
+        """
+        if index is not None:
+            if not -len(self.layers) <= index < len(self.layers):
+                raise ArgumentError(
+                    f"get_layer: expected an index below {len(self.layers)}", f"{index}"
+                )
+            return self.layers[index]
+        children = self.root.children()
+        if name not in children:
+            raise UnknownNameError("layer", str(name), children)
+        return children[name]
 
     # -- building ----------------------------------------------------------------
 
@@ -92,7 +225,7 @@ class Model:
         return self._store
 
     @property
-    def output_shape(self) -> Shape:
+    def output_shape(self) -> Any:
         self.store  # noqa: B018  raises if the model isn't built
         return self.root.output_shape or ()
 
@@ -101,22 +234,133 @@ class Model:
         """Shape of one sample if the model was told, else None."""
         return self.root.input_shape
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
-        """Make the weights for samples of ``input_shape`` (without the batch)."""
-        if self._store is None:
+    def build(self, input_shape: Any) -> None:
+        """Make the weights for samples of ``input_shape`` (without the batch).
+
+        Of several inputs it is a list or dict of shapes. Weights that layers have
+        already, as parts of another model, stay as they are.
+        """
+        if self._store is not None:
+            return
+        if self._traced and not self.root.built:
+            self._trace(input_shape)
+        if isinstance(self.root, Graph):
+            self.root.build_once(self.root.input_shape or ())
+        else:
             self.root.build_once(tuple(input_shape))
-            self.root.bind(self.memory, self.dtype)
-            self._store = ParameterStore(self.root, self.seed, self.dtype)
-            self._skip_input_gradient()
+        known = [p for p in named_parameters(self.root) if p.bound]
+        if any(p.value.dtype != self.dtype for p in known):
+            raise ArgumentError(
+                f"expected layers whose weights are {self.dtype}, as the model's dtype",
+                f"weights of another model in {known[0].value.dtype}",
+                "give both models the same dtype",
+            )
+        values = [p.value for p in known]
+        self.root.bind(self.memory, self.dtype)
+        self._store = ParameterStore(self.root, self.seed, self.dtype)
+        for parameter, value in zip(known, values, strict=True):
+            parameter.value[...] = value
+        self._skip_input_gradient()
 
     def _skip_input_gradient(self) -> None:
-        if hasattr(self.root, "skip_input_gradient"):
-            self.root.skip_input_gradient()
+        skip_input_gradient(self.root)
 
-    def _build_for(self, x: Array) -> None:
+    def _build_for(self, x: Any) -> None:
         if self._store is None:
-            self.build(self.known_input_shape or x.shape[1:])
+            shape = _each(lambda array: array.shape[1:], x)
+            self.build(self.known_input_shape or shape)
         check_input(x, self.root.input_shape or ())
+
+    # -- several inputs and outputs ------------------------------------------------
+
+    def _inputs(self, x: Any) -> Any:
+        """Return inputs as an array, or as a tuple of arrays if there are several."""
+        if self._traced and not self.root.built:
+            several = isinstance(x, (list, tuple, dict)) and all(
+                isinstance(array, np.ndarray) for array in flatten(x)
+            )
+            self.build(_each(lambda a: a.shape[1:], x if several else np.asarray(x)))
+        if not isinstance(self.root, Graph):
+            return x
+        return arrays_for("x", x, self.root.input_names)
+
+    def _numbers(self, x: Any) -> Any:
+        """Return inputs as above, of numbers that are all finite."""
+        arrays = self._inputs(x)
+        if isinstance(arrays, tuple):
+            return tuple(numeric(f"x[{i}]", array) for i, array in enumerate(arrays))
+        return numeric("x", arrays)
+
+    def _targets(self, y: Any, weights: Any) -> tuple[Any, Any]:
+        """Return targets and weights as arrays, or as tuples for several outputs."""
+        if not isinstance(self.root, Graph):
+            return y, weights
+        names = self.root.output_names
+        given = for_each("loss", self.loss, names)
+        y = arrays_for("targets y", y, names, [loss is None for loss in given])
+        if len(names) == 1:
+            return y, None if weights is None else arrays_for("weights", weights, names)
+        if isinstance(weights, (list, tuple, dict)):
+            some = [True] * len(names)
+            weights = arrays_for("sample_weight", weights, names, some)
+        elif weights is not None:
+            weights = (weights,) * len(names)
+        return y, weights
+
+    def _arranged(self, outputs: Any, change: Any = lambda y: y) -> Any:
+        """Return what ``forward`` gave as the model's outputs are: a list or a dict."""
+        values = [change(y) for y in flatten(outputs)]
+        like = self.root.outputs_like if isinstance(self.root, Graph) else None
+        return arrange(values, like)
+
+    @property
+    def _weighs_outputs(self) -> bool:
+        """Whether the losses of the outputs must be put together."""
+        several = isinstance(self.root, Graph) and self.root.several_outputs
+        return several or self.loss_weights is not None
+
+    def _single(self, value: Any) -> Any:
+        """Return the value that a list or dict has for a model's only output."""
+        if isinstance(value, (list, tuple, dict)):
+            return for_each("loss", value, self.output_names)[0]
+        return value
+
+    def _outputs(self, sample: Batch) -> list[Output]:
+        """Return what each output is trained for."""
+        names = self.output_names if isinstance(self.root, Graph) else ["output"]
+        shapes = self.output_shape if len(names) > 1 else (self.output_shape,)
+        weights = for_each("loss_weights", self.loss_weights, names)
+        found = []
+        for i, (name, loss, metrics, weighted, shape) in enumerate(
+            zip(
+                names,
+                for_each("loss", self.loss, names),
+                metrics_for_each(self.metrics, names),
+                metrics_for_each(self.weighted_metrics, names),
+                shapes,
+                strict=True,
+            )
+        ):
+            y = sample.y[i] if isinstance(sample.y, tuple) else sample.y
+            made: list[Metric] = []
+            if metrics or weighted:
+                if y is None:
+                    raise ArgumentError(
+                        f"compile: expected metrics of outputs with a loss, not {name}",
+                        "a metric, but no targets",
+                        "give it a loss; loss_weights may be 0",
+                    )
+                like = loss or losses.MeanSquaredError()
+                made = metric_names.get_all(metrics, weighted, like, y.shape[1:], shape)
+            weight = 1.0 if weights[i] is None else float(weights[i])
+            found.append(Output(name, loss, weight, made))
+        if all(output.loss is None for output in found):
+            raise ArgumentError(
+                "compile: expected a loss for at least one output",
+                "none",
+                "for example loss='mse'",
+            )
+        return found
 
     # -- compile -----------------------------------------------------------------
 
@@ -124,13 +368,22 @@ class Model:
         self,
         optimizer: str | Optimizer = "rmsprop",
         loss: Any = None,
-        metrics: str | Sequence[str | Metric] | None = (),
-        weighted_metrics: str | Sequence[str | Metric] | None = (),
+        metrics: Any = (),
+        weighted_metrics: Any = (),
+        *,
+        loss_weights: Any = None,
     ) -> None:
         """Choose optimizer, loss and metrics, by name or as objects.
 
-        ``weighted_metrics`` count samples by their weights, ``metrics`` each once. One
-        whose result is an array isn't in the logs: ``evaluate`` returns it.
+        Args:
+            loss: of a model with several outputs one for all, or a list or dict with
+                one for each, None for those without.
+            metrics: a list; of several outputs a list or dict with a metric or a list
+                of them for each. One whose result is an array isn't in the logs:
+                ``evaluate`` returns it.
+            weighted_metrics: metrics that count samples by their weights.
+            loss_weights: a list or dict of factors of the losses in their sum.
+
         Raises UnknownNameError for a name that isn't known.
         """
         if loss is None:
@@ -138,20 +391,15 @@ class Model:
                 "compile: expected a loss", "None", "for example loss='mse'"
             )
         self.optimizer = optimizers.get(optimizer)
-        self.loss = losses.get(loss)
-        lists: list[list[str | Metric]] = [
-            [m] if isinstance(m, (str, Metric)) else list(m or ())
-            for m in (metrics, weighted_metrics)
-        ]
-        for metric in itertools.chain(*lists):
-            if isinstance(metric, str) and metric not in metric_names.KNOWN:
-                raise UnknownNameError("metric", metric, metric_names.KNOWN)
-        self.metrics, self.weighted_metrics = lists
+        self.loss = _each(lambda one: one and losses.get(one), loss)
+        self.metrics = _known_metrics(metrics)
+        self.weighted_metrics = _known_metrics(weighted_metrics)
+        self.loss_weights = loss_weights
         if self._store is not None and self._store.stale:
             self._renew_store()
         self.trainer, self._epochs_made = None, 0
 
-    def _compiled(self, verb: str) -> tuple[Optimizer, Loss]:
+    def _compiled(self, verb: str) -> tuple[Optimizer, Any]:
         if self.optimizer is None or self.loss is None:
             raise StateError(
                 f"{verb}: expected a compiled model",
@@ -173,28 +421,28 @@ class Model:
                 "call compile again; it takes the change into account",
             )
         if self.trainer is None:
-            named = metric_names.get_all(
-                self.metrics,
-                self.weighted_metrics,
-                loss,
-                sample.y.shape[1:],
-                self.output_shape,
-            )
             if self.options.bucket_bytes != self.store.bucket_bytes:
                 self.store.regroup(self.options.bucket_bytes)
             if not self.options.shard_optimizer:
                 optimizer.bind(self.store)
-            self.trainer = Trainer(
-                self.root,
-                self.store,
-                loss,
-                optimizer,
-                named,
-                world(),
-                self.seed,
-                self.clip_norm,
-                self.options,
-            )
+            rest = (world(), self.seed, self.clip_norm, self.options)
+            if self._weighs_outputs:
+                outputs = self._outputs(sample)
+                self.trainer = OutputsTrainer(
+                    self.root, self.store, outputs, optimizer, *rest
+                )
+            else:
+                loss = self._single(loss)
+                named = metric_names.get_all(
+                    _leaves(self.metrics),
+                    _leaves(self.weighted_metrics),
+                    loss,
+                    sample.y.shape[1:],
+                    self.output_shape,
+                )
+                self.trainer = Trainer(
+                    self.root, self.store, loss, optimizer, named, *rest
+                )
         self.trainer.clip_norm = self.clip_norm
         return self.trainer
 
@@ -211,7 +459,8 @@ class Model:
         if y is None:
             raise DataError(f"{verb}: expected targets y", "None", f"{verb}(x, y)")
         self._compiled(verb)
-        source = ArraySource(x, y, weights)
+        x = self._inputs(x)
+        source = ArraySource(x, *self._targets(y, weights))
         self.check_source(source)
         return source
 
@@ -226,7 +475,15 @@ class Model:
         sample = source.batch(rows, rows)
         self._build_for(sample.x)
         targets = source.y if isinstance(source, ArraySource) else sample.y
-        loss.check_targets(targets, self.output_shape)
+        if not self._weighs_outputs:
+            self._single(loss).check_targets(targets, self.output_shape)
+            return
+        outputs = self._outputs(sample)
+        several = len(outputs) > 1
+        shapes = self.output_shape if several else (self.output_shape,)
+        for i, (output, shape) in enumerate(zip(outputs, shapes, strict=True)):
+            if output.loss is not None:
+                output.loss.check_targets(targets[i] if several else targets, shape)
 
     # -- fit ---------------------------------------------------------------------
 
@@ -342,15 +599,7 @@ class Model:
                 f"{source.samples} rows, split {validation_split}",
                 "change validation_split, or add data",
             )
-        parts = [
-            ArraySource(
-                source.x[part],
-                source.y[part],
-                None if source.weights is None else source.weights[part],
-            )
-            for part in (slice(cut), slice(cut, None))
-        ]
-        return parts[0], parts[1]
+        return source.rows(slice(cut)), source.rows(slice(cut, None))
 
     def _weigh_classes(
         self, source: Source, class_weight: Mapping[int, float]
@@ -362,7 +611,13 @@ class Model:
                 f"{type(class_weight).__name__}, {type(source).__name__}",
             )
         _, loss = self._compiled("fit")
-        y = source.y
+        if isinstance(source.y, tuple):
+            raise ArgumentError(
+                "expected class_weight for a model with a single output",
+                f"{len(source.y)} outputs",
+                "use sample_weight, a list or dict of arrays for the outputs",
+            )
+        y, loss = source.y, self._single(loss)
         if loss.fused_loss == "sigmoid" and y.ndim > 1 and y.shape[-1] > 1:
             raise DataError(
                 "class_weight: expected one class for each sample",
@@ -423,30 +678,48 @@ class Model:
 
     def predict(
         self, x: Any, batch_size: int | None = 32, verbose: str | int = 0
-    ) -> Array:
-        """Return the outputs (samples, ...) in a new array; every rank gets all."""
-        inputs = numeric("x", x)
+    ) -> Any:
+        """Return the outputs (samples, ...) in a new array; every rank gets all.
+
+        Of several outputs it is a list or dict of arrays.
+        """
+        inputs = self._numbers(x)
         self._build_for(inputs)
+        several = isinstance(inputs, tuple)
+        samples = min(map(len, inputs)) if several else len(inputs)
+        if several and any(len(array) != samples for array in inputs):
+            raise DataError(
+                "expected as many rows in all inputs",
+                ", ".join(str(len(array)) for array in inputs),
+            )
         batch_size = Sampler(
-            len(inputs),
+            samples,
             32 if batch_size is None else batch_size,
             0,
             shuffle=False,
             wrap=False,
         ).batch
-        out: Array | None = None
-        for start in range(0, len(inputs), batch_size):
-            y = self.forward(inputs[start : start + batch_size])
-            if out is None:
-                out = np.empty((len(inputs), *y.shape[1:]), y.dtype)
-            out[start : start + len(y)] = y
-        assert out is not None  # numeric() refuses empty inputs
-        return out
+        out: list[Array] = []
+        for start in range(0, samples, batch_size):
+            rows = slice(start, start + batch_size)
+            found = self.forward(_each(lambda array, rows=rows: array[rows], inputs))
+            ys = flatten(found)
+            out = out or [np.empty((samples, *y.shape[1:]), y.dtype) for y in ys]
+            for whole, y in zip(out, ys, strict=True):
+                whole[rows] = y
+        return self._arranged(out)
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Any) -> Any:
         """Return the output for one batch in the model's own memory: the next call
-        writes over it."""
-        if not self.root.takes_integers:
+        writes over it. A tuple of several inputs gives, a tuple of outputs."""
+        takes: Any = self.root.takes_integers
+        if isinstance(x, tuple):
+            each = takes if isinstance(takes, tuple) else (takes,) * len(x)
+            x = tuple(
+                a if integers else np.ascontiguousarray(a, self.dtype)
+                for a, integers in zip(x, each, strict=True)
+            )
+        elif not takes:
             x = np.ascontiguousarray(x, self.dtype)
         return self.root.forward(x, False)
 
@@ -480,7 +753,10 @@ class Model:
 
     def test_on_batch(self, x: Any, y: Targets, sample_weight: Any = None) -> Any:
         """Return the loss, or [loss, *metrics], of one batch."""
-        return self.evaluate(x, y, len(x), 0, sample_weight)
+        rows = len(flatten(x)[0]) if isinstance(x, (tuple, dict)) else len(x)
+        if isinstance(x, list) and isinstance(x[0], np.ndarray):
+            rows = len(x[0])
+        return self.evaluate(x, y, rows, 0, sample_weight)
 
     # -- weights -----------------------------------------------------------------
 
@@ -560,6 +836,31 @@ class Model:
             rest = self.count_params - self.store.count
             lines[-1] += f", {self.store.count:,} of them trained, {rest:,} not"
         return "\n".join(lines)
+
+
+def _each(function: Any, values: Any) -> Any:
+    """Return the function's results for a value, or for those of a list or dict."""
+    if isinstance(values, dict):
+        return {key: function(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return type(values)(map(function, values))
+    return function(values)
+
+
+def _leaves(values: Any) -> list[Any]:
+    """Return what is inside of lists and dicts in each other."""
+    if isinstance(values, (list, tuple, dict)):
+        return [leaf for value in flatten(values) for leaf in _leaves(value)]
+    return [values]
+
+
+def _known_metrics(metrics: Any) -> Any:
+    """Return a list or dict of metrics; raise UnknownNameError for unknown names."""
+    metrics = [metrics] if isinstance(metrics, (str, Metric)) else metrics or ()
+    for metric in _leaves(metrics):
+        if isinstance(metric, str) and metric not in metric_names.KNOWN:
+            raise UnknownNameError("metric", metric, metric_names.KNOWN)
+    return metrics if isinstance(metrics, dict) else list(metrics)
 
 
 def _verbosity(verbose: str | int) -> int:
