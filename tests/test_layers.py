@@ -204,6 +204,7 @@ BLOCK = (
     *(f"mlp.{part}.{w}" for part in ("expand", "contract") for w in DENSE),
 )
 BATCH_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
+GB = ("gamma", "beta")
 GATED = tuple(f"{part}.{w}" for part in ("gate", "expand", "contract") for w in DENSE)
 LLAMA = (
     "attention.norm.gamma",
@@ -412,6 +413,75 @@ ROWS = [
             ("not training", (5, 3), {}, BATCH_NORM, False),
         )
     ),
+    *(
+        Row(
+            f"{name} {shape}",
+            lambda kind=kind, arguments=arguments: getattr(L, kind)(**arguments),
+            shape,
+            weights=weights,
+            masked="masked" in name,
+            kinks=kinks,
+        )
+        for name, kind, shape, arguments, weights, kinks in (
+            ("norm axis 1", "LayerNormalization", (3, 4), {"axis": 1}, GB, ()),
+            ("norm axes", "LayerNormalization", (3, 4, 2), {"axis": [1, 3]}, GB, ()),
+            ("norm axes", "LayerNormalization", (3, 4, 2), {"axis": [2, 3]}, GB, ()),
+            ("rms norm axis", "RMSNormalization", (3, 4), {"axis": 1}, GB[:1], ()),
+            ("unit norm", "UnitNormalization", (3, 4), {}, (), ()),
+            (
+                "unit norm axes",
+                "UnitNormalization",
+                (3, 4, 2),
+                {"axis": [1, 2]},
+                (),
+                (),
+            ),
+            ("group norm", "GroupNormalization", (5, 6), {"groups": 3}, GB, ()),
+            ("group norm", "GroupNormalization", (3, 2, 6), {"groups": 1}, GB, ()),
+            ("group norm", "GroupNormalization", (6,), {"groups": 2}, GB, ()),
+            ("group norm", "GroupNormalization", (171, 201), {"groups": 3}, GB, ()),
+            ("instance norm", "GroupNormalization", (5, 4), {"groups": -1}, GB, ()),
+            (
+                "group norm axis alone",
+                "GroupNormalization",
+                (4, 5),
+                {"groups": 2, "axis": 1, "scale": False, "center": False},
+                (),
+                (),
+            ),
+            ("spatial dropout", "SpatialDropout1D", (5, 6), {"rate": 0.4}, (), ()),
+            ("spatial dropout", "SpatialDropout2D", (5, 3, 6), {"rate": 0.4}, (), ()),
+            (
+                "dropout of rows",
+                "Dropout",
+                (5, 6),
+                {"rate": 0.3, "noise_shape": (None, None, 1), "seed": 3},
+                (),
+                (),
+            ),
+            ("noise", "GaussianNoise", (5, 6), {"stddev": 0.5}, (), ()),
+            ("gaussian dropout", "GaussianDropout", (5, 6), {"rate": 0.3}, (), ()),
+            ("alpha dropout", "AlphaDropout", (5, 6), {"rate": 0.3}, (), ()),
+            ("relu", "ReLU", (7, 9), {}, (), (0,)),
+            (
+                "relu of all arguments",
+                "ReLU",
+                (7, 9),
+                {"max_value": 2.0, "negative_slope": 0.2, "threshold": 0.5},
+                (),
+                (0.5, 2),
+            ),
+            ("leaky relu", "LeakyReLU", (7, 9), {}, (), (0,)),
+            ("elu", "ELU", (7, 9), {"alpha": 0.7}, (), (0,)),
+            ("prelu", "PReLU", (4, 3), {}, ("alpha",), (0,)),
+            ("prelu", "PReLU", (4, 3, 5), {"shared_axes": [1, 2]}, ("alpha",), (0,)),
+            ("prelu", "PReLU", (300, 211), {"shared_axes": 1}, ("alpha",), (0,)),
+            ("softmax", "Softmax", (4, 5), {}, (), ()),
+            ("softmax axis 1", "Softmax", (4, 5), {"axis": 1}, (), ()),
+            ("softmax axes", "Softmax", (4, 5), {"axis": [1, 2]}, (), ()),
+            ("softmax masked", "Softmax", (8,), {}, (), ()),
+        )
+    ),
     Row("norm", lambda: L.LayerNormalization(), (6,), weights=("gamma", "beta")),
     Row("norm 3-D", lambda: L.LayerNormalization(), (4, 6), weights=("gamma", "beta")),
     Row(
@@ -426,9 +496,14 @@ ROWS = [
         (4, 6),
         weights=("gamma",),
     ),
-    Row("norm alone", lambda: L.LayerNormalization(1e-5, False, False), (6,)),
+    Row("norm alone", lambda: L.LayerNormalization(-1, 1e-5, False, False), (6,)),
     Row("rms norm", lambda: L.RMSNormalization(), (6,), weights=("gamma",)),
-    Row("rms norm 3-D", lambda: L.RMSNormalization(0.1), (4, 6), weights=("gamma",)),
+    Row(
+        "rms norm 3-D",
+        lambda: L.RMSNormalization(epsilon=0.1),
+        (4, 6),
+        weights=("gamma",),
+    ),
     Row("swiglu", lambda: L.SwiGLU(5), (4,), weights=GATED),
     Row(
         "swiglu 3-D",

@@ -118,7 +118,7 @@ class OutputsTrainer(Trainer):
 
     def _evaluate_part(self, part: Batch, status: Array, times: int) -> None:
         total, _ = self._run(part, False, None, status)
-        status[0] += total
+        status[0] += total * times
         status[1] += len(part.x[0] if isinstance(part.x, tuple) else part.x)
 
     def _run(

@@ -136,11 +136,11 @@ class Trainer:
         self.loss = loss.with_logits() if self.fused else loss
         self._head = make_head(root, self.loss, self._measure_piece)
         o = self.options
+        self.together = Together(root, comm, o.algorithm)
+        overlap = False if self.together.layers else o.overlap
         loss.check_training(
             comm.size > 1 or bool(o.micro_batch) or o.algorithm == "exact"
         )
-        self.together = Together(root, comm, o.algorithm)
-        overlap = False if self.together.layers else o.overlap
         self.sync = GradientSync(
             store, comm, o.algorithm, overlap, o.wire, sharded=o.shard_optimizer
         )
@@ -366,9 +366,7 @@ class Trainer:
         for mine in parts:
             self._cut(mine)
             pieces = self._pieces(mine.batch, mine.mine) if mine.batch else ()
-            # a loss that is a sum counts as often as a batch has losses
-            sum_up = self.loss.reduction == "sum"
-            times = self._losses_per_row(mine.time) * mine.total if sum_up else 1
+            times = self._times(mine)
             for place, (_, part) in enumerate(pieces):
                 self._evaluate_part(part, status, times)
                 if exact is not None:
@@ -383,6 +381,12 @@ class Trainer:
             self.comm.allreduce(status)
         status[0] += self._penalty() * status[1]
         return self.results(status)
+
+    def _times(self, part: Share) -> int:
+        """Return how often the loss of a batch counts: it may be a sum, not a mean."""
+        if self.loss.reduction != "sum":
+            return 1
+        return self._losses_per_row(part.time) * part.total
 
     def _evaluate_part(self, part: Batch, status: Array, times: int) -> None:
         if self._head is not None and self._in_pieces(part):
