@@ -333,3 +333,132 @@ def metric_inputs(kind: str) -> tuple[Array, Array, Array]:
     }[kind]
     x = x if x.dtype.kind == "i" else x.astype(np.float32)
     return y, x, weights
+
+
+SCHEDULES: dict[str, Case] = {
+    "exponential": (
+        "ExponentialDecay",
+        {"initial_learning_rate": 0.3, "decay_steps": 7, "decay_rate": 0.6},
+    ),
+    "exponential stairs": (
+        "ExponentialDecay",
+        {
+            "initial_learning_rate": 0.3,
+            "decay_steps": 7,
+            "decay_rate": 0.6,
+            "staircase": True,
+        },
+    ),
+    "inverse time": (
+        "InverseTimeDecay",
+        {"initial_learning_rate": 0.3, "decay_steps": 5, "decay_rate": 0.5},
+    ),
+    "inverse time stairs": (
+        "InverseTimeDecay",
+        {
+            "initial_learning_rate": 0.3,
+            "decay_steps": 5,
+            "decay_rate": 0.5,
+            "staircase": True,
+        },
+    ),
+    "polynomial": (
+        "PolynomialDecay",
+        {
+            "initial_learning_rate": 0.3,
+            "decay_steps": 20,
+            "end_learning_rate": 0.01,
+            "power": 1.7,
+        },
+    ),
+    "polynomial cycle": (
+        "PolynomialDecay",
+        {"initial_learning_rate": 0.3, "decay_steps": 12, "cycle": True},
+    ),
+    "piecewise": (
+        "PiecewiseConstantDecay",
+        {"boundaries": [5, 17], "values": [0.3, 0.1, 0.02]},
+    ),
+    "cosine": (
+        "CosineDecay",
+        {"initial_learning_rate": 0.3, "decay_steps": 30, "alpha": 0.1},
+    ),
+    "cosine warm-up": (
+        "CosineDecay",
+        {
+            "initial_learning_rate": 0.01,
+            "decay_steps": 20,
+            "alpha": 0.2,
+            "warmup_target": 0.4,
+            "warmup_steps": 8,
+        },
+    ),
+    "restarts": (
+        "CosineDecayRestarts",
+        {"initial_learning_rate": 0.3, "first_decay_steps": 6},
+    ),
+    "restarts even": (
+        "CosineDecayRestarts",
+        {
+            "initial_learning_rate": 0.3,
+            "first_decay_steps": 7,
+            "t_mul": 1.0,
+            "m_mul": 0.8,
+            "alpha": 0.1,
+        },
+    ),
+    "restarts 1.5": (
+        "CosineDecayRestarts",
+        {
+            "initial_learning_rate": 0.3,
+            "first_decay_steps": 5,
+            "t_mul": 1.5,
+            "m_mul": 0.9,
+        },
+    ),
+}
+SCHEDULE_STEPS = 45
+
+REGULARIZERS: dict[str, Case] = {
+    "l1": ("L1", {"l1": 0.02}),
+    "l2": ("L2", {"l2": 0.03}),
+    "l1l2": ("L1L2", {"l1": 0.01, "l2": 0.02}),
+    "rows": ("OrthogonalRegularizer", {"factor": 0.3}),
+    "columns": ("OrthogonalRegularizer", {"factor": 0.2, "mode": "columns"}),
+}
+CONSTRAINTS: dict[str, Case] = {
+    "max norm": ("MaxNorm", {"max_value": 0.9}),
+    "max norm rows": ("MaxNorm", {"max_value": 1.5, "axis": 1}),
+    "non neg": ("NonNeg", {}),
+    "unit norm": ("UnitNorm", {"axis": [0, 1]}),
+    "min max": ("MinMaxNorm", {"min_value": 0.8, "max_value": 1.2, "rate": 0.6}),
+}
+
+
+def weight() -> Array:
+    return np.random.default_rng(5).standard_normal((6, 4)).astype(np.float32)
+
+
+# a Dense layer that is trained: reduction, regularizers and constraints
+TRAININGS: dict[str, tuple[str, dict[str, Case], dict[str, Case]]] = {
+    "plain": ("sum_over_batch_size", {}, {}),
+    "sum": ("sum", {"kernel": REGULARIZERS["l1l2"]}, {}),
+    "regularized": (
+        "sum_over_batch_size",
+        {"kernel": REGULARIZERS["columns"], "bias": REGULARIZERS["l2"]},
+        {},
+    ),
+    "constrained": (
+        "sum_over_batch_size",
+        {"kernel": REGULARIZERS["l1"]},
+        {"kernel": CONSTRAINTS["max norm"], "bias": CONSTRAINTS["non neg"]},
+    ),
+}
+
+
+def training_inputs() -> tuple[Array, Array, Array, Array]:
+    """Return x, y, the sample weights, and the kernel to start with."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((10, 6)).astype(np.float32)
+    y = rng.standard_normal((10, 4)).astype(np.float32)
+    return x, y, np.arange(1, 11, dtype=np.float32) / 5, weight()

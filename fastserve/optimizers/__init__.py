@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fastserve import schedules
 from fastserve.errors import ArgumentError, UnknownNameError
 from fastserve.optimizers.adam import Adam, Adamax, AdamW, Nadam
 from fastserve.optimizers.base import LearningRate, Optimizer, global_norm
@@ -43,6 +44,7 @@ __all__ = [
     "RMSprop",
     "get",
     "global_norm",
+    "schedules",
 ]
 
 NAMED: dict[str, Callable[..., Optimizer]] = {
