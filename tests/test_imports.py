@@ -33,6 +33,7 @@ LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 # within a line, who may use whom
 SIDEWAYS = {
     ("metrics", "losses"),
+    ("optimizers", "schedules"),
     ("comm", "ops"),
 }
 LAUNCH_MAY_USE = {"errors", "environment", "config"}

@@ -252,6 +252,9 @@ class Layer:
         """Make a parameter; unless told, it decays if it is a matrix or more."""
         decay = len(shape) >= 2 if decay is None else decay
         shape = tuple(map(int, shape))
+        for rule in (regularizer, constraint):
+            if rule is not None:
+                rule.check(name, shape)
         parameter = Parameter(name, shape, init, decay, regularizer, constraint)
         parameter.trainable = self._trainable
         self._parameters.append(parameter)

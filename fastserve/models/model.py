@@ -99,6 +99,7 @@ class Model:
         self.optimizer: Optimizer | None = None
         self.loss: Any = None
         self.metrics: Any = []
+        self.weighted_metrics: Any = []
         self.trainer: Trainer | None = None
         self.last_step: StepResult | None = None
         self.stop_training = False
@@ -346,18 +347,19 @@ class Model:
         shapes = self.output_shape if len(names) > 1 else (self.output_shape,)
         weights = for_each("loss_weights", self.loss_weights, names)
         found = []
-        for i, (name, loss, metrics, shape) in enumerate(
+        for i, (name, loss, metrics, weighted, shape) in enumerate(
             zip(
                 names,
                 for_each("loss", self.loss, names),
                 metrics_for_each(self.metrics, names),
+                metrics_for_each(self.weighted_metrics, names),
                 shapes,
                 strict=True,
             )
         ):
             y = sample.y[i] if isinstance(sample.y, tuple) else sample.y
             made: list[Metric] = []
-            for metric in metrics:
+            if metrics or weighted:
                 if y is None:
                     raise ArgumentError(
                         f"compile: expected metrics of outputs with a loss, not {name}",
@@ -365,7 +367,7 @@ class Model:
                         "give it a loss; loss_weights may be 0",
                     )
                 like = loss or losses.MeanSquaredError()
-                made.append(metric_names.get(metric, like, y.shape[1:], shape))
+                made = metric_names.get_all(metrics, weighted, like, y.shape[1:], shape)
             weight = 1.0 if weights[i] is None else float(weights[i])
             found.append(Output(name, loss, weight, made))
         if all(output.loss is None for output in found):
@@ -383,6 +385,7 @@ class Model:
         optimizer: str | Optimizer = "rmsprop",
         loss: Any = None,
         metrics: Any = (),
+        weighted_metrics: Any = (),
         *,
         loss_weights: Any = None,
     ) -> None:
@@ -392,7 +395,9 @@ class Model:
             loss: of a model with several outputs one for all, or a list or dict with
                 one for each, None for those without.
             metrics: a list; of several outputs a list or dict with a metric or a list
-                of them for each.
+                of them for each. One whose result is an array isn't in the logs:
+                ``evaluate`` returns it.
+            weighted_metrics: metrics that count samples by their weights.
             loss_weights: a list or dict of factors of the losses in their sum.
 
         Raises UnknownNameError for a name that isn't known.
@@ -403,11 +408,8 @@ class Model:
             )
         self.optimizer = optimizers.get(optimizer)
         self.loss = _each(lambda one: one and losses.get(one), loss)
-        metrics = [metrics] if isinstance(metrics, str) else metrics or ()
-        for metric in _leaves(metrics):
-            if isinstance(metric, str) and metric not in metric_names.KNOWN:
-                raise UnknownNameError("metric", metric, metric_names.KNOWN)
-        self.metrics = metrics if isinstance(metrics, dict) else list(metrics)
+        self.metrics = _known_metrics(metrics)
+        self.weighted_metrics = _known_metrics(weighted_metrics)
         self.loss_weights = loss_weights
         if self._store is not None and self._store.stale:
             self._renew_store()
@@ -447,10 +449,13 @@ class Model:
                 )
             else:
                 loss = self._single(loss)
-                named = [
-                    metric_names.get(m, loss, sample.y.shape[1:], self.output_shape)
-                    for m in _leaves(self.metrics)
-                ]
+                named = metric_names.get_all(
+                    _leaves(self.metrics),
+                    _leaves(self.weighted_metrics),
+                    loss,
+                    sample.y.shape[1:],
+                    self.output_shape,
+                )
                 self.trainer = Trainer(
                     self.root, self.store, loss, optimizer, named, *rest
                 )
@@ -737,7 +742,8 @@ class Model:
     ) -> Any:
         """Return the loss, or [loss, *metrics], or a dict; every sample counts once.
 
-        ``x`` may be what ``fit`` takes; ``steps``: only so many batches.
+        ``x`` may be what ``fit`` takes; ``steps``: only so many batches. Metrics may be
+        arrays, such as a confusion matrix.
         """
         source = self._source("evaluate", x, y, sample_weight)
         trainer = self.prepare(source, "evaluate")
@@ -745,7 +751,7 @@ class Model:
         results = evaluate(trainer, source, batch_size or 32, steps, call)
         if _verbosity(verbose) and world().rank == 0:
             print(describe(results), flush=True)
-        return _shown(results, return_dict)
+        return _shown(trainer.with_arrays(results), return_dict)
 
     def predict(
         self,
@@ -859,7 +865,7 @@ class Model:
         sampler = Sampler(source.samples, source.samples, 0, shuffle=False, wrap=False)
         optimizer, _ = self._compiled("train_on_batch")
         self.last_step = trainer.train(source, sampler, optimizer.step)
-        return _shown(trainer.results(), return_dict)
+        return _shown(trainer.with_arrays(trainer.results()), return_dict)
 
     def test_on_batch(self, x: Any, y: Targets, sample_weight: Any = None) -> Any:
         """Return the loss, or [loss, *metrics], of one batch."""
@@ -998,7 +1004,16 @@ def _leaves(values: Any) -> list[Any]:
     return [values]
 
 
-def _shown(results: dict[str, float], as_dict: bool) -> Any:
+def _known_metrics(metrics: Any) -> Any:
+    """Return a list or dict of metrics; raise UnknownNameError for unknown names."""
+    metrics = [metrics] if isinstance(metrics, (str, Metric)) else metrics or ()
+    for metric in _leaves(metrics):
+        if isinstance(metric, str) and metric not in metric_names.KNOWN:
+            raise UnknownNameError("metric", metric, metric_names.KNOWN)
+    return metrics if isinstance(metrics, dict) else list(metrics)
+
+
+def _shown(results: dict[str, Any], as_dict: bool) -> Any:
     if as_dict:
         return results
     values = list(results.values())
