@@ -51,6 +51,7 @@ from fastserve.training.records import (
     BestCheckpoint,
     Checkpoints,
     MetricsFile,
+    StopAfter,
     describe_error,
     exit_status,
     start_logs,
@@ -110,6 +111,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--resume", metavar="auto|PATH")
     parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--stop-after", type=int, metavar="STEPS")
     return parser.parse_args(argv)
 
 
@@ -142,14 +144,16 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     own = numerics()
     _compare_ranks(job, comm)
     early = _early_stopping(job)
+    metrics = MetricsFile(run_dir / "metrics.jsonl", job.train.log_every)
     first, saved = _load(options, run_dir, model, data, comm, plan, early)
+    metrics.set_state(saved.get("metrics", []))
     if comm.rank == 0:
         _compare_numerics(job, saved.get("numerics"), own)
 
     def state() -> dict[str, Any]:
         # as text, because JSON has no NaN and no infinity
         totals = [repr(total) for total in trainer.totals.tolist()]
-        parts = {"early_stop": early, "spikes": trainer.guard}
+        parts = {"early_stop": early, "spikes": trainer.guard, "metrics": metrics}
         states = {name: part.get_state() for name, part in parts.items() if part}
         return {"totals": totals, **states, **plan, "numerics": own}
 
@@ -190,7 +194,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
         [
             progress,
             Balance(),
-            MetricsFile(run_dir / "metrics.jsonl", job.train.log_every),
+            metrics,
             *([early] if early else []),  # before those that save its state
             *([best] if job.checkpoint.best else []),
             Checkpoints(
@@ -201,6 +205,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
                 state,
             ),
             *_samples(job, data, model, progress),
+            *([StopAfter(trainer, options.stop_after)] if options.stop_after else []),
         ],
         level,
         data.bytes_per_token,

@@ -74,8 +74,8 @@ def share_of(source: Source, sampler: Sampler, step: int, rows_of: RowsOf) -> Sh
         else:  # which uses the source's memory: this needs its own
             with reader.lock:
                 batch = _Slot().copy(source.batch(rows[mine], epochs[mine]))
-    time = source.input_shape[0] if source.input_shape else 1
-    return Share(batch, mine, len(rows), sampler.batch, time, source.losses(rows))
+    losses = source.losses(rows)
+    return Share(batch, mine, len(rows), sampler.batch, source.time, losses)
 
 
 class Pace:

@@ -17,10 +17,11 @@ import numpy as np
 from fastserve.comm import Communicator
 from fastserve.core import Array, generator
 from fastserve.data.prefetch import RowsOf, Share
-from fastserve.data.sources import Batch, Source, numeric
+from fastserve.data.sources import ArraySource, Batch, Source
 from fastserve.errors import ArgumentError, DataError
 
 _COMPARED = 4096  # bytes at either end of an array that ranks compare
+Arrange = Callable[..., tuple[Any, Any, Any]]
 OPEN = range(2**62)  # steps until the data end
 _ENDED = -1.0  # what a rank whose data have ended shows the others
 
@@ -67,15 +68,16 @@ class Stream(Source):
 
     Attributes:
         batches: of one pass; None: not known.
-        transform: is applied to each batch as it comes.
+        arrange: makes x, y and weights of what comes, as ``Batch`` has them.
+        transform: is applied to each batch that was made.
         targets: whether there must be a y.
     """
 
     batches: int | None = None
 
-    def __init__(self, targets: bool = True) -> None:
+    def __init__(self, arrange: Arrange, targets: bool = True) -> None:
         self.samples = 0  # not known
-        self.targets = targets
+        self.arrange, self.targets = arrange, targets
         self.transform: Callable[[Batch], Batch] = lambda batch: batch
         self._example: Batch | None = None
 
@@ -99,8 +101,8 @@ class Stream(Source):
         return self._example
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        x: Any = self.example.x
+    def input_shape(self) -> tuple[Any, ...]:
+        x = self.example.x
         if isinstance(x, tuple):
             return tuple(part.shape[1:] for part in x)
         return tuple(x.shape[1:])
@@ -123,36 +125,27 @@ class Stream(Source):
         """Check a batch and make arrays of it."""
         if isinstance(item, list) or not isinstance(item, tuple):
             item = tuple(item) if isinstance(item, list) else (item,)
-        where = f"batch {step}"
         if not 1 <= len(item) <= 3 or (self.targets and len(item) == 1):
             raise DataError(
-                f"{where}: expected (x, y) or (x, y, sample_weight)",
+                f"batch {step}: expected (x, y) or (x, y, sample_weight)",
                 f"{len(item)} parts: {', '.join(type(i).__name__ for i in item)}",
                 "let the generator yield tuples",
             )
-        x, y, weights = (*item, None, None)[:3]
-        made = Batch(
-            _arrays(f"x of {where}", x),
-            _arrays(f"y of {where}", y) if self.targets else np.empty(0),
-            None if weights is None else _arrays(f"sample_weight of {where}", weights),
-        )
-        lengths = {len(array) for part in made[:3] for array in _flat(part)}
-        if not self.targets:
-            lengths = {len(array) for array in _flat(made.x)}
-        if len(lengths) != 1:
+        try:
+            x, y, weights = self.arrange(*(*item, None, None)[:3])
+            source = ArraySource(x, y if self.targets else x, weights)
+        except DataError as error:
             raise DataError(
-                f"{where}: expected as many rows in all arrays",
-                f"{sorted(lengths)}",
-                "correct the generator",
-            )
-        return made
+                f"batch {step}: {error.expected}", error.received, error.todo
+            ) from None
+        return Batch(source.x, source.y, source.weights)
 
 
 class IteratorStream(Stream):
     """A generator, or anything with ``__iter__``, which is then started again."""
 
-    def __init__(self, iterable: Any, targets: bool = True) -> None:
-        super().__init__(targets)
+    def __init__(self, iterable: Any, arrange: Arrange, targets: bool = True) -> None:
+        super().__init__(arrange, targets)
         self._iterable = iterable
         self._iterator: Iterator[Any] | None = iter(iterable)
         self._restarts = self._iterator is not iterable
@@ -197,9 +190,14 @@ class DatasetStream(Stream):
     """Batches by number; the order of each pass follows from (seed, pass)."""
 
     def __init__(
-        self, dataset: Any, shuffle: bool, seed: int, targets: bool = True
+        self,
+        dataset: Any,
+        arrange: Arrange,
+        targets: bool = True,
+        shuffle: bool = False,
+        seed: int = 0,
     ) -> None:
-        super().__init__(targets)
+        super().__init__(arrange, targets)
         self._dataset, self._shuffle, self._seed = dataset, shuffle, seed
         self.batches = len(dataset)
         if self.batches < 1:
@@ -224,7 +222,11 @@ class DatasetStream(Stream):
 
 
 def as_stream(
-    x: Any, shuffle: bool = False, seed: int = 0, targets: bool = True
+    x: Any,
+    arrange: Arrange = lambda *parts: parts,
+    shuffle: bool = False,
+    seed: int = 0,
+    targets: bool = True,
 ) -> Stream | None:
     """Return a stream of what gives batches; None for arrays, lists and sources."""
     if isinstance(x, (Source, np.ndarray, list, tuple, dict, str, bytes)):
@@ -232,8 +234,8 @@ def as_stream(
     if hasattr(x, "__array__") or hasattr(x, "shape"):
         return None
     if hasattr(x, "__len__") and hasattr(x, "__getitem__"):
-        return DatasetStream(x, shuffle, seed, targets)
-    return IteratorStream(x, targets) if hasattr(x, "__iter__") else None
+        return DatasetStream(x, arrange, targets, shuffle, seed)
+    return IteratorStream(x, arrange, targets) if hasattr(x, "__iter__") else None
 
 
 def agreed(parts: Iterator[Share], comm: Communicator) -> Iterator[Share]:
@@ -268,8 +270,8 @@ def rows_of_batch(batch: Batch, rows: Any) -> Batch:
 
     def take(part: Any) -> Any:
         if isinstance(part, tuple):
-            return tuple(array[rows] for array in part)
-        return part[rows] if part is not None and len(part) else part
+            return tuple(map(take, part))
+        return None if part is None else part[rows]
 
     return batch._replace(x=take(batch.x), y=take(batch.y), weights=take(batch.weights))
 
@@ -299,13 +301,6 @@ def mark_of(batch: Batch) -> int:
 
 def _flat(part: Any) -> Iterator[Array]:
     if isinstance(part, tuple):
-        yield from part
+        yield from (array for array in part if array is not None)
     elif part is not None:
         yield part
-
-
-def _arrays(name: str, value: Any) -> Any:
-    arrays = isinstance(value, (tuple, list)) and bool(value)
-    if arrays and all(isinstance(v, np.ndarray) and v.ndim for v in value):
-        return tuple(numeric(name, v) for v in value)
-    return numeric(name, value)

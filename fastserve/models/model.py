@@ -14,7 +14,8 @@ import numpy as np
 from fastserve import losses, optimizers
 from fastserve import metrics as metric_names
 from fastserve.comm import world
-from fastserve.core import Array, Layer, Memory, Parameter, ParameterStore, Shape
+from fastserve.core import Array, Layer, Memory, Parameter, ParameterStore, Tensor
+from fastserve.core.parameter import named_parameters
 from fastserve.data.prefetch import Pace, Share, load, shares
 from fastserve.data.sampler import Sampler, share
 from fastserve.data.sources import ArraySource, Batch, Source, check_input, numeric
@@ -26,12 +27,16 @@ from fastserve.errors import (
     StateError,
     UnknownNameError,
 )
-from fastserve.losses import Loss
+from fastserve.layers.chain import skip_input_gradient
+from fastserve.layers.graph import Graph, arrange, flatten, snake_case
 from fastserve.metrics import Metric
+from fastserve.models.functional import chain_graph, check_traceable, trace
+from fastserve.models.places import arrays_for, for_each, metrics_for_each
 from fastserve.optimizers import Optimizer
 from fastserve.training import checkpoint
 from fastserve.training.callbacks import Callback, CallbackList, History
 from fastserve.training.loop import Schedule, evaluate, run
+from fastserve.training.outputs import Output, OutputsTrainer
 from fastserve.training.predict import predict, slices
 from fastserve.training.progress import (
     BatchProgress,
@@ -47,26 +52,56 @@ Targets = Any
 class Model:
     """A network with what is needed to train it; base of ``Sequential`` and ``GPT``.
 
+    ``Model(inputs, outputs)`` is what layers made of the inputs by being called. A
+    subclass may have a method ``call(self, inputs)`` instead, that calls its layers: it
+    is run once, on symbolic tensors, when the shape of the input is known.
+
     Args:
-        root: the network.
+        inputs, outputs: tensors, or lists or dicts of them; see ``Graph``.
+        name: of the model as a layer of others.
         seed: determines the initial weights, the order of samples and dropout.
+        root: the network, in place of inputs and outputs.
     """
 
-    def __init__(self, root: Layer, seed: int = 0, dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        inputs: Any = None,
+        outputs: Any = None,
+        name: str | None = None,
+        seed: int = 0,
+        dtype: str = "float32",
+        *,
+        trainable: bool = True,
+        root: Layer | None = None,
+    ) -> None:
         if seed < 0:
             raise ArgumentError("expected a seed of 0 or more", f"{seed}")
+        self._traced = root is None and inputs is None and outputs is None
+        if self._traced:
+            check_traceable(self)
+            root = Layer()  # until the call is traced
+        elif root is None:
+            root = Graph(inputs, outputs)
         self.root, self.seed = root, int(seed)
+        if name is not None:
+            root.name = Layer(name=name).name
+        if type(self) is not Model:
+            root.label = type(self).__name__
+        if not trainable:
+            root.trainable = False
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise ArgumentError("expected dtype float32 or float64", repr(dtype))
         self._store: ParameterStore | None = None
         self.memory = Memory()
         self.optimizer: Optimizer | None = None
-        self.loss: Loss | None = None
-        self.metrics: list[str | Metric] = []
+        self.loss: Any = None
+        self.metrics: Any = []
         self.trainer: Trainer | None = None
         self.last_step: StepResult | None = None
         self.stop_training = False
+        self.loss_weights: Any = None
+        self._as_graph: Graph | None = None
         self._epochs_made = 0  # since compile
         self.options = Options()
         self.clip_norm: float | None = None
@@ -79,6 +114,105 @@ class Model:
     @trainable.setter
     def trainable(self, value: bool) -> None:
         self.root.trainable = value
+
+    # -- as a layer, and its layers ------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The name that was given, or else the kind: functional, sequential."""
+        return self.root.name or snake_case(self.root.label)
+
+    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Return the tensors that the model makes of others, as a layer would.
+
+        Of arrays it returns what ``predict`` does, all in one batch. Called on tensors
+        it becomes a part of another model, with the same weights.
+        """
+        given = inputs[0] if len(inputs) == 1 else list(inputs)
+        symbolic = [isinstance(value, Tensor) for value in flatten(given)]
+        if not any(symbolic) and not any(
+            isinstance(v, Tensor) for v in kwargs.values()
+        ):
+            x = self._numbers(given)
+            self._build_for(x)
+            return self._arranged(self.forward(x), np.copy)
+        if self._traced and not self.root.built:
+            self._trace(_each(lambda tensor: tensor.shape[1:], given))
+        return self.root(*inputs, **kwargs)
+
+    def as_layer(self) -> Layer:
+        """Return the network, to put it into other models; its weights stay shared."""
+        if self._traced and not self.root.built:
+            raise StateError(
+                f"{self.name}: expected a model that knows the shape of its input",
+                "a class with a method call that wasn't built yet",
+                "call build(input_shape) first",
+            )
+        return self.root
+
+    def _trace(self, shape: Any) -> None:
+        """Run ``call`` on symbolic tensors; the network is what it did."""
+        name, trainable = self.root.name, self.root.trainable
+        self.root = trace(self, shape)
+        self.root.name, self.root.label = name, type(self).__name__
+        if not trainable:
+            self.root.trainable = False
+
+    @property
+    def _graph(self) -> Graph:
+        """The network as a graph; of a ``Sequential`` it is made for the purpose."""
+        if isinstance(self.root, Graph):
+            return self.root
+        self.store  # noqa: B018  raises if the model isn't built
+        if self._as_graph is None:
+            self._as_graph = chain_graph(self.root)
+        return self._as_graph
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return self._graph.inputs
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        return self._graph.outputs
+
+    @property
+    def input(self) -> Any:
+        return self._graph.inputs_like
+
+    @property
+    def output(self) -> Any:
+        return self._graph.outputs_like
+
+    @property
+    def input_names(self) -> list[str]:
+        return self._graph.input_names
+
+    @property
+    def output_names(self) -> list[str]:
+        return self._graph.output_names
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers, farthest from the outputs first."""
+        known = getattr(self.root, "layers", None)
+        return list(self.root.children().values() if known is None else known)
+
+    def get_layer(self, name: str | None = None, index: int | None = None) -> Layer:
+        """Return a layer by its name, or by its place in ``layers``.
+
+        Raises UnknownNameError or ArgumentError if there is none.
+        """
+        if index is not None:
+            if not -len(self.layers) <= index < len(self.layers):
+                raise ArgumentError(
+                    f"get_layer: expected an index below {len(self.layers)}", f"{index}"
+                )
+            return self.layers[index]
+        children = self.root.children()
+        if name not in children:
+            raise UnknownNameError("layer", str(name), children)
+        return children[name]
 
     # -- building ----------------------------------------------------------------
 
@@ -100,7 +234,7 @@ class Model:
         return self._store
 
     @property
-    def output_shape(self) -> Shape:
+    def output_shape(self) -> Any:
         self.store  # noqa: B018  raises if the model isn't built
         return self.root.output_shape or ()
 
@@ -109,22 +243,132 @@ class Model:
         """Shape of one sample if the model was told, else None."""
         return self.root.input_shape
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
-        """Make the weights for samples of ``input_shape`` (without the batch)."""
-        if self._store is None:
+    def build(self, input_shape: Any) -> None:
+        """Make the weights for samples of ``input_shape`` (without the batch).
+
+        Of several inputs it is a list or dict of shapes. Weights that layers have
+        already, as parts of another model, stay as they are.
+        """
+        if self._store is not None:
+            return
+        if self._traced and not self.root.built:
+            self._trace(input_shape)
+        if isinstance(self.root, Graph):
+            self.root.build_once(self.root.input_shape or ())
+        else:
             self.root.build_once(tuple(input_shape))
-            self.root.bind(self.memory, self.dtype)
-            self._store = ParameterStore(self.root, self.seed, self.dtype)
-            self._skip_input_gradient()
+        known = [p for p in named_parameters(self.root) if p.bound]
+        if any(p.value.dtype != self.dtype for p in known):
+            raise ArgumentError(
+                f"expected layers whose weights are {self.dtype}, as the model's dtype",
+                f"weights of another model in {known[0].value.dtype}",
+                "give both models the same dtype",
+            )
+        values = [p.value for p in known]
+        self.root.bind(self.memory, self.dtype)
+        self._store = ParameterStore(self.root, self.seed, self.dtype)
+        for parameter, value in zip(known, values, strict=True):
+            parameter.value[...] = value
+        self._skip_input_gradient()
 
     def _skip_input_gradient(self) -> None:
-        if hasattr(self.root, "skip_input_gradient"):
-            self.root.skip_input_gradient()
+        skip_input_gradient(self.root)
 
-    def _build_for(self, x: Array) -> None:
+    def _build_for(self, x: Any) -> None:
         if self._store is None:
-            self.build(self.known_input_shape or x.shape[1:])
+            shape = _each(lambda array: array.shape[1:], x)
+            self.build(self.known_input_shape or shape)
         check_input(x, self.root.input_shape or ())
+
+    # -- several inputs and outputs ------------------------------------------------
+
+    def _inputs(self, x: Any) -> Any:
+        """Return inputs as an array, or as a tuple of arrays if there are several."""
+        if self._traced and not self.root.built:
+            several = isinstance(x, (list, tuple, dict)) and all(
+                isinstance(array, np.ndarray) for array in flatten(x)
+            )
+            self.build(_each(lambda a: a.shape[1:], x if several else np.asarray(x)))
+        if not isinstance(self.root, Graph):
+            return x
+        return arrays_for("x", x, self.root.input_names)
+
+    def _numbers(self, x: Any) -> Any:
+        """Return inputs as above, of numbers that are all finite."""
+        arrays = self._inputs(x)
+        if isinstance(arrays, tuple):
+            return tuple(numeric(f"x[{i}]", array) for i, array in enumerate(arrays))
+        return numeric("x", arrays)
+
+    def _targets(self, y: Any, weights: Any) -> tuple[Any, Any]:
+        """Return targets and weights as arrays, or as tuples for several outputs."""
+        if not isinstance(self.root, Graph):
+            return y, weights
+        names = self.root.output_names
+        given = for_each("loss", self.loss, names)
+        y = arrays_for("targets y", y, names, [loss is None for loss in given])
+        if len(names) == 1:
+            return y, None if weights is None else arrays_for("weights", weights, names)
+        if isinstance(weights, (list, tuple, dict)):
+            some = [True] * len(names)
+            weights = arrays_for("sample_weight", weights, names, some)
+        elif weights is not None:
+            weights = (weights,) * len(names)
+        return y, weights
+
+    def _arranged(self, outputs: Any, change: Any = lambda y: y) -> Any:
+        """Return what ``forward`` gave as the model's outputs are: a list or a dict."""
+        values = [change(y) for y in flatten(outputs)]
+        like = self.root.outputs_like if isinstance(self.root, Graph) else None
+        return arrange(values, like)
+
+    @property
+    def _weighs_outputs(self) -> bool:
+        """Whether the losses of the outputs must be put together."""
+        several = isinstance(self.root, Graph) and self.root.several_outputs
+        return several or self.loss_weights is not None
+
+    def _single(self, value: Any) -> Any:
+        """Return the value that a list or dict has for a model's only output."""
+        if isinstance(value, (list, tuple, dict)):
+            return for_each("loss", value, self.output_names)[0]
+        return value
+
+    def _outputs(self, sample: Batch) -> list[Output]:
+        """Return what each output is trained for."""
+        names = self.output_names if isinstance(self.root, Graph) else ["output"]
+        shapes = self.output_shape if len(names) > 1 else (self.output_shape,)
+        weights = for_each("loss_weights", self.loss_weights, names)
+        found = []
+        for i, (name, loss, metrics, shape) in enumerate(
+            zip(
+                names,
+                for_each("loss", self.loss, names),
+                metrics_for_each(self.metrics, names),
+                shapes,
+                strict=True,
+            )
+        ):
+            y = sample.y[i] if isinstance(sample.y, tuple) else sample.y
+            made: list[Metric] = []
+            for metric in metrics:
+                if y is None:
+                    raise ArgumentError(
+                        f"compile: expected metrics of outputs with a loss, not {name}",
+                        "a metric, but no targets",
+                        "give it a loss; loss_weights may be 0",
+                    )
+                like = loss or losses.MeanSquaredError()
+                made.append(metric_names.get(metric, like, y.shape[1:], shape))
+            weight = 1.0 if weights[i] is None else float(weights[i])
+            found.append(Output(name, loss, weight, made))
+        if all(output.loss is None for output in found):
+            raise ArgumentError(
+                "compile: expected a loss for at least one output",
+                "none",
+                "for example loss='mse'",
+            )
+        return found
 
     # -- compile -----------------------------------------------------------------
 
@@ -132,9 +376,18 @@ class Model:
         self,
         optimizer: str | Optimizer = "rmsprop",
         loss: Any = None,
-        metrics: str | Sequence[str | Metric] | None = (),
+        metrics: Any = (),
+        *,
+        loss_weights: Any = None,
     ) -> None:
         """Choose optimizer, loss and metrics, by name or as objects.
+
+        Args:
+            loss: of a model with several outputs one for all, or a list or dict with
+                one for each, None for those without.
+            metrics: a list; of several outputs a list or dict with a metric or a list
+                of them for each.
+            loss_weights: a list or dict of factors of the losses in their sum.
 
         Raises UnknownNameError for a name that isn't known.
         """
@@ -143,17 +396,18 @@ class Model:
                 "compile: expected a loss", "None", "for example loss='mse'"
             )
         self.optimizer = optimizers.get(optimizer)
-        self.loss = losses.get(loss)
+        self.loss = _each(lambda one: one and losses.get(one), loss)
         metrics = [metrics] if isinstance(metrics, str) else metrics or ()
-        for metric in metrics:
+        for metric in _leaves(metrics):
             if isinstance(metric, str) and metric not in metric_names.KNOWN:
                 raise UnknownNameError("metric", metric, metric_names.KNOWN)
-        self.metrics = list(metrics)
+        self.metrics = metrics if isinstance(metrics, dict) else list(metrics)
+        self.loss_weights = loss_weights
         if self._store is not None and self._store.stale:
             self._renew_store()
         self.trainer, self._epochs_made = None, 0
 
-    def _compiled(self, verb: str) -> tuple[Optimizer, Loss]:
+    def _compiled(self, verb: str) -> tuple[Optimizer, Any]:
         if self.optimizer is None or self.loss is None:
             raise StateError(
                 f"{verb}: expected a compiled model",
@@ -175,25 +429,25 @@ class Model:
                 "call compile again; it takes the change into account",
             )
         if self.trainer is None:
-            named = [
-                metric_names.get(m, loss, sample.y.shape[1:], self.output_shape)
-                for m in self.metrics
-            ]
             if self.options.bucket_bytes != self.store.bucket_bytes:
                 self.store.regroup(self.options.bucket_bytes)
             if not self.options.shard_optimizer:
                 optimizer.bind(self.store)
-            self.trainer = Trainer(
-                self.root,
-                self.store,
-                loss,
-                optimizer,
-                named,
-                world(),
-                self.seed,
-                self.clip_norm,
-                self.options,
-            )
+            rest = (world(), self.seed, self.clip_norm, self.options)
+            if self._weighs_outputs:
+                outputs = self._outputs(sample)
+                self.trainer = OutputsTrainer(
+                    self.root, self.store, outputs, optimizer, *rest
+                )
+            else:
+                loss = self._single(loss)
+                named = [
+                    metric_names.get(m, loss, sample.y.shape[1:], self.output_shape)
+                    for m in _leaves(self.metrics)
+                ]
+                self.trainer = Trainer(
+                    self.root, self.store, loss, optimizer, named, *rest
+                )
         self.trainer.clip_norm = self.clip_norm
         return self.trainer
 
@@ -210,7 +464,9 @@ class Model:
                 )
             return x
         self._compiled(verb)
-        stream = None if y is not None else as_stream(x, shuffle, self.seed)
+        stream = None
+        if y is None:
+            stream = as_stream(x, self._arrays_of, shuffle, self.seed)
         if stream is not None:
             if weights is not None:
                 raise ArgumentError(
@@ -223,15 +479,19 @@ class Model:
             return stream
         if y is None:
             raise DataError(f"{verb}: expected targets y", "None", f"{verb}(x, y)")
-        source = ArraySource(x, y, weights)
+        x = self._inputs(x)
+        source = ArraySource(x, *self._targets(y, weights))
         self.check_source(source)
         return source
 
+    def _arrays_of(self, x: Any, y: Any, weights: Any) -> tuple[Any, Any, Any]:
+        """Return a batch of a stream as its arrays go to inputs and outputs."""
+        return (self._inputs(x), *self._targets(y, weights))
+
     def _checked(self, batch: Batch) -> Batch:
         """Return a stream's batch; raise ShapeError or DataError unless it fits."""
-        _, loss = self._compiled("fit")
         self._build_for(batch.x)
-        loss.check_targets(batch.y, self.output_shape)
+        self._check_targets(batch, batch.y)
         return batch
 
     def check_source(self, source: Source) -> None:
@@ -240,12 +500,23 @@ class Model:
         Builds the model if it isn't yet. Of arrays every target is looked at, of
         other sources the first one.
         """
-        _, loss = self._compiled("fit")
         rows = np.zeros(1, np.int64)
         sample = source.batch(rows, rows)
         self._build_for(sample.x)
         targets = source.y if isinstance(source, ArraySource) else sample.y
-        loss.check_targets(targets, self.output_shape)
+        self._check_targets(sample, targets)
+
+    def _check_targets(self, sample: Batch, targets: Any) -> None:
+        _, loss = self._compiled("fit")
+        if not self._weighs_outputs:
+            self._single(loss).check_targets(targets, self.output_shape)
+            return
+        outputs = self._outputs(sample)
+        several = len(outputs) > 1
+        shapes = self.output_shape if several else (self.output_shape,)
+        for i, (output, shape) in enumerate(zip(outputs, shapes, strict=True)):
+            if output.loss is not None:
+                output.loss.check_targets(targets[i] if several else targets, shape)
 
     # -- fit ---------------------------------------------------------------------
 
@@ -378,15 +649,7 @@ class Model:
                 f"{source.samples} rows, split {validation_split}",
                 "change validation_split, or add data",
             )
-        parts = [
-            ArraySource(
-                source.x[part],
-                source.y[part],
-                None if source.weights is None else source.weights[part],
-            )
-            for part in (slice(cut), slice(cut, None))
-        ]
-        return parts[0], parts[1]
+        return source.rows(slice(cut)), source.rows(slice(cut, None))
 
     def _weigh_classes(
         self, source: Source, class_weight: Mapping[int, float]
@@ -409,7 +672,13 @@ class Model:
                 f"{type(class_weight).__name__}, {type(source).__name__}",
             )
         _, loss = self._compiled("fit")
-        y = source.y
+        if isinstance(source.y, tuple):
+            raise ArgumentError(
+                "expected class_weight for a model with a single output",
+                f"{len(source.y)} outputs",
+                "use sample_weight, a list or dict of arrays for the outputs",
+            )
+        y, loss = source.y, self._single(loss)
         if loss.fused_loss == "sigmoid" and y.ndim > 1 and y.shape[-1] > 1:
             raise DataError(
                 "class_weight: expected one class for each sample",
@@ -488,7 +757,7 @@ class Model:
         """
         comm = world()
         batch_size = 32 if batch_size is None else batch_size
-        stream, parts = self._inputs(x, batch_size)
+        stream, parts = self._batches(x, batch_size)
         if steps is not None:
             parts = islice(parts, steps)
         if verbose == "auto":
@@ -496,16 +765,20 @@ class Model:
         call = self._callbacks(callbacks, verbose, "predict")
         with closing(load(parts, Pace())) as loaded:
             alike = agreed(loaded, comm) if stream and comm.size > 1 else loaded
-            return predict(self.forward, alike, comm, call)
+            return self._arranged(predict(self.forward, alike, comm, call))
 
-    def _inputs(self, x: Any, batch_size: int) -> tuple[Stream | None, Iterator[Share]]:
+    def _batches(
+        self, x: Any, batch_size: int
+    ) -> tuple[Stream | None, Iterator[Share]]:
         """Return this rank's rows of each batch, and the stream they come from."""
         comm = world()
 
         def rows_of(total: int, full: int) -> slice:
             return share(total, comm.rank, comm.size)
 
-        stream = as_stream(x, targets=False)
+        stream = as_stream(
+            x, lambda x, *_: (self._inputs(x), None, None), targets=False
+        )
         if stream is not None:
             self._build_for(stream.example.x)
 
@@ -521,14 +794,21 @@ class Model:
             rows = np.zeros(1, np.int64)
             self._build_for(x.batch(rows, rows).x)
             return None, shares(x, order, range(order.steps_per_epoch), rows_of)
-        inputs = numeric("x", x)
+        inputs = self._numbers(x)
         self._build_for(inputs)
-        order = Sampler(len(inputs), batch_size, 0, shuffle=False, wrap=False)
+        first, *others = inputs if isinstance(inputs, tuple) else (inputs,)
+        if any(len(array) != len(first) for array in others):
+            raise DataError(
+                "expected as many rows in all inputs",
+                ", ".join(str(len(array)) for array in inputs),
+            )
+        order = Sampler(len(first), batch_size, 0, shuffle=False, wrap=False)
         return None, slices(inputs, order.batch, comm)
 
     def predict_on_batch(self, x: Any) -> Any:
         """Return the outputs of one batch; see ``predict``."""
-        return self.predict(x, len(x), 0)
+        first = next(iter(flatten(self._inputs(x))))
+        return self.predict(x, len(first), 0)
 
     def _callbacks(self, callbacks: Any, verbose: str | int, verb: str) -> CallbackList:
         level = _verbosity(verbose)
@@ -536,10 +816,17 @@ class Model:
         shown = [BatchProgress(verb)] if level == 1 else []
         return CallbackList([*shown, *callbacks], self, {"verbose": level})
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Any) -> Any:
         """Return the output for one batch in the model's own memory: the next call
-        writes over it."""
-        if not self.root.takes_integers:
+        writes over it. A tuple of several inputs gives, a tuple of outputs."""
+        takes: Any = self.root.takes_integers
+        if isinstance(x, tuple):
+            each = takes if isinstance(takes, tuple) else (takes,) * len(x)
+            x = tuple(
+                a if integers else np.ascontiguousarray(a, self.dtype)
+                for a, integers in zip(x, each, strict=True)
+            )
+        elif not takes:
             x = np.ascontiguousarray(x, self.dtype)
         return self.root.forward(x, False)
 
@@ -569,7 +856,10 @@ class Model:
 
     def test_on_batch(self, x: Any, y: Targets, sample_weight: Any = None) -> Any:
         """Return the loss, or [loss, *metrics], of one batch."""
-        return self.evaluate(x, y, len(x), 0, sample_weight)
+        rows = len(flatten(x)[0]) if isinstance(x, (tuple, dict)) else len(x)
+        if isinstance(x, list) and isinstance(x[0], np.ndarray):
+            rows = len(x[0])
+        return self.evaluate(x, y, rows, 0, sample_weight)
 
     # -- weights -----------------------------------------------------------------
 
@@ -656,6 +946,22 @@ def _shown(results: dict[str, float], as_dict: bool) -> Any:
         return results
     values = list(results.values())
     return values[0] if len(values) == 1 else values
+
+
+def _each(function: Any, values: Any) -> Any:
+    """Return the function's results for a value, or for those of a list or dict."""
+    if isinstance(values, dict):
+        return {key: function(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return type(values)(map(function, values))
+    return function(values)
+
+
+def _leaves(values: Any) -> list[Any]:
+    """Return what is inside of lists and dicts in each other."""
+    if isinstance(values, (list, tuple, dict)):
+        return [leaf for value in flatten(values) for leaf in _leaves(value)]
+    return [values]
 
 
 def _verbosity(verbose: str | int) -> int:

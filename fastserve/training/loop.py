@@ -124,9 +124,7 @@ def run(
         "first_step": schedule.first_step,
         "total_steps": schedule.total_steps,
         "tokens_per_sample": source.tokens_per_sample,
-        "flops_per_sample": flops_per_sample(
-            trainer.root, source.input_shape[0] if source.input_shape else 1
-        ),
+        "flops_per_sample": flops_per_sample(trainer.root, source.time),
         "do_validation": validation is not None,
         "verbose": verbose,
     }

@@ -34,15 +34,27 @@ class MetricsFile(Callback):
 
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every = path, every
+        self._resumed: list[str] = []
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self.step = self.params["first_step"]
         self._begin_line()
+        if self._resumed:
+            parts = map(float, self._resumed)
+            self._loss, self._rows, self._learnt, self._seconds = parts
         if self.rank == 0:
             self._forget_later_lines()
 
     def _begin_line(self) -> None:
         self._loss = self._rows = self._learnt = self._seconds = 0.0
+
+    def get_state(self) -> list[str]:
+        """Return what a checkpoint within a line needs, as text: JSON has no NaN."""
+        return list(map(repr, (self._loss, self._rows, self._learnt, self._seconds)))
+
+    def set_state(self, state: list[str]) -> None:
+        """Let the next training go on within a line."""
+        self._resumed = state
 
     def _forget_later_lines(self) -> None:
         """Drop the lines of steps that are about to be made again."""
@@ -102,6 +114,21 @@ class MetricsFile(Callback):
                 self.path.open("a", encoding="utf-8") as file,
             ):
                 file.write(json.dumps(line) + "\n")
+
+
+class StopAfter(Callback):
+    """Ends the training after the step of this number, as a signal would."""
+
+    def __init__(self, trainer: Trainer, step: int) -> None:
+        self._trainer, self._last = trainer, step
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        self.step = self.params["first_step"]
+
+    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        self.step += 1
+        if self.step >= self._last:
+            self._trainer.stop_requested = True
 
 
 class Checkpoints(Callback):

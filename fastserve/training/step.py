@@ -24,6 +24,7 @@ from fastserve.data.prefetch import Pace, Share, load, share_of, shares
 from fastserve.data.sampler import Sampler, micro_batches, share
 from fastserve.data.sources import Batch, Source
 from fastserve.errors import ArgumentError, NonFiniteError
+from fastserve.layers.chain import skip_input_gradient
 from fastserve.layers.recompute import recompute_blocks
 from fastserve.losses import Loss
 from fastserve.metrics import Metric
@@ -209,6 +210,8 @@ class Trainer:
         """
         start = perf_counter()
         self.optimizer.check_store(self.store)
+        if self.store.claim():
+            skip_input_gradient(self.root)
         if count is None:
             count = self._losses_per_row(time) * total
         self._status.fill(0)
@@ -431,19 +434,28 @@ class Trainer:
             at_once = self.exact.shards.rows
         for piece in micro_batches(mine, at_once):
             local = slice(piece.start - mine.start, piece.stop - mine.start)
-            weights = None if batch.weights is None else batch.weights[local]
-            x, y = batch.x[local], batch.y[local]
+            x, y, weights = (_cut(part, local) for part in batch[:3])
             yield piece.start, Batch(x, y, weights, batch.masked)
 
     def _in_pieces(self, batch: Batch) -> bool:
         """Return whether the logits are too large to be computed whole."""
         return pieces_of(batch.y.size, self.root) > 1
 
-    def _input(self, x: Array) -> Array:
+    def _input(self, x: Any) -> Any:
         """Return x as the model computes it: floats of its type, or integers."""
-        if self.root.takes_integers or x.dtype == self.root.dtype:
+        if isinstance(x, tuple):
+            return tuple(
+                self._converted(f"input{i}", array, integers)
+                for i, (array, integers) in enumerate(
+                    zip(x, self.root.takes_integers, strict=True)  # type: ignore
+                )
+            )
+        return self._converted("input", x, bool(self.root.takes_integers))
+
+    def _converted(self, name: str, x: Array, integers: bool) -> Array:
+        if integers or x.dtype == self.root.dtype:
             return x
-        out = self.root.buffer("input", x.shape)
+        out = self.root.buffer(name, x.shape)
         np.copyto(out, x, casting="unsafe")
         return out
 
@@ -530,6 +542,13 @@ def _losses(batch: Batch, outputs: int) -> int:
     if batch.masked and batch.weights is not None:
         return int(np.count_nonzero(batch.weights))
     return outputs
+
+
+def _cut(part: Any, rows: slice) -> Any:
+    """Return some rows of an array, or of each in a tuple; of None None."""
+    if isinstance(part, tuple):
+        return tuple(_cut(array, rows) for array in part)
+    return None if part is None else part[rows]
 
 
 def _ignore(layer: Any) -> None:

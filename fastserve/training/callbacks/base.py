@@ -49,11 +49,11 @@ class Callback:
     def set_params(self, params: dict[str, Any]) -> None:
         self.params = params
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> Any:
         """Return what a backup needs for the callback to go on, as JSON types."""
         return {}
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: Any) -> None:
         """Let the next training start from what ``get_state`` returned."""
 
     def on_train_begin(self, logs: Logs | None = None) -> None: ...

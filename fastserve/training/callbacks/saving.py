@@ -172,7 +172,8 @@ class BackupAndRestore(Callback):
         if trainer.guard is not None and state["spikes"] is not None:
             trainer.guard.set_state(state["spikes"])
         for name, callback in self._named():
-            callback.set_state(state["callbacks"].get(name, {}))
+            if name in state["callbacks"]:
+                callback.set_state(state["callbacks"][name])
         return int(state["step"])
 
     def _check(self, state: dict[str, Any]) -> None:
