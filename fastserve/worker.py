@@ -146,7 +146,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     early = _early_stopping(job)
     metrics = MetricsFile(run_dir / "metrics.jsonl", job.train.log_every)
     first, saved = _load(options, run_dir, model, data, comm, plan, early)
-    metrics.set_state(saved.get("metrics", []))
+    metrics.set_state(saved.get("metrics", {}))
     if comm.rank == 0:
         _compare_numerics(job, saved.get("numerics"), own)
 

@@ -317,7 +317,7 @@ def test_ranks_with_other_batches_are_told_apart() -> None:
         (
             [(X, LABELS), (X * np.nan, LABELS)],
             DataError,
-            "batch 1: expected only finite",
+            "x of batch 1",
         ),
         ([(X, LABELS, WEIGHTS, 1)], DataError, "4 parts"),
     ],

@@ -17,11 +17,10 @@ import numpy as np
 from fastserve.comm import Communicator
 from fastserve.core import Array, generator
 from fastserve.data.prefetch import RowsOf, Share
-from fastserve.data.sources import ArraySource, Batch, Source
+from fastserve.data.sources import Batch, Source, numeric
 from fastserve.errors import ArgumentError, DataError
 
 _COMPARED = 4096  # bytes at either end of an array that ranks compare
-Arrange = Callable[..., tuple[Any, Any, Any]]
 OPEN = range(2**62)  # steps until the data end
 _ENDED = -1.0  # what a rank whose data have ended shows the others
 
@@ -68,16 +67,18 @@ class Stream(Source):
 
     Attributes:
         batches: of one pass; None: not known.
-        arrange: makes x, y and weights of what comes, as ``Batch`` has them.
-        transform: is applied to each batch that was made.
+        arrange: puts x, y and weights of a model with several inputs or outputs in
+            their order.
+        transform: is applied to each batch as it comes.
         targets: whether there must be a y.
     """
 
     batches: int | None = None
 
-    def __init__(self, arrange: Arrange, targets: bool = True) -> None:
+    def __init__(self, targets: bool = True) -> None:
         self.samples = 0  # not known
-        self.arrange, self.targets = arrange, targets
+        self.targets = targets
+        self.arrange: Callable[[Any, Any, Any], tuple[Any, Any, Any]] = lambda *a: a
         self.transform: Callable[[Batch], Batch] = lambda batch: batch
         self._example: Batch | None = None
 
@@ -101,8 +102,8 @@ class Stream(Source):
         return self._example
 
     @property
-    def input_shape(self) -> tuple[Any, ...]:
-        x = self.example.x
+    def input_shape(self) -> tuple[int, ...]:
+        x: Any = self.example.x
         if isinstance(x, tuple):
             return tuple(part.shape[1:] for part in x)
         return tuple(x.shape[1:])
@@ -125,27 +126,36 @@ class Stream(Source):
         """Check a batch and make arrays of it."""
         if isinstance(item, list) or not isinstance(item, tuple):
             item = tuple(item) if isinstance(item, list) else (item,)
+        where = f"batch {step}"
         if not 1 <= len(item) <= 3 or (self.targets and len(item) == 1):
             raise DataError(
-                f"batch {step}: expected (x, y) or (x, y, sample_weight)",
+                f"{where}: expected (x, y) or (x, y, sample_weight)",
                 f"{len(item)} parts: {', '.join(type(i).__name__ for i in item)}",
                 "let the generator yield tuples",
             )
-        try:
-            x, y, weights = self.arrange(*(*item, None, None)[:3])
-            source = ArraySource(x, y if self.targets else x, weights)
-        except DataError as error:
+        x, y, weights = self.arrange(*(*item, None, None)[:3])
+        made = Batch(
+            _arrays(f"x of {where}", x),
+            _arrays(f"y of {where}", y) if self.targets else np.empty(0),
+            None if weights is None else _arrays(f"sample_weight of {where}", weights),
+        )
+        lengths = {len(array) for part in made[:3] for array in _flat(part)}
+        if not self.targets:
+            lengths = {len(array) for array in _flat(made.x)}
+        if len(lengths) != 1:
             raise DataError(
-                f"batch {step}: {error.expected}", error.received, error.todo
-            ) from None
-        return Batch(source.x, source.y, source.weights)
+                f"{where}: expected as many rows in all arrays",
+                f"{sorted(lengths)}",
+                "correct the generator",
+            )
+        return made
 
 
 class IteratorStream(Stream):
     """A generator, or anything with ``__iter__``, which is then started again."""
 
-    def __init__(self, iterable: Any, arrange: Arrange, targets: bool = True) -> None:
-        super().__init__(arrange, targets)
+    def __init__(self, iterable: Any, targets: bool = True) -> None:
+        super().__init__(targets)
         self._iterable = iterable
         self._iterator: Iterator[Any] | None = iter(iterable)
         self._restarts = self._iterator is not iterable
@@ -190,14 +200,9 @@ class DatasetStream(Stream):
     """Batches by number; the order of each pass follows from (seed, pass)."""
 
     def __init__(
-        self,
-        dataset: Any,
-        arrange: Arrange,
-        targets: bool = True,
-        shuffle: bool = False,
-        seed: int = 0,
+        self, dataset: Any, shuffle: bool, seed: int, targets: bool = True
     ) -> None:
-        super().__init__(arrange, targets)
+        super().__init__(targets)
         self._dataset, self._shuffle, self._seed = dataset, shuffle, seed
         self.batches = len(dataset)
         if self.batches < 1:
@@ -222,11 +227,7 @@ class DatasetStream(Stream):
 
 
 def as_stream(
-    x: Any,
-    arrange: Arrange = lambda *parts: parts,
-    shuffle: bool = False,
-    seed: int = 0,
-    targets: bool = True,
+    x: Any, shuffle: bool = False, seed: int = 0, targets: bool = True
 ) -> Stream | None:
     """Return a stream of what gives batches; None for arrays, lists and sources."""
     if isinstance(x, (Source, np.ndarray, list, tuple, dict, str, bytes)):
@@ -234,8 +235,8 @@ def as_stream(
     if hasattr(x, "__array__") or hasattr(x, "shape"):
         return None
     if hasattr(x, "__len__") and hasattr(x, "__getitem__"):
-        return DatasetStream(x, arrange, targets, shuffle, seed)
-    return IteratorStream(x, arrange, targets) if hasattr(x, "__iter__") else None
+        return DatasetStream(x, shuffle, seed, targets)
+    return IteratorStream(x, targets) if hasattr(x, "__iter__") else None
 
 
 def agreed(parts: Iterator[Share], comm: Communicator) -> Iterator[Share]:
@@ -270,8 +271,8 @@ def rows_of_batch(batch: Batch, rows: Any) -> Batch:
 
     def take(part: Any) -> Any:
         if isinstance(part, tuple):
-            return tuple(map(take, part))
-        return None if part is None else part[rows]
+            return tuple(None if a is None else a[rows] for a in part)
+        return part[rows] if part is not None and len(part) else part
 
     return batch._replace(x=take(batch.x), y=take(batch.y), weights=take(batch.weights))
 
@@ -304,3 +305,10 @@ def _flat(part: Any) -> Iterator[Array]:
         yield from (array for array in part if array is not None)
     elif part is not None:
         yield part
+
+
+def _arrays(name: str, value: Any) -> Any:
+    several = isinstance(value, (tuple, list)) and any(v is not None for v in value)
+    if several and all(v is None or getattr(v, "ndim", 0) for v in value):
+        return tuple(None if v is None else numeric(name, v) for v in value)
+    return numeric(name, value)

@@ -310,7 +310,7 @@ class IndexLookup(Layer):
         """Return an array for terms, in lists or an array of any shape."""
         if len(inputs) == 1 and isinstance(inputs[0], (str, list, tuple, np.ndarray)):
             return self.forward(self._array(inputs[0]))
-        return super().__call__(*inputs, **kwargs)  # type: ignore[misc]
+        return super().__call__(*inputs, **kwargs)
 
     def forward(self, x: Array, training: Training = False) -> Array:
         if self.invert:

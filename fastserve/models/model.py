@@ -30,6 +30,7 @@ from fastserve.errors import (
 from fastserve.layers.chain import skip_input_gradient
 from fastserve.layers.graph import Graph, arrange, flatten, snake_case
 from fastserve.metrics import Metric
+from fastserve.models import keras_files
 from fastserve.models.functional import chain_graph, check_traceable, trace
 from fastserve.models.places import arrays_for, for_each, metrics_for_each
 from fastserve.optimizers import Optimizer
@@ -464,9 +465,7 @@ class Model:
                 )
             return x
         self._compiled(verb)
-        stream = None
-        if y is None:
-            stream = as_stream(x, self._arrays_of, shuffle, self.seed)
+        stream = None if y is not None else as_stream(x, shuffle, self.seed)
         if stream is not None:
             if weights is not None:
                 raise ArgumentError(
@@ -474,6 +473,7 @@ class Model:
                     "both",
                     "let it yield (x, y, sample_weight)",
                 )
+            stream.arrange = self._arrange_parts
             self.check_source(stream)
             stream.transform = self._checked
             return stream
@@ -484,15 +484,19 @@ class Model:
         self.check_source(source)
         return source
 
-    def _arrays_of(self, x: Any, y: Any, weights: Any) -> tuple[Any, Any, Any]:
-        """Return a batch of a stream as its arrays go to inputs and outputs."""
-        return (self._inputs(x), *self._targets(y, weights))
-
     def _checked(self, batch: Batch) -> Batch:
         """Return a stream's batch; raise ShapeError or DataError unless it fits."""
         self._build_for(batch.x)
-        self._check_targets(batch, batch.y)
+        self._check_targets(batch.y, batch)
         return batch
+
+    def _arrange_parts(self, x: Any, y: Any, weights: Any) -> tuple[Any, Any, Any]:
+        """Return what a generator gives in the order of the inputs and outputs."""
+        if not isinstance(self.root, Graph):
+            return x, y, weights
+        if y is not None:
+            y, weights = self._targets(y, weights)
+        return self._inputs(x), y, weights
 
     def check_source(self, source: Source) -> None:
         """Raise ShapeError or DataError unless inputs and targets fit the model.
@@ -504,9 +508,9 @@ class Model:
         sample = source.batch(rows, rows)
         self._build_for(sample.x)
         targets = source.y if isinstance(source, ArraySource) else sample.y
-        self._check_targets(sample, targets)
+        self._check_targets(targets, sample)
 
-    def _check_targets(self, sample: Batch, targets: Any) -> None:
+    def _check_targets(self, targets: Any, sample: Batch) -> None:
         _, loss = self._compiled("fit")
         if not self._weighs_outputs:
             self._single(loss).check_targets(targets, self.output_shape)
@@ -747,6 +751,7 @@ class Model:
     ) -> Any:
         """Return the outputs (samples, ...) in a new array, in the order of the inputs.
 
+        Of several outputs it is a list or dict of arrays.
         On several ranks all call it; each computes its rows of every batch, and gets
         all rows. ``x`` may be batches, as for ``fit``: ``x`` or ``(x, ...)``.
 
@@ -757,7 +762,7 @@ class Model:
         """
         comm = world()
         batch_size = 32 if batch_size is None else batch_size
-        stream, parts = self._batches(x, batch_size)
+        stream, parts = self._shares(x, batch_size)
         if steps is not None:
             parts = islice(parts, steps)
         if verbose == "auto":
@@ -767,19 +772,16 @@ class Model:
             alike = agreed(loaded, comm) if stream and comm.size > 1 else loaded
             return self._arranged(predict(self.forward, alike, comm, call))
 
-    def _batches(
-        self, x: Any, batch_size: int
-    ) -> tuple[Stream | None, Iterator[Share]]:
+    def _shares(self, x: Any, batch_size: int) -> tuple[Stream | None, Iterator[Share]]:
         """Return this rank's rows of each batch, and the stream they come from."""
         comm = world()
 
         def rows_of(total: int, full: int) -> slice:
             return share(total, comm.rank, comm.size)
 
-        stream = as_stream(
-            x, lambda x, *_: (self._inputs(x), None, None), targets=False
-        )
+        stream = as_stream(x, targets=False)
         if stream is not None:
+            stream.arrange = self._arrange_parts
             self._build_for(stream.example.x)
 
             def check(batch: Batch) -> Batch:
@@ -796,19 +798,18 @@ class Model:
             return None, shares(x, order, range(order.steps_per_epoch), rows_of)
         inputs = self._numbers(x)
         self._build_for(inputs)
-        first, *others = inputs if isinstance(inputs, tuple) else (inputs,)
-        if any(len(array) != len(first) for array in others):
+        samples = {len(array) for array in flatten(inputs)}
+        if len(samples) > 1:
             raise DataError(
                 "expected as many rows in all inputs",
                 ", ".join(str(len(array)) for array in inputs),
             )
-        order = Sampler(len(first), batch_size, 0, shuffle=False, wrap=False)
+        order = Sampler(samples.pop(), batch_size, 0, shuffle=False, wrap=False)
         return None, slices(inputs, order.batch, comm)
 
     def predict_on_batch(self, x: Any) -> Any:
         """Return the outputs of one batch; see ``predict``."""
-        first = next(iter(flatten(self._inputs(x))))
-        return self.predict(x, len(first), 0)
+        return self.predict(x, max(map(len, flatten(self._inputs(x)))), 0)
 
     def _callbacks(self, callbacks: Any, verbose: str | int, verb: str) -> CallbackList:
         level = _verbosity(verbose)
@@ -877,19 +878,45 @@ class Model:
         for parameter, value in zip(parameters, weights, strict=True):
             parameter.assign(value)
 
-    def _in_order(self) -> list[Parameter]:
+    def _built_root(self) -> Layer:
         self.store  # noqa: B018  raises if the model isn't built
-        return list({id(p): p for p in self.root.parameters()}.values())
+        return self.root
+
+    def _in_order(self) -> list[Parameter]:
+        return list({id(p): p for p in self._built_root().parameters()}.values())
 
     def save_weights(self, path: str | Path) -> None:
-        """Write the weights as safetensors, under the paths of the parameters."""
+        """Write the weights: as safetensors, under the paths of the parameters, or,
+        with the ending ``.weights.h5``, as Keras 3 does, which can read them."""
         if world().rank == 0:
-            checkpoint.save_weights(Path(path), self.store, {})
+            if keras_files.is_keras_file(path):
+                keras_files.save(Path(path), self._built_root())
+            else:
+                checkpoint.save_weights(Path(path), self.store, {})
         world().barrier()
 
-    def load_weights(self, path: str | Path) -> None:
-        """Read what ``save_weights`` or ``save`` wrote; all of it or nothing."""
-        checkpoint.load_weights(Path(path), self.store)
+    def load_weights(
+        self, path: str | Path, skip_mismatch: bool = False, by_name: bool = False
+    ) -> None:
+        """Read what ``save_weights`` or ``save`` wrote; all of it or nothing.
+
+        A file that ends in ``.h5`` or ``.hdf5`` is one of Keras 3, or of Keras 2.
+
+        Args:
+            skip_mismatch: of Keras' files: leave weights as they are that the file has
+                not, or in another shape, with a warning.
+            by_name: of Keras 2 files: only layers of the same name.
+        """
+        if keras_files.is_keras_file(path):
+            keras_files.load(Path(path), self._built_root(), skip_mismatch, by_name)
+        elif skip_mismatch or by_name:
+            raise ArgumentError(
+                "load_weights: expected skip_mismatch and by_name with Keras' files",
+                f"{path}",
+                "leave them out",
+            )
+        else:
+            checkpoint.load_weights(Path(path), self.store)
 
     def save(self, path: str | Path) -> None:
         """Write weights and architecture to one safetensors file."""
@@ -941,13 +968,6 @@ class Model:
         return "\n".join(lines)
 
 
-def _shown(results: dict[str, float], as_dict: bool) -> Any:
-    if as_dict:
-        return results
-    values = list(results.values())
-    return values[0] if len(values) == 1 else values
-
-
 def _each(function: Any, values: Any) -> Any:
     """Return the function's results for a value, or for those of a list or dict."""
     if isinstance(values, dict):
@@ -962,6 +982,13 @@ def _leaves(values: Any) -> list[Any]:
     if isinstance(values, (list, tuple, dict)):
         return [leaf for value in flatten(values) for leaf in _leaves(value)]
     return [values]
+
+
+def _shown(results: dict[str, float], as_dict: bool) -> Any:
+    if as_dict:
+        return results
+    values = list(results.values())
+    return values[0] if len(values) == 1 else values
 
 
 def _verbosity(verbose: str | int) -> int:

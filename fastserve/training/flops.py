@@ -22,9 +22,8 @@ def flops_per_sample(root: Layer, time: int = 1) -> float:
         root: a built layer.
         time: length of a sample, for axes of unknown length.
     """
-    return _own_flops(root, time) + sum(
-        flops_per_sample(p, time) for p in _inside(root)
-    )
+    inner = sum(flops_per_sample(part, time) for part in _inside(root))
+    return _own_flops(root, time) + inner
 
 
 def _inside(layer: Layer) -> list[Layer]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastserve.core import Array, Layer, StepKey
 from fastserve.data.sources import Batch
-from fastserve.errors import DataError
+from fastserve.errors import ArgumentError, DataError
 from fastserve.layers.graph import Graph
 from fastserve.losses import Loss
 from fastserve.metrics import Mean, Metric
@@ -52,6 +52,12 @@ class OutputsTrainer(Trainer):
         losses = root.fused_losses if isinstance(root, Graph) else (root.fused_loss,)
         for output, fusable in zip(outputs, losses, strict=True):
             loss = output.loss
+            if loss is not None and loss.reduction == "sum":
+                raise ArgumentError(
+                    "expected mean losses for several outputs or loss_weights",
+                    f"{loss.name} with reduction 'sum'",
+                    "leave out reduction, and give the loss a larger weight",
+                )
             if loss is not None and fusable and fusable == loss.fused_loss:
                 output.loss, output.fused = loss.with_logits(), True
         self.outputs = list(outputs)
@@ -96,9 +102,9 @@ class OutputsTrainer(Trainer):
         done(root)
         return total
 
-    def _evaluate_part(self, part: Batch, status: Array) -> None:
+    def _evaluate_part(self, part: Batch, status: Array, times: int) -> None:
         total, _ = self._run(part, False, None, status)
-        status[0] += total
+        status[0] += total * times
         status[1] += len(part.x[0] if isinstance(part.x, tuple) else part.x)
 
     def _run(

@@ -142,6 +142,9 @@ class Trainer:
         o = self.options
         self.together = Together(root, comm, o.algorithm)
         overlap = False if self.together.layers else o.overlap
+        loss.check_training(
+            comm.size > 1 or bool(o.micro_batch) or o.algorithm == "exact"
+        )
         self.sync = GradientSync(
             store, comm, o.algorithm, overlap, o.wire, sharded=o.shard_optimizer
         )
@@ -225,7 +228,8 @@ class Trainer:
                 self.store.grads.fill(0)
                 self.sync.done(self.root)
             else:
-                self._accumulate(batch, mine, 1.0 / count)
+                scale = 1.0 if self.loss.reduction == "sum" else 1.0 / count
+                self._accumulate(batch, mine, scale)
         self._status[2] = self.stop_requested
         self.sync.finish()
         computed = perf_counter()
@@ -235,6 +239,8 @@ class Trainer:
             self.comm.allreduce(self._status)
             self.moving.sum((mine.stop - mine.start) / total)
         waited = self.sync.waited + perf_counter() - computed
+        if self.loss.reduction == "sum":
+            self._status[0] *= count  # over an epoch, sums are averaged by their counts
         self._status[0] += self._regularize() * count
         norm = self._norm()
         loss = float(self._status[0]) / count
@@ -373,8 +379,9 @@ class Trainer:
                 call("test_batch_begin", number, {})
             self._cut(mine)
             pieces = self._pieces(mine.batch, mine.mine) if mine.batch else ()
+            times = self._times(mine)
             for place, (_, part) in enumerate(pieces):
-                self._evaluate_part(part, status)
+                self._evaluate_part(part, status, times)
                 if exact is not None:
                     index = exact.shards.of[self.comm.rank][place]
                     table.put(shards + index, status)
@@ -390,6 +397,12 @@ class Trainer:
         status[0] += self._penalty() * status[1]
         return self.results(status)
 
+    def _times(self, part: Share) -> int:
+        """Return how often the loss of a batch counts: it may be a sum, not a mean."""
+        if self.loss.reduction != "sum":
+            return 1
+        return self._losses_per_row(part.time) * part.total
+
     def _so_far(self, status: Array) -> dict[str, float]:
         if self.exact is not None:
             return {}  # the sums of the shards are added up at the end
@@ -398,15 +411,15 @@ class Trainer:
         whole[0] += self._penalty() * whole[1]
         return self.results(whole)
 
-    def _evaluate_part(self, part: Batch, status: Array) -> None:
+    def _evaluate_part(self, part: Batch, status: Array, times: int) -> None:
         if self._head is not None and self._in_pieces(part):
             self._measured = status
-            status[0] += self._head.evaluate(self._input(part.x), part)
+            status[0] += times * self._head.evaluate(self._input(part.x), part)
             status[1] += _losses(part, part.y.size)
             return
         y = self.root.forward(self._input(part.x), False)
         prediction = self.root.logits() if self.fused else y
-        status[0] += self.loss.sum_and_gradient(
+        status[0] += times * self.loss.sum_and_gradient(
             part.y, prediction, part.weights, 1.0, None
         )
         status[1] += _losses(part, self.loss.count(prediction.shape))
