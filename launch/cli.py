@@ -323,13 +323,20 @@ def generate(
 @cli.command()
 @click.argument("run")
 @_checkpoint
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    default="validation",
+    show_default=True,
+    help="Which part of the data.",
+)
 @_overrides
-def evaluate(run: str, which: str, overrides: tuple[str, ...]) -> int:
-    """Evaluate the model of a run folder on its validation data."""
+def evaluate(run: str, which: str, split: str, overrides: tuple[str, ...]) -> int:
+    """Evaluate the model of a run folder on its validation data, or its test data."""
     _prepare()
     from fastserve import worker
 
-    for name, value in worker.evaluate(run, which, overrides).items():
+    for name, value in worker.evaluate(run, which, overrides, split).items():
         click.echo(f"{name} {value:.6g}")
     return 0
 
@@ -554,6 +561,21 @@ def step(
         {**said, "threads": threads, "ranks": ranks},
         check=lambda count: share_of(batch or BATCHES[shape], count),
     )
+
+
+@bench.command("layers")
+@click.option(
+    "--only", multiple=True, metavar="NAME", help="A case; may be given several times."
+)
+@_repeats
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+def bench_layers(only: tuple[str, ...], repeats: int, as_json: bool) -> int:
+    """Time layers and small networks on one core, beside PyTorch's."""
+    _prepare(1)
+    from fastserve.bench.layers import layers as measure
+
+    measure(only, repeats, as_json)
+    return 0
 
 
 @bench.command("generate")

@@ -272,7 +272,7 @@ ROWS = [
                 {"recurrent_dropout": 0.4, "seed": 3, "return_state": True},
             ),
             ("linear", {"activation": None}),
-            ("silu", {"activation": "silu", **SEQUENCES}),
+            ("gelu", {"activation": "gelu", **SEQUENCES}),
             ("softmax", {"activation": "softmax"}),
             ("initial", {"states": 2 if kind == "LSTM" else 1}),
             (
@@ -290,6 +290,64 @@ ROWS = [
         )
     ),
     *(
+        Row(
+            f"bidirectional {mode} {' '.join(options)} {'masked' if masked else ''}",
+            lambda mode=mode, options=options: L.Bidirectional(
+                L.LSTM(4, **options), mode
+            ),
+            (8, 3),
+            output,
+            tuple(f"{d}_layer.{w}" for d in ("forward", "backward") for w in RECURRENT),
+            masked=masked,
+        )
+        for mode, options, output, masked in (
+            ("concat", SEQUENCES, (8, 8), False),
+            ("concat", {}, (8,), False),
+            ("concat", SEQUENCES, (8, 8), True),
+            ("sum", SEQUENCES, (8, 4), True),
+            ("ave", SEQUENCES, (8, 4), False),
+            ("mul", SEQUENCES, (8, 4), True),
+            ("mul", {}, (4,), True),
+            (None, SEQUENCES, ((8, 4), (8, 4)), True),
+            (
+                None,
+                SEQUENCES | {"return_state": True},
+                ((8, 4), (8, 4), (4,), (4,), (4,), (4,)),
+                False,
+            ),
+            ("concat", {"return_state": True}, ((8,), *((4,),) * 4), True),
+            ("concat", SEQUENCES | {"recurrent_dropout": 0.2}, (8, 8), False),
+        )
+    ),
+    Row(
+        "bidirectional of two kinds, initial states",
+        lambda: L.Bidirectional(
+            L.GRU(4, return_sequences=True),
+            backward_layer=L.GRU(4, return_sequences=True, go_backwards=True),
+        ),
+        ((8, 3), (4,), (4,)),
+        (8, 8),
+        tuple(f"{d}_layer.{w}" for d in ("forward", "backward") for w in RECURRENT),
+        masked=(True, False, False),
+    ),
+    Row("masking", lambda: L.Masking(), (8, 3)),
+    Row(
+        "time distributed",
+        lambda: L.TimeDistributed(L.Dense(4, "softmax")),
+        (5, 3),
+        (5, 4),
+        ("layer.kernel", "layer.bias"),
+    ),
+    Row(
+        "time distributed LSTM",
+        lambda: L.TimeDistributed(
+            L.Chain(L.LSTM(4, dropout=0.2), L.Dropout(0.3), L.Dense(2))
+        ),
+        (3, 5, 3),
+        (3, 2),
+        (*(f"layer.0.{w}" for w in RECURRENT), "layer.2.kernel", "layer.2.bias"),
+    ),
+    *(
         recurrent(kind, name, **options)
         for kind, more in (
             ("LSTM", {"unit_forget_bias": False}),
@@ -297,8 +355,8 @@ ROWS = [
         )
         for name, options in (
             ("other", more),
-            ("other silu", more | {"activation": "silu"}),
-            ("other gates", more | {"recurrent_activation": "silu"} | SEQUENCES),
+            ("other mish", more | {"activation": "mish"}),
+            ("other gates", more | {"recurrent_activation": "gelu"} | SEQUENCES),
             ("other masked", more | SEQUENCES | {"masked": True}),
             (
                 "other everything",
@@ -693,6 +751,196 @@ ROWS = [
     for name in activations.NAMED
 ]
 
+SEPARABLE = ("depthwise_kernel", "pointwise_kernel", "bias")
+IMAGES = [
+    Row("conv1d", lambda: L.Conv1D(4, 3), (7, 3), (5, 4), DENSE),
+    Row(
+        "conv1d strides same relu",
+        lambda: L.Conv1D(4, 4, 3, "same", activation="relu"),
+        (8, 3),
+        (3, 4),
+        DENSE,
+    ),
+    Row(
+        "conv1d causal dilation groups gelu",
+        lambda: L.Conv1D(
+            6, 3, padding="causal", dilation_rate=2, groups=2, activation="gelu"
+        ),
+        (9, 4),
+        (9, 6),
+        DENSE,
+    ),
+    Row(
+        "conv1d winograd",
+        lambda: L.Conv1D(24, 3, padding="same"),
+        (9, 24),
+        (9, 24),
+        DENSE,
+    ),
+    Row(
+        "conv1d softmax",
+        lambda: L.Conv1D(3, 2, activation="softmax"),
+        (4, 2),
+        (3, 3),
+        DENSE,
+    ),
+    Row("conv2d", lambda: L.Conv2D(4, 3), (6, 5, 3), (4, 3, 4), DENSE),
+    Row("conv2d 1 channel", lambda: L.Conv2D(3, (3, 2)), (6, 5, 1), (4, 4, 3), DENSE),
+    Row(
+        "conv2d 1 x 1 without bias",
+        lambda: L.Conv2D(4, 1, use_bias=False),
+        (4, 5, 3),
+        (4, 5, 4),
+        ("kernel",),
+    ),
+    Row("conv2d 1 x 1 strides", lambda: L.Conv2D(4, 1, 2), (4, 5, 3), (2, 3, 4), DENSE),
+    Row(
+        "conv2d strides same even",
+        lambda: L.Conv2D(4, 3, 2, "same", activation="tanh"),
+        (6, 8, 3),
+        (3, 4, 4),
+        DENSE,
+    ),
+    Row(
+        "conv2d strides beyond the kernel",
+        lambda: L.Conv2D(4, 2, (3, 4)),
+        (9, 7, 3),
+        (3, 2, 4),
+        DENSE,
+    ),
+    Row(
+        "conv2d dilation same groups",
+        lambda: L.Conv2D(6, 3, padding="same", dilation_rate=(2, 1), groups=2),
+        (7, 6, 4),
+        (7, 6, 6),
+        DENSE,
+    ),
+    Row(
+        "conv2d winograd same silu",
+        lambda: L.Conv2D(20, 3, padding="same", activation="silu"),
+        (8, 7, 24),
+        (8, 7, 20),
+        DENSE,
+    ),
+    Row(
+        "conv2d winograd 5 x 5 groups",
+        lambda: L.Conv2D(44, 5, groups=2),
+        (8, 6, 44),
+        (4, 2, 44),
+        DENSE,
+    ),
+    Row(
+        "conv2d softmax",
+        lambda: L.Conv2D(3, 2, activation="softmax"),
+        (3, 4, 2),
+        (2, 3, 3),
+        DENSE,
+    ),
+    Row(
+        "conv2d in bands", lambda: L.Conv2D(2, 3, 2), (70, 150, 24), (34, 74, 2), DENSE
+    ),
+    Row("depthwise", lambda: L.DepthwiseConv2D(3), (6, 5, 3), (4, 3, 3), DENSE),
+    Row(
+        "depthwise same multiplier dilation",
+        lambda: L.DepthwiseConv2D((3, 2), 1, "same", 2, dilation_rate=(1, 2)),
+        (6, 5, 3),
+        (6, 5, 6),
+        DENSE,
+    ),
+    Row(
+        "depthwise strides multiplier relu",
+        lambda: L.DepthwiseConv2D(3, 2, "same", 2, activation="relu"),
+        (6, 8, 3),
+        (3, 4, 6),
+        DENSE,
+    ),
+    Row("depthwise 1d", lambda: L.DepthwiseConv1D(3, 2, "same"), (6, 3), (3, 3), DENSE),
+    Row(
+        "separable",
+        lambda: L.SeparableConv2D(5, 3, 2, "same", depth_multiplier=2),
+        (6, 5, 3),
+        (3, 3, 5),
+        SEPARABLE,
+    ),
+    Row("separable 1d", lambda: L.SeparableConv1D(5, 3), (6, 3), (4, 5), SEPARABLE),
+    Row("transpose", lambda: L.Conv2DTranspose(4, 3), (3, 4, 2), (5, 6, 4), DENSE),
+    Row(
+        "transpose strides same",
+        lambda: L.Conv2DTranspose(4, 3, 2, "same", activation="relu"),
+        (3, 4, 2),
+        (6, 8, 4),
+        DENSE,
+    ),
+    Row(
+        "transpose output padding",
+        lambda: L.Conv2DTranspose(4, (3, 2), (3, 2), "same", (2, 1)),
+        (3, 4, 2),
+        (9, 7, 4),
+        DENSE,
+    ),
+    Row(
+        "transpose dilation",
+        lambda: L.Conv2DTranspose(4, 3, dilation_rate=2, use_bias=False),
+        (3, 4, 2),
+        (7, 8, 4),
+        ("kernel",),
+    ),
+    Row(
+        "transpose 1d strides beyond the kernel",
+        lambda: L.Conv1DTranspose(4, 2, 3),
+        (4, 2),
+        (12, 4),
+        DENSE,
+    ),
+    Row(
+        "transpose winograd",
+        lambda: L.Conv2DTranspose(24, 3, padding="same"),
+        (8, 8, 24),
+        (8, 8, 24),
+        DENSE,
+    ),
+    Row("max pooling", lambda: L.MaxPooling2D(), (5, 6, 3), (2, 3, 3)),
+    Row("max pooling same", lambda: L.MaxPool2D(3, 2, "same"), (6, 7, 3), (3, 4, 3)),
+    Row("max pooling gaps", lambda: L.MaxPool2D(2, (3, 4)), (7, 9, 2), (2, 2, 2)),
+    Row("max pooling large", lambda: L.MaxPool2D(17), (17, 18, 2), (1, 1, 2)),
+    Row("max pooling 1d", lambda: L.MaxPooling1D(3, 1), (6, 3), (4, 3)),
+    Row("average pooling", lambda: L.AveragePooling2D(2), (5, 6, 3), (2, 3, 3)),
+    Row(
+        "average pooling same", lambda: L.AvgPool2D(3, 2, "same"), (6, 7, 2), (3, 4, 2)
+    ),
+    Row("average pooling 1d", lambda: L.AveragePooling1D(2, 3), (8, 3), (3, 3)),
+    Row("global average", lambda: L.GlobalAveragePooling2D(), (3, 4, 5), (5,)),
+    Row(
+        "global average 1d masked",
+        lambda: L.GlobalAveragePooling1D(keepdims=True),
+        (8, 5),
+        (1, 5),
+        masked=True,
+    ),
+    Row("global average 1d", lambda: L.GlobalAveragePooling1D(), (8, 5), (5,)),
+    Row(
+        "global max", lambda: L.GlobalMaxPooling2D(keepdims=True), (3, 4, 5), (1, 1, 5)
+    ),
+    Row("global max 1d", lambda: L.GlobalMaxPooling1D(), (8, 5), (5,)),
+    Row("up sampling", lambda: L.UpSampling2D((2, 3)), (3, 4, 2), (6, 12, 2)),
+    Row(
+        "up sampling bilinear",
+        lambda: L.UpSampling2D((2, 3), interpolation="bilinear"),
+        (3, 4, 2),
+        (6, 12, 2),
+    ),
+    Row("up sampling 1d", lambda: L.UpSampling1D(3), (4, 2), (12, 2)),
+    Row(
+        "zero padding", lambda: L.ZeroPadding2D(((1, 0), (2, 3))), (3, 4, 2), (4, 9, 2)
+    ),
+    Row("zero padding 1d", lambda: L.ZeroPadding1D(2), (4, 2), (8, 2)),
+    Row("cropping", lambda: L.Cropping2D(((1, 0), (2, 1))), (3, 5, 2), (2, 2, 2)),
+    Row("cropping 1d", lambda: L.Cropping1D(), (4, 2), (2, 2)),
+    Row("permute", lambda: L.Permute((3, 1, 2)), (2, 3, 4), (4, 2, 3)),
+    Row("repeat vector", lambda: L.RepeatVector(3), (4,), (3, 4)),
+]
+ROWS += IMAGES
+
 table = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 
@@ -862,12 +1110,53 @@ def test_done_reports_every_layer_with_weights(row: Row) -> None:
 
 
 BIG = [
+    *(
+        (
+            kind,
+            lambda kind=kind: getattr(L, kind)(64, return_sequences=True),
+            (300, 64),
+            KEY,
+        )
+        for kind in ("SimpleRNN", "LSTM", "GRU")
+    ),
+    (
+        "bidirectional",
+        lambda: L.Bidirectional(L.LSTM(64, return_sequences=True)),
+        (300, 64),
+        KEY,
+    ),
     ("block", lambda: L.TransformerBlock(4, causal=True), (128, 64), KEY),
     ("dropout", lambda: L.TransformerBlock(4, dropout=0.1), (128, 64), KEY),
     ("llama", llama(4, num_kv_heads=2, rope_theta=50.0), (128, 64), KEY),
     *(
         (name, lambda name=name: L.Dense(256, name), (300, 64), KEY)
         for name in activations.NAMED
+    ),
+    *(
+        (name, make, shape, KEY)
+        for name, make, shape in (
+            ("conv", lambda: L.Conv2D(32, 3, 2, activation="gelu"), (33, 32, 16)),
+            ("conv winograd", lambda: L.Conv2D(40, 3, padding="same"), (33, 32, 32)),
+            ("conv 1 channel", lambda: L.Conv2D(32, 3), (33, 32, 1)),
+            ("depthwise", lambda: L.DepthwiseConv2D(3, 1, "same"), (33, 32, 32)),
+            ("depthwise strides", lambda: L.DepthwiseConv2D(3, 2), (65, 64, 16)),
+            ("separable", lambda: L.SeparableConv2D(32, 3), (33, 32, 32)),
+            ("transpose", lambda: L.Conv2DTranspose(32, 3, 2, "same"), (17, 16, 32)),
+            ("max pooling", lambda: L.MaxPooling2D(), (65, 64, 32)),
+            ("max pooling same", lambda: L.MaxPooling2D(3, 2, "same"), (65, 64, 32)),
+            ("average pooling", lambda: L.AveragePooling2D(), (65, 64, 32)),
+            ("global average", lambda: L.GlobalAveragePooling2D(), (65, 64, 32)),
+            ("global max", lambda: L.GlobalMaxPooling2D(), (65, 64, 32)),
+            ("up sampling", lambda: L.UpSampling2D(), (33, 32, 32)),
+            (
+                "bilinear",
+                lambda: L.UpSampling2D(2, interpolation="bilinear"),
+                (33, 32, 32),
+            ),
+            ("zero padding", lambda: L.ZeroPadding2D(), (33, 32, 32)),
+            ("cropping", lambda: L.Cropping2D(1), (33, 32, 32)),
+            ("permute", lambda: L.Permute((2, 1)), (300, 128)),
+        )
     ),
 ]
 

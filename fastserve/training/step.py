@@ -28,11 +28,12 @@ from fastserve.layers.chain import skip_input_gradient
 from fastserve.layers.recompute import recompute_blocks
 from fastserve.losses import Loss
 from fastserve.metrics import Metric
-from fastserve.optimizers import Optimizer, global_norm
+from fastserve.optimizers import Optimizer, global_norm, quick_norm
 from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
 from fastserve.training.exact import ExactStep, Shards, ShardTable, make_shards
 from fastserve.training.guard import LIMIT, SpikeGuard
 from fastserve.training.head import make_head, pieces_of
+from fastserve.training.masks import apply_mask
 from fastserve.training.moving import MovingWeights
 from fastserve.training.numerics import fix_threads
 from fastserve.training.together import Together
@@ -239,11 +240,13 @@ class Trainer:
             self.comm.allreduce(self._status)
             self.moving.sum((mine.stop - mine.start) / total)
         waited = self.sync.waited + perf_counter() - computed
-        if self.loss.reduction == "sum":
-            self._status[0] *= count  # over an epoch, sums are averaged by their counts
-        self._status[0] += self._regularize() * count
+        counted = self._rescale(count)
+        if self.loss.reduction == "sum":  # over an epoch, sums are averaged by counts
+            self._status[0] *= counted
+        penalty = self._regularize()
+        self._status[0] += penalty * counted
         norm = self._norm()
-        loss = float(self._status[0]) / count
+        loss = float(self._status[0]) / counted if counted else penalty
         speaks = self.comm.rank == 0
         guard = self.guard
         skip = guard is not None and guard.refuses(step, loss, norm, speaks)
@@ -270,6 +273,15 @@ class Trainer:
             check_replicas(self.store, self.comm, step)
         return StepResult(loss, norm, rate, total, bool(self._status[2]), skip)
 
+    def _rescale(self, assumed: int) -> int:
+        """Return how many losses of the step count, if those of masked outputs don't;
+        the gradients, which were divided by ``assumed``, are put right."""
+        counted = int(self._status[1])
+        if counted != assumed and self.loss.reduction != "sum":
+            factor = self.store.grads.dtype.type(assumed / max(1, counted))
+            np.multiply(self.store.grads, factor, out=self.store.grads)
+        return counted
+
     def _regularize(self) -> float:
         """Add the regularizers' gradients to the sum over all ranks, which has them
         once; return their penalty, which is part of the loss."""
@@ -283,7 +295,10 @@ class Trainer:
     def _norm(self) -> float:
         """Return the norm of all gradients, of which this rank may have a part."""
         if self.sync.own is None:
-            return global_norm(self.store.grads)
+            # all ranks need the same bits if the step depends on them
+            clips = self.clip_norm or self.optimizer.global_clipnorm
+            norm = global_norm if clips or self.guard else quick_norm
+            return norm(self.store.grads)
         square = np.zeros(1)
         with np.errstate(all="ignore"):
             for part in self.sync.own:
@@ -324,12 +339,15 @@ class Trainer:
         if self._head is not None and self._in_pieces(batch):
             x = self._input(batch.x)
             self._measured = self._status
-            total = self._head.train(x, batch, key, scale, done)
+            total, hidden = self._head.train(x, batch, key, scale, done)
+            self._status[1] -= hidden
             done(root)
             return total
         y = root.forward(self._input(batch.x), key)
         prediction = root.logits() if self.fused else y
         gradient = root.scratch(prediction.shape)
+        batch, hidden = apply_mask(batch, root.output_mask(), prediction.shape)
+        self._status[1] -= hidden
         total = self.loss.sum_and_gradient(
             batch.y, prediction, batch.weights, scale, gradient
         )
@@ -414,22 +432,24 @@ class Trainer:
     def _evaluate_part(self, part: Batch, status: Array, times: int) -> None:
         if self._head is not None and self._in_pieces(part):
             self._measured = status
-            status[0] += times * self._head.evaluate(self._input(part.x), part)
-            status[1] += _losses(part, part.y.size)
+            total, hidden = self._head.evaluate(self._input(part.x), part)
+            status[:2] += times * total, _losses(part, part.y.size) - hidden
             return
         y = self.root.forward(self._input(part.x), False)
         prediction = self.root.logits() if self.fused else y
+        status[1] += _losses(part, self.loss.count(prediction.shape))
+        part, hidden = apply_mask(part, self.root.output_mask(), prediction.shape)
+        status[1] -= hidden
         status[0] += times * self.loss.sum_and_gradient(
             part.y, prediction, part.weights, 1.0, None
         )
-        status[1] += _losses(part, self.loss.count(prediction.shape))
         self._measure(part, y, status)
 
     def results(self, totals: Array | None = None) -> dict[str, float]:
         """Return mean loss and metrics of ``totals``, by default of all steps since
         ``reset_totals``."""
         totals = self.totals if totals is None else totals
-        named = {"loss": float(totals[0] / totals[1]) if totals[1] else math.nan}
+        named = {"loss": float(totals[0] / totals[1]) if totals[1] else 0.0}
         for metric, part in self._states(totals):
             metric.state[...] = part
             named[metric.name] = metric.result()
@@ -495,7 +515,9 @@ class Trainer:
         As in Keras, ``metrics=`` are not weighted by sample or class weights; what a
         mask leaves out isn't measured.
         """
-        weights = batch.weights if batch.masked else None
+        weights = batch.measured
+        if weights is None and batch.masked:
+            weights = batch.weights
         for metric, part in self._states(status):
             metric.reset()
             metric.update(batch.y, y, weights)

@@ -1,0 +1,78 @@
+"""Convolutions of images, and their gradients: the way that suits each.
+
+y[n, i, j, o] = Σ x[n, i s + u d - p, j s + v d - p, c] W[u, v, c, o]
+                over u, v and c, with stride s, dilation d and p zeros around
+
+x (N, H, W, C), W (kernel rows, kernel columns, C, O), y (N, H', W', O); a sequence is
+an image of height 1. With groups, channels and filters are cut into as many parts and
+each filter sees those of its part: W (kernel rows, kernel columns, C / groups, O). As
+in all such libraries the kernel isn't flipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fastserve.ops import patches, winograd
+from fastserve.ops.blocks import Array
+from fastserve.ops.windows import Axis
+
+Axes = tuple[Axis, Axis]
+Finish = Callable[[slice], None]
+
+
+def _way(axes: Axes, inputs: int, filters: int) -> Any:
+    return winograd if winograd.pays(*axes, inputs, filters) else patches
+
+
+def _groups(kernel: Array, groups: int) -> Iterator[tuple[slice, slice]]:
+    """Yield each group's channels and filters."""
+    c, o = kernel.shape[2], kernel.shape[3] // groups
+    for g in range(groups):
+        yield slice(g * c, g * c + c), slice(g * o, g * o + o)
+
+
+def forward(
+    x: Array,
+    kernel: Array,
+    y: Array,
+    axes: Axes,
+    groups: int = 1,
+    finish: Finish | None = None,
+) -> None:
+    """Write y.
+
+    ``finish(rows)`` is called once for all rows of y as (N H' W', O), a piece at a time
+    while that is in the cache.
+    """
+    way = _way(axes, kernel.shape[2], kernel.shape[3] // groups)
+    if groups == 1:
+        way.forward(x, kernel, y, axes, finish)
+        return
+    for c, o in _groups(kernel, groups):
+        way.forward(x[..., c], kernel[..., o], y[..., o], axes, None)
+    if finish is not None:
+        finish(slice(0, y.size // y.shape[-1]))
+
+
+def backward(
+    x: Array | None,
+    dy: Array,
+    kernel: Array,
+    dkernel: Array | None,
+    dx: Array | None,
+    axes: Axes,
+    groups: int = 1,
+) -> None:
+    """Write dkernel and dx, each unless it is None; x is needed for dkernel alone."""
+    way = _way(axes, kernel.shape[2], kernel.shape[3] // groups)
+    for c, o in _groups(kernel, groups):
+        way.backward(
+            None if x is None else x[..., c],
+            dy[..., o],
+            kernel[..., o],
+            None if dkernel is None else dkernel[..., o],
+            None if dx is None else dx[..., c],
+            axes,
+        )

@@ -1,0 +1,183 @@
+"""Pooling: the largest or the mean of each window, and the gradients.
+
+x (N, H, W, C) and y (N, H', W', C). Windows reach beyond the edges with padding 'same':
+what lies there never wins and isn't counted. Work goes in pieces that stay in the
+cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fastserve.ops.blocks import Array, room
+from fastserve.ops.linear import ones
+from fastserve.ops.windows import (
+    Axis,
+    Piece,
+    padded,
+    piece_inputs,
+    pieces,
+    place,
+    scatter,
+)
+
+Axes = tuple[Axis, Axis]
+SIZE = 1 << 17  # elements of a piece's input: 512 kB of float32
+_IMAGE, _BETTER, _PART, _NUMBER = 10, 11, 12, 13  # the slots of ``room``
+_BOOL = np.dtype(np.bool_)
+
+
+def _pieces(samples: int, axes: Axes, channels: int) -> Iterator[Piece]:
+    h, w = axes
+    return pieces(samples, h.out, h.stride * w.padded * channels, SIZE)
+
+
+def _places(x: Array, piece: Piece, axes: Axes, fill: float) -> Iterator[Array]:
+    """Yield each place of the piece's windows, as (N, rows, W', C)."""
+    h, w = axes
+    before = (h.before, w.before)
+    rows = piece_inputs(h, piece)
+    full = padded(x[piece.samples], rows, before, w.padded, _IMAGE, fill)
+    for at in range(h.kernel * w.kernel):
+        yield place(full, at, axes, (piece.last - piece.first, w.out))
+
+
+def maximum(x: Array, y: Array, winner: Array | None, axes: Axes) -> None:
+    """Write y, the largest of each window, and its place i kw + j to ``winner``.
+
+    The first of equal ones wins, as in XLA and PyTorch. ``winner`` (uint8 or larger)
+    has y's shape; it may be None if there will be no backward.
+    """
+    for piece in _pieces(x.shape[0], axes, x.shape[3]):
+        best = y[piece.samples, piece.first : piece.last]
+        value = room(_PART, best.shape, x.dtype)
+        if winner is not None:
+            won = winner[piece.samples, piece.first : piece.last]
+            won.fill(0)
+            better = room(_BETTER, best.shape, _BOOL)
+            number_there = room(_NUMBER, best.shape, won.dtype)
+        for number, there in enumerate(_places(x, piece, axes, -np.inf)):
+            if number == 0:
+                _copy_pixels(there, best)
+                continue
+            _copy_pixels(there, value)
+            if winner is not None:  # the last one that is better is the winner
+                np.greater(value, best, out=better)
+                np.multiply(better, won.dtype.type(number), out=number_there)
+                np.maximum(won, number_there, out=won)
+            np.maximum(best, value, out=best)
+
+
+def _copy_pixels(view: Array, out: Array) -> None:
+    """Copy (N, H, W, C) that lies in steps, all channels of a pixel at once."""
+    pixel = np.dtype((np.void, view.shape[-1] * view.itemsize))
+    np.copyto(out.view(pixel), view.view(pixel))
+
+
+def maximum_gradient(dy: Array, winner: Array, dx: Array, axes: Axes) -> None:
+    """Write dx: dy goes to the place that won."""
+    h, w = axes
+    apart = all(axis.stride >= axis.span and axis.before == 0 for axis in axes)
+    if apart:
+        _clear_between(dx, axes)
+    for piece in _pieces(dy.shape[0], axes, dy.shape[3]):
+        part = dy[piece.samples, piece.first : piece.last]
+        won = winner[piece.samples, piece.first : piece.last]
+        here = room(_BETTER, part.shape, _BOOL)
+
+        if apart and h.padded == h.size and w.padded == w.size:
+            rows = slice(*piece_inputs(h, piece))
+            image = dx[piece.samples, rows]
+            for number in range(h.kernel * w.kernel):
+                np.equal(won, number, out=here)
+                there = place(image, number, axes, part.shape[1:3])
+                np.multiply(part, here, out=there)
+            continue
+
+        product = room(_PART, part.shape, dy.dtype)
+
+        def sent(
+            i: int,
+            j: int,
+            part: Array = part,
+            won: Array = won,
+            here: Array = here,
+            out: Array = product,
+        ) -> Array:
+            np.equal(won, i * w.kernel + j, out=here)
+            return np.multiply(part, here, out=out)
+
+        scatter(sent, axes, piece, dx, _IMAGE)
+
+
+def _clear_between(dx: Array, axes: Axes) -> None:
+    """Write zeros to what no window reads: between windows and after the last."""
+    h, w = axes
+    for i in range(h.span, h.stride):
+        dx[:, i :: h.stride] = 0
+    for j in range(w.span, w.stride):
+        dx[:, :, j :: w.stride] = 0
+    dx[:, h.out * h.stride :] = 0
+    dx[:, :, w.out * w.stride :] = 0
+
+
+def counts(axes: Axes, dtype: np.dtype[np.generic]) -> Array:
+    """Return 1 / (inputs in a window) as (H', W', 1)."""
+
+    def inside(axis: Axis) -> Array:
+        first = np.arange(axis.out) * axis.stride - axis.before
+        last = np.minimum(first + axis.kernel, axis.size)
+        found: Array = last - np.maximum(first, 0)
+        return found
+
+    h, w = (inside(axis) for axis in axes)
+    share: Array = 1 / (h[:, None, None] * w[None, :, None])
+    return share.astype(dtype)
+
+
+def mean(x: Array, y: Array, axes: Axes) -> None:
+    """Write y, the mean of each window."""
+    share = counts(axes, x.dtype)
+    for piece in _pieces(x.shape[0], axes, x.shape[3]):
+        total = y[piece.samples, piece.first : piece.last]
+        for number, value in enumerate(_places(x, piece, axes, 0.0)):
+            if number == 0:
+                np.copyto(total, value)
+            else:
+                np.add(total, value, out=total)
+        np.multiply(total, share[piece.first : piece.last], out=total)
+
+
+def mean_gradient(dy: Array, dx: Array, axes: Axes) -> None:
+    """Write dx: each of a window's inputs gets its share of dy."""
+    share = counts(axes, dy.dtype)
+    for piece in _pieces(dy.shape[0], axes, dy.shape[3]):
+        part = dy[piece.samples, piece.first : piece.last]
+        each = room(_PART, part.shape, dy.dtype)
+        np.multiply(part, share[piece.first : piece.last], out=each)
+        scatter(lambda *at, each=each: each, axes, piece, dx, _IMAGE)
+
+
+def global_mean(x: Array, y: Array) -> None:
+    """y (N, C) = the mean of x (N, T, C) over T; a product with ones."""
+    t = x.shape[1]
+    row = ones(t, x.dtype)[None]
+    np.matmul(row, x, out=y[:, None])
+    np.multiply(y, x.dtype.type(1 / t), out=y)
+
+
+def masked_mean(x: Array, share: Array, y: Array) -> None:
+    """y (N, C) = Σ share x over T, for x (N, T, C) and share (N, T)."""
+    np.matmul(share[:, None], x, out=y[:, None])
+
+
+def global_maximum_gradient(x: Array, y: Array, dy: Array, dx: Array) -> None:
+    """dx (N, T, C) from dy (N, C): equal ones share it, as in JAX."""
+    for n in range(len(x)):
+        won = np.equal(x[n], y[n], out=room(_BETTER, x[n].shape, _BOOL))
+        number = room(_PART, y[n].shape, dy.dtype)
+        np.add.reduce(won, axis=0, dtype=dy.dtype, out=number)
+        np.divide(dy[n], number, out=number)
+        np.multiply(won, number, out=dx[n])
