@@ -53,11 +53,18 @@ def is_keras_file(path: str | Path) -> bool:
 
 
 def entries(root: Layer) -> list[Entry]:
-    """Return the weights of a model, and of all inside, at their places in a file."""
-    return list(_entries(root, "", root.name or snake_case(root.label)))
+    """Return the weights of a model, and of all inside, at their places in a file.
+
+    What is used in several places is there once, in the first.
+    """
+    return list(_entries(root, "", root.name or snake_case(root.label), set()))
 
 
-def _entries(layer: Layer, path: str, name: str) -> Iterator[Entry]:
+def _entries(layer: Layer, path: str, name: str, seen: set[int]) -> Iterator[Entry]:
+    if id(layer) in seen:
+        return
+    seen.add(id(layer))
+
     def below(part: str) -> str:
         return f"{path}/{part}" if path else part
 
@@ -74,14 +81,14 @@ def _entries(layer: Layer, path: str, name: str) -> Iterator[Entry]:
     inside = getattr(layer, "layers", None)
     if not isinstance(inside, list):
         for part, child in layer.children().items():
-            yield from _entries(child, below(part), part)
+            yield from _entries(child, below(part), part, seen)
         return
     counts: dict[str, int] = {}
     for child in inside:
         kind = snake_case(child.label)
         count = counts[kind] = counts.get(kind, -1) + 1
         place = below(f"layers/{kind}_{count}" if count else f"layers/{kind}")
-        yield from _entries(child, place, child.name or kind)
+        yield from _entries(child, place, child.name or kind, seen)
 
 
 def _attention(layer: MultiHeadAttention, path: str) -> Iterator[Entry]:

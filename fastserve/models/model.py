@@ -876,6 +876,8 @@ class Model:
                 f"set_weights: expected {len(parameters)} arrays", f"{len(weights)}"
             )
         for parameter, value in zip(parameters, weights, strict=True):
+            parameter.check(value)
+        for parameter, value in zip(parameters, weights, strict=True):
             parameter.assign(value)
 
     def _built_root(self) -> Layer:
