@@ -225,7 +225,17 @@ class Floor:
         return max(self.least, self.schedule(step))
 
 
-TYPES = ("constant", "linear", "cosine", "exponential", "step")
+class Adjustable:
+    """A rate that can be set, with a linear warm-up to it over the first ``steps``."""
+
+    def __init__(self, rate: float, steps: int = 0) -> None:
+        self.rate, self.steps = rate, steps
+
+    def __call__(self, step: int) -> float:
+        return WarmUp(Constant(self.rate), self.rate, self.steps)(step)
+
+
+TYPES = ("constant", "linear", "cosine", "exponential", "step", "plateau")
 
 
 def from_config(
@@ -238,6 +248,7 @@ def from_config(
     rate: float = 0.1,
     step_size: int | None = None,
     gamma: float = 0.1,
+    **plateau: float,
 ) -> Schedule:
     """Return the schedule of a job's ``schedule`` section.
 
@@ -249,6 +260,8 @@ def from_config(
       of the job (None: ``steps``), and kept
     - exponential: lr * rate ** (t / decay_steps), at least ``min_lr``
     - step: lr * gamma ** (t // step_size), at least ``min_lr``
+    - plateau: an ``Adjustable`` lr; when it is lowered the callback knows, which has
+      the other arguments
 
     Raises:
         UnknownNameError: another ``type``.
@@ -258,6 +271,8 @@ def from_config(
         raise UnknownNameError("schedule", type, TYPES)
     last = steps if decay_steps is None else decay_steps
     _check_config(lr, steps, warmup_steps, min_lr)
+    if type == "plateau":
+        return Adjustable(lr, warmup_steps)
     if type == "constant":
         after: Schedule = Constant(lr)
     elif type == "exponential":
