@@ -31,6 +31,7 @@ from fastserve.errors import (
 from fastserve.layers.chain import skip_input_gradient
 from fastserve.layers.graph import Graph, arrange, flatten, snake_case
 from fastserve.metrics import Metric
+from fastserve.models import keras_files
 from fastserve.models.config import Reader, Writer
 from fastserve.models.functional import chain_graph, check_traceable, trace
 from fastserve.models.places import arrays_for, for_each, metrics_for_each
@@ -888,21 +889,49 @@ class Model:
                 f"set_weights: expected {len(parameters)} arrays", f"{len(weights)}"
             )
         for parameter, value in zip(parameters, weights, strict=True):
+            parameter.check(value)
+        for parameter, value in zip(parameters, weights, strict=True):
             parameter.assign(value)
 
-    def _in_order(self) -> list[Parameter]:
+    def _built_root(self) -> Layer:
         self.store  # noqa: B018  raises if the model isn't built
-        return list({id(p): p for p in self.root.parameters()}.values())
+        return self.root
+
+    def _in_order(self) -> list[Parameter]:
+        return list({id(p): p for p in self._built_root().parameters()}.values())
 
     def save_weights(self, path: str | Path) -> None:
-        """Write the weights as safetensors, under the paths of the parameters."""
+        """Write the weights: as safetensors, under the paths of the parameters, or,
+        with the ending ``.weights.h5``, as Keras 3 does, which can read them."""
         if world().rank == 0:
-            checkpoint.save_weights(Path(path), self.store, {})
+            if keras_files.is_keras_file(path):
+                keras_files.save(Path(path), self._built_root())
+            else:
+                checkpoint.save_weights(Path(path), self.store, {})
         world().barrier()
 
-    def load_weights(self, path: str | Path) -> None:
-        """Read what ``save_weights`` or ``save`` wrote; all of it or nothing."""
-        checkpoint.load_weights(Path(path), self.store)
+    def load_weights(
+        self, path: str | Path, skip_mismatch: bool = False, by_name: bool = False
+    ) -> None:
+        """Read what ``save_weights`` or ``save`` wrote; all of it or nothing.
+
+        A file that ends in ``.h5`` or ``.hdf5`` is one of Keras 3, or of Keras 2.
+
+        Args:
+            skip_mismatch: of Keras' files: leave weights as they are that the file has
+                not, or in another shape, with a warning.
+            by_name: of Keras 2 files: only layers of the same name.
+        """
+        if keras_files.is_keras_file(path):
+            keras_files.load(Path(path), self._built_root(), skip_mismatch, by_name)
+        elif skip_mismatch or by_name:
+            raise ArgumentError(
+                "load_weights: expected skip_mismatch and by_name with Keras' files",
+                f"{path}",
+                "leave them out",
+            )
+        else:
+            checkpoint.load_weights(Path(path), self.store)
 
     def save(self, path: str | Path) -> None:
         """Write weights and architecture to one safetensors file."""
