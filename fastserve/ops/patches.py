@@ -25,13 +25,15 @@ from fastserve.ops.windows import (
     piece_inputs,
     pieces,
     scatter,
+    turned,
     windows,
 )
 
+Axes = tuple[Axis, Axis]
 Finish = Callable[[slice], None]
 SIZE = 1 << 19  # elements of the patches of a piece: 2 MB of float32
-SHORT = 12  # channels x kernel columns below which runs of them are slow to copy
-_IMAGE, _PATCHES = 10, 11  # the slots of ``room``
+SHORT = 24  # numbers that lie together: fewer are slower to copy than a row
+_IMAGE, _PATCHES, _KERNEL = 10, 11, 12  # the slots of ``room``
 
 
 class _Patches:
@@ -51,14 +53,20 @@ class _Patches:
         row = self.w.out * max(self.size, filters)
         return list(pieces(samples, self.h.out, row, SIZE))
 
-    def memory(self, piece: Piece, samples: int, like: Array) -> tuple[Array, Array]:
+    def short(self, run: int) -> bool:
+        """Whether ``run`` numbers that lie together are worse to copy than a row."""
+        return run < min(SHORT, self.w.out)
+
+    def memory(
+        self, piece: Piece, samples: int, like: Array, by_channel: bool
+    ) -> tuple[Array, Array]:
         """Return memory for patches as (T, K), and as (kh, kw, N, rows, out, C).
 
-        Few channels are short runs to copy: then K is the first axis in memory.
+        With ``by_channel`` K is the first axis in memory: rows of outputs lie together.
         """
         kh, kw, c = self.h.kernel, self.w.kernel, self.channels
         outs = (samples, piece.last - piece.first, self.w.out)
-        if c * kw < min(SHORT, self.w.out):
+        if by_channel:
             block = room(_PATCHES, (kh, kw, c, *outs), like.dtype)
             rows = block.reshape(self.size, math.prod(outs)).T
             return rows, block.transpose(0, 1, 3, 4, 5, 2)
@@ -76,7 +84,8 @@ class _Patches:
         full = padded(
             image, piece_inputs(self.h, piece), self.before, self.w.padded, _IMAGE
         )
-        rows, places = self.memory(piece, image.shape[0], x)
+        by_channel = self.short(self.channels * self.w.kernel)
+        rows, places = self.memory(piece, image.shape[0], x, by_channel)
         np.copyto(places, windows(full, (self.h, self.w), outs))
         return rows
 
@@ -93,7 +102,7 @@ def _matrix(kernel: Array) -> Array:
 
 
 def forward(
-    x: Array, kernel: Array, y: Array, axes: tuple[Axis, Axis], finish: Finish | None
+    x: Array, kernel: Array, y: Array, axes: Axes, finish: Finish | None
 ) -> None:
     """Write y (N, H', W', O) from x (N, H, W, C) and kernel (kh, kw, C, O)."""
     patches = _Patches(*axes, kernel.shape[2])
@@ -110,25 +119,39 @@ def backward(
     kernel: Array,
     dkernel: Array | None,
     dx: Array | None,
-    axes: tuple[Axis, Axis],
+    axes: Axes,
 ) -> None:
     """Write dkernel and dx, each unless it is None; x is needed for dkernel alone."""
+    if dkernel is not None and x is not None:
+        _kernel_gradient(x, dy, dkernel, axes)
+    if dx is None:
+        return
+    channels, filters = kernel.shape[2:]
+    if axes[0].stride == axes[1].stride == 1 and filters <= 2 * channels:
+        back = room(_KERNEL, (*kernel.shape[:2], filters, channels), dy.dtype)
+        np.copyto(back, kernel[::-1, ::-1].transpose(0, 1, 3, 2))
+        forward(dy, back, dx, turned(axes), None)
+    else:
+        _input_gradient(dy, kernel, dx, axes)
+
+
+def _kernel_gradient(x: Array, dy: Array, dkernel: Array, axes: Axes) -> None:
+    patches = _Patches(*axes, dkernel.shape[2])
+    dmatrix = _matrix(dkernel)
+    for i, piece in enumerate(patches.pieces(x.shape[0], dkernel.shape[3])):
+        found, rows = patches.gather(x, piece), _flat(dy, piece)
+        if i == 0:
+            np.matmul(found.T, rows, out=dmatrix)
+        else:
+            add_product(found, rows, dmatrix)
+
+
+def _input_gradient(dy: Array, kernel: Array, dx: Array, axes: Axes) -> None:
     patches = _Patches(*axes, kernel.shape[2])
     matrix = _matrix(kernel)
-    for i, piece in enumerate(patches.pieces(dy.shape[0], kernel.shape[3])):
-        rows = _flat(dy, piece)
-        if dkernel is not None and x is not None:
-            found = patches.gather(x, piece)
-            if i == 0:
-                np.matmul(found.T, rows, out=_matrix(dkernel))
-            else:
-                add_product(found, rows, _matrix(dkernel))
-        if dx is None:
-            continue
-        if patches.plain:
-            np.matmul(rows, matrix.T, out=_flat(dx, piece))
-            continue
+    by_channel = patches.short(patches.channels)
+    for piece in patches.pieces(dy.shape[0], kernel.shape[3]):
         samples = piece.samples.stop - piece.samples.start
-        found, places = patches.memory(piece, samples, dy)
-        np.matmul(rows, matrix.T, out=found)
-        scatter(lambda *at, of=places: of[at], axes, piece, dx, _IMAGE)
+        found, places = patches.memory(piece, samples, dy, by_channel)
+        np.matmul(_flat(dy, piece), matrix.T, out=found)
+        scatter(lambda *at, of=places: of[at], axes, piece, dx, _IMAGE, by_channel)

@@ -91,6 +91,15 @@ def transposed_axis(
     return Axis(result, kernel, stride, dilation, span - 1 - left, size)
 
 
+def turned(axes: tuple[Axis, Axis]) -> tuple[Axis, Axis]:
+    """Return the windows of the outputs that an input goes into, for strides of 1."""
+    h, w = (
+        Axis(a.out, a.kernel, 1, a.dilation, a.span - 1 - a.before, a.size)
+        for a in axes
+    )
+    return h, w
+
+
 @dataclass(frozen=True)
 class Piece:
     """Samples, and rows of their output."""
@@ -211,11 +220,13 @@ def scatter(
     piece: Piece,
     dx: Array,
     slot: int,
+    by_channel: bool = False,
 ) -> None:
     """Add what the piece's outputs send back to their windows; write the sums to dx.
 
     ``part(i, j)`` is what goes to the place (i, j) of each window: (N, rows, W', C) for
-    dx (N, H, W, C). Pieces come in order, each sample's from top to bottom.
+    dx (N, H, W, C). Pieces come in order, each sample's from top to bottom. With
+    ``by_channel`` the parts lie channel by channel in memory, and so shall the sums.
     """
     h, w = axes
     first, last = piece_inputs(h, piece)
@@ -226,8 +237,11 @@ def scatter(
     if piece.last == h.out:
         last = h.padded
     image = dx[piece.samples]
-    shape = (image.shape[0], last - start, w.padded, dx.shape[3])
-    full = room(slot, shape, dx.dtype)
+    shape = (image.shape[0], last - start, w.padded)
+    if by_channel:
+        full = room(slot, (dx.shape[3], *shape), dx.dtype).transpose(1, 2, 3, 0)
+    else:
+        full = room(slot, (*shape, dx.shape[3]), dx.dtype)
     full.fill(0)
     below, outs = full[:, first - start :], (piece.last - piece.first, w.out)
     for at in range(h.kernel * w.kernel):
