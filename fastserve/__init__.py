@@ -27,6 +27,7 @@ _LAZY = {
     "layers": "fastserve.layers",
     "losses": "fastserve.losses",
     "metrics": "fastserve.metrics",
+    "Model": "fastserve.models:Model",
     "models": "fastserve.models",
     "optimizers": "fastserve.optimizers",
     "regularizers": "fastserve.core.regularizers",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from .core import regularizers as regularizers
     from .data import datasets as datasets
     from .layers import Input as Input
+    from .models import Model as Model
     from .models import Sequential as Sequential
     from .training import callbacks as callbacks
 

@@ -82,6 +82,13 @@ def _where(command: _Command) -> _Command:
     return command
 
 
+def _elsewhere(command: _Command) -> _Command:
+    """As ``_where``, without the number of ranks."""
+    for option in reversed(_WHERE[1:]):
+        command = option(command)
+    return command
+
+
 _WHERE = (
     click.option("-n", "ranks", type=int, help="Number of ranks (processes)."),
     click.option(
@@ -126,12 +133,19 @@ def cli() -> None:
 @_overrides
 @click.option("--resume", metavar="auto|PATH", help="Go on from a checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace what the run folder holds.")
+@click.option(
+    "--stop-after",
+    type=click.IntRange(1),
+    metavar="STEPS",
+    help="Save and end after the step of this number, as at SIGTERM.",
+)
 @click.option("--dry-run", is_flag=True, help="Only print what would be started.")
 def run(
     config: str,
     overrides: tuple[str, ...],
     resume: str | None,
     overwrite: bool,
+    stop_after: int | None,
     dry_run: bool,
     **where: Any,
 ) -> int:
@@ -143,6 +157,7 @@ def run(
         arguments += ["--set", override]
     arguments += ["--resume", resume] if resume else []
     arguments += ["--overwrite"] if overwrite else []
+    arguments += ["--stop-after", str(stop_after)] if stop_after else []
     hosts, allocation = start.where(job.launch)
     kernel = blas.choose_kernel(_say)
     make = _planner(job, hosts, arguments, kernel, allocation)
@@ -308,13 +323,20 @@ def generate(
 @cli.command()
 @click.argument("run")
 @_checkpoint
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    default="validation",
+    show_default=True,
+    help="Which part of the data.",
+)
 @_overrides
-def evaluate(run: str, which: str, overrides: tuple[str, ...]) -> int:
-    """Evaluate the model of a run folder on its validation data."""
+def evaluate(run: str, which: str, split: str, overrides: tuple[str, ...]) -> int:
+    """Evaluate the model of a run folder on its validation data, or its test data."""
     _prepare()
     from fastserve import worker
 
-    for name, value in worker.evaluate(run, which, overrides).items():
+    for name, value in worker.evaluate(run, which, overrides, split).items():
         click.echo(f"{name} {value:.6g}")
     return 0
 
@@ -398,6 +420,54 @@ def prepare(
     words += ["--", *inputs]
     said = {**_said(**where), "env": one}
     return _start_program("fastserve.data.prepare", words, said)
+
+
+@cli.command()
+@click.argument("run")
+@click.option(
+    "--ranks",
+    "counts",
+    default="1,2,3,4",
+    show_default=True,
+    metavar="LIST",
+    help="Numbers of ranks to train with.",
+)
+@click.option(
+    "--steps",
+    default=5,
+    type=click.IntRange(1),
+    show_default=True,
+    help="Steps to make with each.",
+)
+@_elsewhere
+@_overrides
+def verify(
+    run: str, counts: str, steps: int, overrides: tuple[str, ...], **where: Any
+) -> int:
+    """Make a run's first steps again on other numbers of ranks, and compare the bits.
+
+    For runs with comm.algorithm exact; others only agree to rounding.
+    """
+    from .verify import parse_ranks
+    from .verify import verify as verify_run
+
+    _refuse_as_a_rank()
+    config = Path(run, "config.yaml")
+    ranks = parse_ranks(counts)
+    job = _load(str(config), overrides, ranks=max(ranks), **where)
+    if job.comm.algorithm != "exact":
+        raise LaunchError(
+            "verify: expected a run with comm.algorithm exact",
+            job.comm.algorithm,
+            "add --set comm.algorithm=exact to see what it would give; sums of "
+            "the others agree to rounding",
+        )
+    arguments = [word for override in overrides for word in ("--set", override)]
+    for name, value in where.items():
+        if value:
+            arguments.append(f"--{name}")
+            arguments += [str(value)] if value is not True else []
+    return 0 if verify_run(config, ranks, steps, arguments, click.echo) else 1
 
 
 @cli.command("import")
@@ -491,6 +561,21 @@ def step(
         {**said, "threads": threads, "ranks": ranks},
         check=lambda count: share_of(batch or BATCHES[shape], count),
     )
+
+
+@bench.command("layers")
+@click.option(
+    "--only", multiple=True, metavar="NAME", help="A case; may be given several times."
+)
+@_repeats
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+def bench_layers(only: tuple[str, ...], repeats: int, as_json: bool) -> int:
+    """Time layers and small networks on one core, beside PyTorch's."""
+    _prepare(1)
+    from fastserve.bench.layers import layers as measure
+
+    measure(only, repeats, as_json)
+    return 0
 
 
 @bench.command("generate")

@@ -494,7 +494,7 @@ ARGUMENT_ERRORS = [
     (lambda: L.Embedding(0, 3), "input_dim"),
     (lambda: L.Embedding(3, -1), "output_dim"),
     (lambda: L.PositionEmbedding(0), "length"),
-    (lambda: L.LayerNormalization(0), "epsilon"),
+    (lambda: L.LayerNormalization(epsilon=0), "epsilon"),
     (lambda: L.MultiHeadAttention(0), "num_heads"),
     (lambda: L.MultiHeadAttention(2, 0), "key_dim"),
     (lambda: L.MultiHeadAttention(2, dropout=2), "rate"),

@@ -43,8 +43,44 @@ def gpt() -> fs.models.Model:
     return model
 
 
+def lstm() -> fs.models.Model:
+    model = fs.models.Sequential(
+        [
+            L.Embedding(11, 6, mask_zero=True, input_shape=(9,)),
+            L.LSTM(7, dropout=0.2, return_sequences=True),
+            L.GRU(5),
+            L.Dense(1, "sigmoid"),
+        ],
+        seed=3,
+    )
+    model.compile("rmsprop", "binary_crossentropy", ["accuracy"])
+    return model
+
+
+def batch_norm() -> fs.models.Model:
+    model = fs.models.Sequential(
+        [
+            L.Dense(12, input_shape=(20,)),
+            L.BatchNormalization(),
+            L.Activation("relu"),
+            L.Dense(5, "softmax"),
+        ],
+        seed=3,
+    )
+    model.compile(
+        fs.optimizers.SGD(0.05, 0.9), "sparse_categorical_crossentropy", ["accuracy"]
+    )
+    return model
+
+
 CASES: dict[str, tuple[Callable[[], fs.models.Model], Any, Any]] = {
     "mlp": (mlp, RNG.standard_normal((ROWS, 20)), RNG.integers(0, 5, ROWS)),
+    "batch norm": (
+        batch_norm,
+        RNG.standard_normal((ROWS, 20)),
+        RNG.integers(0, 5, ROWS),
+    ),
+    "lstm": (lstm, RNG.integers(0, 11, (ROWS, 9)), RNG.integers(0, 2, ROWS)),
     "gpt": (gpt, RNG.integers(0, 17, (ROWS, 12)), RNG.integers(0, 17, (ROWS, 12))),
 }
 

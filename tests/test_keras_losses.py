@@ -153,7 +153,11 @@ def test_targets_that_cannot_be_trained_on(
         (lambda: losses.MeanSquaredError("average"), "reduction"),
         (lambda: losses.Tversky(alpha=-1), "alpha of 0 or more"),
         (lambda: losses.Dice(axis=(0, 1))([[1]], np.ones((1, 1))), "axes of the sam"),
-        (lambda: losses.Poisson(reduction=None).check_reduction(), "training knows"),
+        (lambda: losses.Dice().check_training(True), "one rank without micro-batches"),
+        (
+            lambda: losses.Poisson(reduction=None).check_training(False),
+            "training knows",
+        ),
     ],
 )
 def test_arguments_that_are_refused(wrong: Any, words: str) -> None:

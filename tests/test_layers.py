@@ -23,6 +23,7 @@ from fastserve.core import (
     nothing,
 )
 from fastserve.layers.documents import Documents
+from fastserve.layers.graph import Graph
 from fastserve.layers.lora import LoRA
 from fastserve.ops import activations
 from fastserve.ops.attention import TILE
@@ -153,6 +154,47 @@ class Mixed(Layer):
 
 
 DENSE = ("kernel", "bias")
+TWO = ((4, 3), (4, 3))
+
+
+def graph() -> Layer:
+    """Branches, and layers that are called several times, on other shapes too."""
+    a, b = L.Input((3, 4)), L.Input((3, 4))
+    shared = L.Dense(5, "tanh")
+    one, two = shared(a), shared(b)
+    last = L.Dense(5, name="last")(shared(a[:, 1]))
+    return Graph([a, b], L.concatenate([one * two - 0.5 * one, one + last]))
+
+
+def forks() -> Layer:
+    """A tensor is an output twice, another is used further."""
+    x = L.Input((4,))
+    square = L.Dense(4, use_bias=False)
+    halves = [square(x)[:, :2], square(square(x))[:, 2:]]
+    return Graph(x, [halves[0], halves[0], L.add([square(x), x])])
+
+
+def nested() -> Layer:
+    """A graph in a graph, called twice, and one that shares a layer with it."""
+    x, shared = L.Input((4,)), L.Dense(4, "tanh")
+    inner = Graph(x, [shared(x), L.Dense(1)(shared(x))], name="inner")
+    other = Graph(x, L.Chain(L.Dropout(0.3), L.Dense(4))(shared(x)), name="other")
+    one, two = inner(x)
+    return Graph(x, L.concatenate([*inner(one), other(one * two)]))
+
+
+def embeddings() -> Layer:
+    """An embedding of two inputs of different length."""
+    a, b = L.Input((5,)), L.Input((3,), dtype="int32")
+    table = L.Embedding(9, 4)
+    return Graph([a, b], table(a)[:, 1] * table(b)[:, -1])
+
+
+GRAPH = ("dense.kernel", "dense.bias", "last.kernel", "last.bias")
+NESTED = (
+    *(f"inner.{layer}.{w}" for layer in ("dense", "dense_1") for w in DENSE),
+    *(f"other.chain.1.{w}" for w in DENSE),
+)
 HEADS = ("qkv.kernel", "qkv.bias", "output.kernel", "output.bias")
 NORM = ("norm.gamma", "norm.beta")
 BLOCK = (
@@ -162,6 +204,7 @@ BLOCK = (
     *(f"mlp.{part}.{w}" for part in ("expand", "contract") for w in DENSE),
 )
 BATCH_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
+GB = ("gamma", "beta")
 GATED = tuple(f"{part}.{w}" for part in ("gate", "expand", "contract") for w in DENSE)
 LLAMA = (
     "attention.norm.gamma",
@@ -229,7 +272,7 @@ ROWS = [
                 {"recurrent_dropout": 0.4, "seed": 3, "return_state": True},
             ),
             ("linear", {"activation": None}),
-            ("silu", {"activation": "silu", **SEQUENCES}),
+            ("gelu", {"activation": "gelu", **SEQUENCES}),
             ("softmax", {"activation": "softmax"}),
             ("initial", {"states": 2 if kind == "LSTM" else 1}),
             (
@@ -247,6 +290,64 @@ ROWS = [
         )
     ),
     *(
+        Row(
+            f"bidirectional {mode} {' '.join(options)} {'masked' if masked else ''}",
+            lambda mode=mode, options=options: L.Bidirectional(
+                L.LSTM(4, **options), mode
+            ),
+            (8, 3),
+            output,
+            tuple(f"{d}_layer.{w}" for d in ("forward", "backward") for w in RECURRENT),
+            masked=masked,
+        )
+        for mode, options, output, masked in (
+            ("concat", SEQUENCES, (8, 8), False),
+            ("concat", {}, (8,), False),
+            ("concat", SEQUENCES, (8, 8), True),
+            ("sum", SEQUENCES, (8, 4), True),
+            ("ave", SEQUENCES, (8, 4), False),
+            ("mul", SEQUENCES, (8, 4), True),
+            ("mul", {}, (4,), True),
+            (None, SEQUENCES, ((8, 4), (8, 4)), True),
+            (
+                None,
+                SEQUENCES | {"return_state": True},
+                ((8, 4), (8, 4), (4,), (4,), (4,), (4,)),
+                False,
+            ),
+            ("concat", {"return_state": True}, ((8,), *((4,),) * 4), True),
+            ("concat", SEQUENCES | {"recurrent_dropout": 0.2}, (8, 8), False),
+        )
+    ),
+    Row(
+        "bidirectional of two kinds, initial states",
+        lambda: L.Bidirectional(
+            L.GRU(4, return_sequences=True),
+            backward_layer=L.GRU(4, return_sequences=True, go_backwards=True),
+        ),
+        ((8, 3), (4,), (4,)),
+        (8, 8),
+        tuple(f"{d}_layer.{w}" for d in ("forward", "backward") for w in RECURRENT),
+        masked=(True, False, False),
+    ),
+    Row("masking", lambda: L.Masking(), (8, 3)),
+    Row(
+        "time distributed",
+        lambda: L.TimeDistributed(L.Dense(4, "softmax")),
+        (5, 3),
+        (5, 4),
+        ("layer.kernel", "layer.bias"),
+    ),
+    Row(
+        "time distributed LSTM",
+        lambda: L.TimeDistributed(
+            L.Chain(L.LSTM(4, dropout=0.2), L.Dropout(0.3), L.Dense(2))
+        ),
+        (3, 5, 3),
+        (3, 2),
+        (*(f"layer.0.{w}" for w in RECURRENT), "layer.2.kernel", "layer.2.bias"),
+    ),
+    *(
         recurrent(kind, name, **options)
         for kind, more in (
             ("LSTM", {"unit_forget_bias": False}),
@@ -254,8 +355,8 @@ ROWS = [
         )
         for name, options in (
             ("other", more),
-            ("other silu", more | {"activation": "silu"}),
-            ("other gates", more | {"recurrent_activation": "silu"} | SEQUENCES),
+            ("other mish", more | {"activation": "mish"}),
+            ("other gates", more | {"recurrent_activation": "gelu"} | SEQUENCES),
             ("other masked", more | SEQUENCES | {"masked": True}),
             (
                 "other everything",
@@ -288,7 +389,7 @@ ROWS = [
     Row("dropout", lambda: L.Dropout(0.4), (6, 5)),
     Row("dropout 0", lambda: L.Dropout(0.0), (6, 5)),
     Row("dropout not training", lambda: L.Dropout(0.4), (6,), training=False),
-    Row("input", lambda: L.Input((3, 4)), (3, 4)),
+    Row("input", lambda: L.InputLayer((3, 4)), (3, 4)),
     Row("flatten", lambda: L.Flatten(), (2, 3, 4), (24,)),
     Row("reshape", lambda: L.Reshape((4, 6)), (2, 3, 4), (4, 6)),
     Row("reshape -1", lambda: L.Reshape((3, -1)), (2, 3, 4), (3, 8)),
@@ -370,6 +471,75 @@ ROWS = [
             ("not training", (5, 3), {}, BATCH_NORM, False),
         )
     ),
+    *(
+        Row(
+            f"{name} {shape}",
+            lambda kind=kind, arguments=arguments: getattr(L, kind)(**arguments),
+            shape,
+            weights=weights,
+            masked="masked" in name,
+            kinks=kinks,
+        )
+        for name, kind, shape, arguments, weights, kinks in (
+            ("norm axis 1", "LayerNormalization", (3, 4), {"axis": 1}, GB, ()),
+            ("norm axes", "LayerNormalization", (3, 4, 2), {"axis": [1, 3]}, GB, ()),
+            ("norm axes", "LayerNormalization", (3, 4, 2), {"axis": [2, 3]}, GB, ()),
+            ("rms norm axis", "RMSNormalization", (3, 4), {"axis": 1}, GB[:1], ()),
+            ("unit norm", "UnitNormalization", (3, 4), {}, (), ()),
+            (
+                "unit norm axes",
+                "UnitNormalization",
+                (3, 4, 2),
+                {"axis": [1, 2]},
+                (),
+                (),
+            ),
+            ("group norm", "GroupNormalization", (5, 6), {"groups": 3}, GB, ()),
+            ("group norm", "GroupNormalization", (3, 2, 6), {"groups": 1}, GB, ()),
+            ("group norm", "GroupNormalization", (6,), {"groups": 2}, GB, ()),
+            ("group norm", "GroupNormalization", (171, 201), {"groups": 3}, GB, ()),
+            ("instance norm", "GroupNormalization", (5, 4), {"groups": -1}, GB, ()),
+            (
+                "group norm axis alone",
+                "GroupNormalization",
+                (4, 5),
+                {"groups": 2, "axis": 1, "scale": False, "center": False},
+                (),
+                (),
+            ),
+            ("spatial dropout", "SpatialDropout1D", (5, 6), {"rate": 0.4}, (), ()),
+            ("spatial dropout", "SpatialDropout2D", (5, 3, 6), {"rate": 0.4}, (), ()),
+            (
+                "dropout of rows",
+                "Dropout",
+                (5, 6),
+                {"rate": 0.3, "noise_shape": (None, None, 1), "seed": 3},
+                (),
+                (),
+            ),
+            ("noise", "GaussianNoise", (5, 6), {"stddev": 0.5}, (), ()),
+            ("gaussian dropout", "GaussianDropout", (5, 6), {"rate": 0.3}, (), ()),
+            ("alpha dropout", "AlphaDropout", (5, 6), {"rate": 0.3}, (), ()),
+            ("relu", "ReLU", (7, 9), {}, (), (0,)),
+            (
+                "relu of all arguments",
+                "ReLU",
+                (7, 9),
+                {"max_value": 2.0, "negative_slope": 0.2, "threshold": 0.5},
+                (),
+                (0.5, 2),
+            ),
+            ("leaky relu", "LeakyReLU", (7, 9), {}, (), (0,)),
+            ("elu", "ELU", (7, 9), {"alpha": 0.7}, (), (0,)),
+            ("prelu", "PReLU", (4, 3), {}, ("alpha",), (0,)),
+            ("prelu", "PReLU", (4, 3, 5), {"shared_axes": [1, 2]}, ("alpha",), (0,)),
+            ("prelu", "PReLU", (300, 211), {"shared_axes": 1}, ("alpha",), (0,)),
+            ("softmax", "Softmax", (4, 5), {}, (), ()),
+            ("softmax axis 1", "Softmax", (4, 5), {"axis": 1}, (), ()),
+            ("softmax axes", "Softmax", (4, 5), {"axis": [1, 2]}, (), ()),
+            ("softmax masked", "Softmax", (8,), {}, (), ()),
+        )
+    ),
     Row("norm", lambda: L.LayerNormalization(), (6,), weights=("gamma", "beta")),
     Row("norm 3-D", lambda: L.LayerNormalization(), (4, 6), weights=("gamma", "beta")),
     Row(
@@ -384,9 +554,14 @@ ROWS = [
         (4, 6),
         weights=("gamma",),
     ),
-    Row("norm alone", lambda: L.LayerNormalization(1e-5, False, False), (6,)),
+    Row("norm alone", lambda: L.LayerNormalization(-1, 1e-5, False, False), (6,)),
     Row("rms norm", lambda: L.RMSNormalization(), (6,), weights=("gamma",)),
-    Row("rms norm 3-D", lambda: L.RMSNormalization(0.1), (4, 6), weights=("gamma",)),
+    Row(
+        "rms norm 3-D",
+        lambda: L.RMSNormalization(epsilon=0.1),
+        (4, 6),
+        weights=("gamma",),
+    ),
     Row("swiglu", lambda: L.SwiGLU(5), (4,), weights=GATED),
     Row(
         "swiglu 3-D",
@@ -498,8 +673,64 @@ ROWS = [
     ),
     Row("add", lambda: L.Add(), ((3, 5), (3, 5), (3, 5)), (3, 5)),
     Row("add broadcast", lambda: L.Add(), ((5,), (3, 1), (2, 3, 5)), (2, 3, 5)),
+    Row("subtract", lambda: L.Subtract(), ((3, 5), (3, 1)), (3, 5)),
+    Row("average", lambda: L.Average(), ((3, 5), (1, 5), (3, 5)), (3, 5)),
+    Row("multiply", lambda: L.Multiply(), ((3, 5), (3, 5), (5,)), (3, 5)),
+    Row("multiply masked", lambda: L.Multiply(), TWO, (4, 3), masked=(True, True)),
+    Row("multiply one mask", lambda: L.Multiply(), TWO, (4, 3), masked=(True, False)),
+    Row("divide", lambda: L.Divide(), ((3, 5), (5,)), (3, 5), kinks=(0,)),
+    *(
+        Row(f"{name} {i}", make, shapes, (4, 3), masked=masked)
+        for name, make in (("maximum", L.Maximum), ("minimum", L.Minimum))
+        for i, (shapes, masked) in enumerate(
+            (
+                ((*TWO, (1, 3)), False),
+                (TWO, (True, False)),
+                (TWO, (False, True)),
+                ((*TWO, (4, 3)), (True, True, False)),
+            )
+        )
+    ),
     Row("concatenate", lambda: L.Concatenate(), ((3, 2), (3, 5)), (3, 7)),
     Row("concatenate 1", lambda: L.Concatenate(1), ((1, 4), (3, 4)), (4, 4)),
+    Row("dot", lambda: L.Dot(1), ((5,), (5,)), (1,)),
+    Row("dot of ranks", lambda: L.Dot((2, 1)), ((3, 4), (4, 2, 5)), (3, 2, 5)),
+    Row("dot -1", lambda: L.Dot(-1), ((3, 4), (2, 4)), (3, 2)),
+    Row("dot cosine", lambda: L.Dot((1, 2), True), ((4, 3), (2, 4)), (3, 2)),
+    Row("identity", lambda: L.Identity(), (3, 2)),
+    Row("affine", lambda: L.Affine(-2.5, 3), (3, 2)),
+    Row("item", lambda: L.Item([[None, None, None], 1]), (3, 2), (2,)),
+    Row(
+        "items",
+        lambda: L.Item(["...", [None, None, -2], None]),
+        (3, 5),
+        (3, 3, 1),
+    ),
+    Row(
+        "lambda",
+        lambda: L.Lambda(np.square, gradient=lambda x, y, dy: 2 * x * dy),
+        (3, 5),
+    ),
+    Row(
+        "lambda of two",
+        lambda: L.Lambda(
+            lambda x: x[0] * x[1],
+            gradient=lambda x, y, dy: (x[1] * dy, x[0] * dy),
+        ),
+        ((3, 5), (3, 5)),
+        (3, 5),
+    ),
+    Row("graph", graph, ((3, 4), (3, 4)), (3, 10), GRAPH),
+    Row("graph of outputs", forks, (4,), ((2,), (2,), (4,)), ("dense.kernel",)),
+    Row("nested graphs", nested, (4,), (9,), NESTED),
+    Row(
+        "graph of embeddings",
+        embeddings,
+        ((5,), (3,)),
+        (4,),
+        ("embedding.embeddings",),
+        integers=(9, 9),
+    ),
     Row("several outputs", Fork, (3, 2), ((3, 2), (3, 4))),
     Row(
         "integers and masks",
@@ -841,7 +1072,7 @@ def test_input_gradient_may_be_left_out(row: Row) -> None:
     _, dy, _ = run(layer, x, training=row.training)
     kept = grads(store)
     layer.input_gradient = False
-    if isinstance(layer, L.Chain):
+    if isinstance(layer, (L.Chain, Graph)):
         layer.skip_input_gradient()
     run(layer, x, dy, row.training)
     for path, gradient in grads(store).items():
@@ -870,12 +1101,30 @@ def test_done_reports_every_layer_with_weights(row: Row) -> None:
     y = layer.forward(x, row.training)
     reported: list[Layer] = []
     layer.backward(each(np.ones_like, y), reported.append)
+    if isinstance(layer, Graph):  # some of its layers are reported as a whole
+        inside = (x for part in reported for _, x in part.walk())
+        reported = list({id(x): x for x in inside}.values())
     reports = [p.path for part in [*reported, layer] for p in part.own_parameters()]
     users = {p.path: p.users for p in store.parameters}
     assert {path: reports.count(path) for path in users} == users
 
 
 BIG = [
+    *(
+        (
+            kind,
+            lambda kind=kind: getattr(L, kind)(64, return_sequences=True),
+            (300, 64),
+            KEY,
+        )
+        for kind in ("SimpleRNN", "LSTM", "GRU")
+    ),
+    (
+        "bidirectional",
+        lambda: L.Bidirectional(L.LSTM(64, return_sequences=True)),
+        (300, 64),
+        KEY,
+    ),
     ("block", lambda: L.TransformerBlock(4, causal=True), (128, 64), KEY),
     ("dropout", lambda: L.TransformerBlock(4, dropout=0.1), (128, 64), KEY),
     ("llama", llama(4, num_kv_heads=2, rope_theta=50.0), (128, 64), KEY),

@@ -516,7 +516,7 @@ LAYERS = [
     lambda: fs.layers.Dense(4, "gelu_tanh", kernel_initializer="he_normal"),
     lambda: fs.layers.Dropout(0.3),
     lambda: fs.layers.Reshape((2, 3)),
-    lambda: fs.layers.LayerNormalization(1e-4, center=False),
+    lambda: fs.layers.LayerNormalization(epsilon=1e-4, center=False),
     lambda: fs.layers.Residual(fs.layers.Dense(6), fs.layers.Activation("tanh")),
 ]
 

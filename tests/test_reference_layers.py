@@ -26,7 +26,7 @@ def gpt() -> Layer:
         L.PositionEmbedding(10, name="positions"),
         L.TransformerBlock(HEADS, causal=True, name="blocks0"),
         L.TransformerBlock(HEADS, causal=True, name="blocks1"),
-        L.LayerNormalization(1e-5, name="norm"),
+        L.LayerNormalization(epsilon=1e-5, name="norm"),
         L.TiedHead(table),
     )
 

@@ -18,8 +18,10 @@ import numpy as np
 
 from fastserve.bench.peer import INSTALL, import_torch, torch_gpt, torch_step
 from fastserve.core import Array
+from fastserve.data.prefetch import Share
 from fastserve.data.sources import Batch, Source
 from fastserve.models import GPT
+from fastserve.models.model import Model
 from fastserve.optimizers import AdamW
 from fastserve.training.flops import flops_per_sample
 
@@ -50,12 +52,18 @@ SHAPES: dict[str, dict[str, Any]] = {
 BATCHES = {"small": 12, "medium": 16, "gpt2": 2}
 
 
-def sgemm_peak(size: int = 2048, repeats: int = 5) -> float:
+def sgemm_peak(
+    size: int = 2048, repeats: int = 5, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Return the GFLOP/s of float32 matrix products in this process, best of some."""
     a = np.ones((size, size), np.float32)
     out = np.empty_like(a)
     np.matmul(a, a, out=out)
-    seconds = [_time(lambda: np.matmul(a, a, out=out)) for _ in range(repeats)]
+    seconds = []
+    for _ in range(repeats):
+        start = clock()
+        np.matmul(a, a, out=out)
+        seconds.append(clock() - start)
     return float(2e-9 * size**3 / min(seconds))
 
 
@@ -103,7 +111,7 @@ def compiled_gpt(options: dict[str, Any]) -> GPT:
 
 
 def our_step(
-    model: GPT, x: Array, y: Array, first_row: int = 0, total: int | None = None
+    model: Model, x: Array, y: Array, first_row: int = 0, total: int | None = None
 ) -> Callable[[], float]:
     """Return what makes a step on one batch, and returns its loss.
 
@@ -111,7 +119,9 @@ def our_step(
     """
     batch, mine = Batch(x, y, None), slice(first_row, first_row + len(x))
     trainer = model.prepare(_One(batch))
-    return lambda: trainer.train_batch(batch, mine, total or len(x), 0).loss
+    rows = total or len(x)
+    share = Share(batch, mine, rows, rows)
+    return lambda: trainer.train_share(share, 0).loss
 
 
 class _One(Source):
@@ -177,9 +187,3 @@ def _table(result: dict[str, Any]) -> str:
     if len(result["sides"]) == 1:
         lines.append(INSTALL)
     return "\n".join(lines)
-
-
-def _time(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start

@@ -4,16 +4,19 @@ from fastserve.core.layer import Done, Layer, Shape, Training, is_several, nothi
 from fastserve.core.memory import Array, Memory
 from fastserve.core.parameter import Parameter, ParameterStore, without_initial_values
 from fastserve.core.random import StepKey, generator
+from fastserve.core.tensor import Node, Tensor
 
 __all__ = [
     "Array",
     "Done",
     "Layer",
     "Memory",
+    "Node",
     "Parameter",
     "ParameterStore",
     "Shape",
     "StepKey",
+    "Tensor",
     "Training",
     "generator",
     "is_several",

@@ -14,6 +14,7 @@ from fastserve.core.memory import Array, Memory
 from fastserve.core.parameter import Parameter
 from fastserve.core.random import StepKey
 from fastserve.core.regularizers import Regularizer
+from fastserve.core.tensor import call
 from fastserve.errors import ArgumentError, ShapeError, StateError
 
 Shape = tuple[int | None, ...]  # without the batch axis; None where it may vary
@@ -65,6 +66,9 @@ class Layer:
     returns a tuple of arrays, ``backward`` is given one of gradients, None for an
     output that nobody used, and ``output_mask`` returns a tuple.
 
+    Instead of the three methods a layer that is made of others may have a method
+    ``call(self, inputs)`` that calls them; it is run once, on symbolic tensors.
+
     ``training`` is false, or a ``StepKey`` that says which random numbers to take.
 
     Args:
@@ -77,8 +81,12 @@ class Layer:
     takes_integers: bool | tuple[bool, ...] = False  # the input holds indices, not
     # numbers to differentiate; a tuple for each of several inputs
     several_inputs = False
+    call_inputs: tuple[str, ...] = ("inputs",)  # what a call's tensors are named
     input_gradient = True  # False: nobody needs dx, so backward may return None
     fused_loss: str | None = None  # 'softmax' or 'sigmoid' if the output is one
+
+    trace: Any = None  # makes a graph of what ``call`` does; set by ``layers/graph.py``
+    _graph: Any = None  # that graph
 
     _trainable = True
     synchronized = False  # its results depend on the rows of all ranks
@@ -99,6 +107,7 @@ class Layer:
                 "expected a layer name without '.' and '/'", repr(name), "rename it"
             )
         self.name = name
+        self.label = type(self).__name__  # what a graph names it after
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.output_shape: Shape | None = None
         self.path = ""  # place in the model's tree
@@ -114,13 +123,26 @@ class Layer:
 
     def build(self, input_shape: Any) -> Any:
         """Make the parameters for inputs of ``input_shape``; return the output's."""
-        return input_shape
+        if not hasattr(self, "call"):
+            return input_shape
+        self._graph = graph = self.child("graph", self.trace(self, input_shape))
+        graph.inline = True
+        self.takes_integers = graph.takes_integers
+        return graph.build_once(graph.input_shape)
 
     def forward(self, x: Any, training: Training = False) -> Any:
-        raise NotImplementedError(f"{type(self).__name__}.forward")
+        if self._graph is None:
+            raise NotImplementedError(f"{type(self).__name__}.forward")
+        self._graph.mask = self.mask
+        return self._graph.forward(x, training)
 
     def backward(self, dy: Any, done: Done = nothing) -> Any:
-        raise NotImplementedError(f"{type(self).__name__}.backward")
+        if self._graph is None:
+            raise NotImplementedError(f"{type(self).__name__}.backward")
+        self._graph.input_gradient = self.input_gradient
+        dx = self._graph.backward(dy, done)
+        done(self._graph)
+        return dx
 
     def logits(self) -> Array:
         """Return what the final softmax or sigmoid was computed from."""
@@ -138,13 +160,76 @@ class Layer:
         raise NotImplementedError(f"{type(self).__name__}.backward_rows")
 
     def output_mask(self) -> Any:
-        """Return the mask of the output; ``self.mask`` is the input's."""
-        return self.mask
+        """Return the mask of the output; ``self.mask`` is the input's.
+
+        By default it is passed on from the only input to the only output.
+        """
+        if self._graph is not None:
+            return self._graph.output_mask()
+        several = self.output_shape and is_several(self.output_shape)
+        return None if several or isinstance(self.mask, tuple) else self.mask
 
     def output_spare(self) -> bool | None:
         """Return whether the output, an array of this layer's own, isn't needed for
         backward, so that the next layer may overwrite it; None if it is the input."""
         return False
+
+    # -- calling on tensors ----------------------------------------------------
+
+    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Return the tensor, or list of tensors, that the layer makes of others.
+
+        Several inputs come as a list, or one after the other; some layers also know
+        them by name. See ``core/tensor.py``.
+        """
+        return call(self, inputs, kwargs)
+
+    def call_values(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[list[Any], bool]:
+        """Return a call's tensors in order, and whether it was one, not a list."""
+        kind, names = type(self).__name__, self.call_inputs
+        given = {k: v for k, v in kwargs.items() if v is not None}
+        given |= {k: v for k, v in zip(names, args, strict=False) if v is not None}
+        count = len(given)
+        unknown = [name for name in given if name not in names]
+        if (
+            unknown
+            or len(args) > len(names)
+            or list(names[:count]) != [name for name in names if name in given]
+            or not given
+        ):
+            raise ArgumentError(
+                f"{kind}: expected to be called with {', '.join(names)}",
+                f"{len(args)} tensors and {', '.join(kwargs) or 'no names'}",
+                "give several tensors as a list, and all else to the constructor",
+            )
+        values = [given[name] for name in names[:count]]
+        single = count == 1 and not isinstance(values[0], (list, tuple))
+        flat: list[Any] = []
+        for value in values:
+            flat.extend(value if isinstance(value, (list, tuple)) else [value])
+        return flat, single
+
+    def arrange_outputs(self, outputs: list[Any]) -> Any:
+        """Return several outputs as callers want them: a list."""
+        return outputs
+
+    def unbuilt(self) -> Layer | None:
+        """Return a new layer from the same arguments; None if there is no such one."""
+
+        def again(value: Any) -> Any:
+            return value.unbuilt() if isinstance(value, Layer) else value
+
+        args, kwargs = self.arguments
+        layers = [v for v in (*args, *kwargs.values()) if isinstance(v, Layer)]
+        if any(layer.unbuilt() is None for layer in layers):
+            return None
+        named = {name: again(value) for name, value in kwargs.items()}
+        made = type(self)(*map(again, args), **named)
+        if not self._trainable:
+            made.trainable = False
+        return made
 
     # -- what a subclass uses --------------------------------------------------
 
@@ -264,6 +349,11 @@ class Layer:
             layer.path, layer.memory, layer.dtype = path, memory, dtype
             layer._buffers.clear()
             layer._blocks.clear()
+        for _, layer in self.walk():
+            layer.after_bind()
+
+    def after_bind(self) -> None:
+        """Do what a layer must that has others which ``walk`` doesn't find."""
 
     def own_parameters(self) -> list[Parameter]:
         return self._parameters

@@ -34,18 +34,34 @@ def _aligned(raw: Array, size: int) -> Array:
     return raw[start : start + size]
 
 
+class _Block:
+    """Memory and its address, which is slow to ask for."""
+
+    __slots__ = ("address", "memory", "size")
+
+    def __init__(self, size: int) -> None:
+        self.memory, self.size = aligned_bytes(size), size
+        self.address = self.memory.ctypes.data
+
+
 class _Lease:
     """Owns a block while arrays refer to it; its end gives the block back."""
 
     __slots__ = ("__array_interface__", "block", "free")
 
-    def __init__(self, block: Array, free: list[Array], size: int) -> None:
+    def __init__(
+        self,
+        block: _Block,
+        free: list[_Block],
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+    ) -> None:
         self.block, self.free = block, free
         self.__array_interface__ = {
             "version": 3,
-            "shape": (size,),
-            "typestr": "|u1",
-            "data": (block.ctypes.data, False),
+            "shape": shape,
+            "typestr": dtype.str,
+            "data": (block.address, False),
         }
 
     def __del__(self) -> None:
@@ -60,7 +76,7 @@ class Memory:
     """
 
     def __init__(self, poison: bool = False) -> None:
-        self._free: list[Array] = []
+        self._free: list[_Block] = []
         self.poison = poison
         self.allocated = 0  # bytes, all blocks together
 
@@ -84,11 +100,9 @@ class Memory:
         if best >= 0:
             block = self._free.pop(best)
         else:
-            block = aligned_bytes(size)
+            block = _Block(size)
             self.allocated += size
-        lease = _Lease(block, self._free, size)
-        flat = np.asarray(lease)[: count * dtype.itemsize]
-        array: Array = flat.view(dtype).reshape(shape)
+        array: Array = np.asarray(_Lease(block, self._free, shape, dtype))
         if self.poison and dtype.kind == "f":
             array.fill(np.nan)
         return array

@@ -72,6 +72,7 @@ class Parameter:
         self.users = 1
         self.trainable = True
         self.moving = self.base = False
+        self.store: ParameterStore | None = None  # whose memory it has
         self._value: Array | None = None
         self._grad: Array | None = None
 
@@ -95,8 +96,10 @@ class Parameter:
     def bound(self) -> bool:
         return self._value is not None
 
-    def bind(self, value: Array, grad: Array) -> None:
-        self._value, self._grad = value, grad
+    def bind(
+        self, value: Array, grad: Array, store: ParameterStore | None = None
+    ) -> None:
+        self._value, self._grad, self.store = value, grad, store
 
     def assign(self, array: Array) -> None:
         """Copy ``array`` into the value; raises ShapeError if the shapes differ."""
@@ -195,7 +198,9 @@ class ParameterStore:
     def _bind(self) -> None:
         for parameter in self.parameters:
             parameter.bind(
-                self.view(self.values, parameter), self.view(self.grads, parameter)
+                self.view(self.values, parameter),
+                self.view(self.grads, parameter),
+                self,
             )
 
     def _group(self, root: Layer, bucket_bytes: int) -> list[list[Parameter]]:
@@ -215,6 +220,7 @@ class ParameterStore:
         self._by_bucket = self._group(self._root, self.bucket_bytes)
         self._allocate()
         self._allocate_frozen()
+        self._held = self.parameters + self.frozen_parameters
 
     def _allocate_frozen(self) -> None:
         """Put what isn't trained behind one another, with one gradient for all."""
@@ -223,17 +229,43 @@ class ParameterStore:
         step = ALIGNMENT // self.dtype.itemsize
         spans = [-(-p.size // step) * step for p in self.frozen_parameters]
         self.frozen = self._vector(sum(spans))
-        unread = self._vector(max(spans, default=0))
+        self._unread = self._vector(max(spans, default=0))
+        self._bind_frozen()
+        movers = [p.moving for p in self.frozen_parameters].count(True)
+        self.moving = self.frozen[: sum(spans[:movers])]
+
+    def _bind_frozen(self) -> None:
+        step = ALIGNMENT // self.dtype.itemsize
+        spans = [-(-p.size // step) * step for p in self.frozen_parameters]
         offset = 0
         for parameter, span in zip(self.frozen_parameters, spans, strict=True):
             value = self.frozen[offset : offset + parameter.size]
-            grad = unread[: parameter.size]
+            grad = self._unread[: parameter.size]
             parameter.bind(
-                value.reshape(parameter.shape), grad.reshape(parameter.shape)
+                value.reshape(parameter.shape), grad.reshape(parameter.shape), self
             )
             offset += span
-        movers = [p.moving for p in self.frozen_parameters].count(True)
-        self.moving = self.frozen[: sum(spans[:movers])]
+
+    def claim(self) -> bool:
+        """Take parameters back that another model has bound since, with their values
+        of now; return whether there were any.
+
+        Layers may be part of several models; who trains has them in its vectors.
+        """
+        if all(p.store is self for p in self._held):
+            return False
+        values = [(p, p.value) for p in self._held if p.store is not self]
+        for path, layer in self._root.walk():
+            layer.path = path
+        for _, layer in self._root.walk():
+            layer.after_bind()
+        for _ in named_parameters(self._root):
+            pass  # their paths are those of this model again
+        self._bind()
+        self._bind_frozen()
+        for parameter, value in values:
+            parameter.value[...] = value
+        return True
 
     @property
     def stale(self) -> bool:

@@ -42,6 +42,7 @@ class Share(NamedTuple):
         full: rows of a batch that isn't a short last one.
         time: length of the samples, for outputs with an axis of unknown length.
         losses: number of losses of the global batch if it is masked.
+        mark: a number that is the same for the same global batch, where ranks compare.
     """
 
     batch: Batch | None
@@ -50,6 +51,7 @@ class Share(NamedTuple):
     full: int
     time: int = 1
     losses: int | None = None
+    mark: int = 0
 
 
 def shares(
@@ -72,8 +74,8 @@ def share_of(source: Source, sampler: Sampler, step: int, rows_of: RowsOf) -> Sh
         else:  # which uses the source's memory: this needs its own
             with reader.lock:
                 batch = _Slot().copy(source.batch(rows[mine], epochs[mine]))
-    time = source.input_shape[0] if source.input_shape else 1
-    return Share(batch, mine, len(rows), sampler.batch, time, source.losses(rows))
+    losses = source.losses(rows)
+    return Share(batch, mine, len(rows), sampler.batch, source.time, losses)
 
 
 class Pace:

@@ -18,14 +18,19 @@ CHECK_ROWS = 1 << 16  # bytes are read in pieces of about so many rows to look f
 class Batch(NamedTuple):
     """Inputs, targets and weights of some samples; the arrays are used again.
 
+    Of a model with several inputs ``x`` is a tuple of arrays, in their order; with
+    several outputs ``y`` and ``weights`` are, where one may be None.
+
     With ``masked`` the weights are 0 or 1, and only losses with 1 count: means are
-    over these alone.
+    over these alone. Where a model's own mask has been put in, ``measured`` says the
+    same, and the weights may be others.
     """
 
-    x: Array
-    y: Array
-    weights: Array | None
+    x: Any
+    y: Any
+    weights: Any
     masked: bool = False
+    measured: Array | None = None
 
 
 class Source(ABC):
@@ -53,48 +58,84 @@ class Source(ABC):
 
     @property
     @abstractmethod
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input, without the batch."""
+    def input_shape(self) -> tuple[Any, ...]:
+        """Shape of one input, without the batch; a tuple of them if x is one."""
+
+    @property
+    def time(self) -> int:
+        """Extent of the first axis of a sample, of the first input; 1 without axes."""
+        shape = self.input_shape
+        if shape and isinstance(shape[0], tuple):
+            shape = shape[0]
+        return shape[0] if shape else 1
 
 
 class ArraySource(Source):
     """Arrays whose first axis counts the samples; also ``numpy.memmap``.
 
     Args:
-        x: (samples, ...). y: (samples, ...). weights: (samples,), or None.
+        x: (samples, ...). y: (samples, ...). weights: (samples,), or None. Each may be
+            a tuple of arrays, for several inputs or outputs, where those of y and
+            weights may be None.
 
     Raises DataError for no samples, different lengths, a type that isn't numeric,
     and values that are NaN or infinite.
     """
 
     def __init__(self, x: Any, y: Any, weights: Any = None) -> None:
-        self.x = numeric("x", x)
-        self.y = numeric("y", y)
-        self.weights = None if weights is None else numeric("sample_weight", weights)
-        self.samples = len(self.x)
-        self.in_memory = not isinstance(self.x, np.memmap)
-        for name, array in (("y", self.y), ("sample_weight", self.weights)):
-            if array is not None and len(array) != self.samples:
-                raise DataError(
-                    f"expected as many rows in {name} as in x, {self.samples}",
-                    f"{len(array)}",
-                    "check how the data was split",
-                )
-        self._kept: dict[str, Array] = {}
+        self.x, self.y = _numeric("x", x), _numeric("y", y)
+        self.weights = None if weights is None else _numeric("sample_weight", weights)
+        self._several = any(isinstance(v, tuple) for v in self._parts())
+        first = self.x[0] if isinstance(self.x, tuple) else self.x
+        self.samples = len(first)
+        self.in_memory = True
+        for name, value in zip(("x", "y", "sample_weight"), self._parts(), strict=True):
+            for i, array in enumerate(value if isinstance(value, tuple) else (value,)):
+                if array is None:
+                    continue
+                self.in_memory &= not isinstance(array, np.memmap)
+                if len(array) != self.samples:
+                    place = f"{name}[{i}]" if isinstance(value, tuple) else name
+                    raise DataError(
+                        f"expected as many rows in {place} as in x, {self.samples}",
+                        f"{len(array)}",
+                        "check how the data was split",
+                    )
+        self._kept: dict[Any, Array] = {}
+
+    def _parts(self) -> tuple[Any, Any, Any]:
+        return self.x, self.y, self.weights
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
+    def input_shape(self) -> tuple[Any, ...]:
+        if isinstance(self.x, tuple):
+            return tuple(array.shape[1:] for array in self.x)
         return self.x.shape[1:]
+
+    def rows(self, part: slice) -> ArraySource:
+        """Return a source of some of the samples."""
+        return ArraySource(*(_cut(value, part) for value in self._parts()))
 
     def batch(self, rows: Array, epochs: Array) -> Batch:
         weights = self.weights
+        if self._several:
+            return Batch(*(self._take_each(i, rows) for i in range(3)))
         return Batch(
             self._take("x", self.x, rows),
             self._take("y", self.y, rows),
             None if weights is None else self._take("weights", weights, rows),
         )
 
-    def _take(self, name: str, array: Array, rows: Array) -> Array:
+    def _take_each(self, place: int, rows: Array) -> Any:
+        value = self._parts()[place]
+        if not isinstance(value, tuple):
+            return None if value is None else self._take(place, value, rows)
+        return tuple(
+            None if array is None else self._take((place, i), array, rows)
+            for i, array in enumerate(value)
+        )
+
+    def _take(self, name: Any, array: Array, rows: Array) -> Array:
         kept = self._kept.get(name)
         if kept is None or len(kept) < len(rows):
             kept = np.empty((len(rows), *array.shape[1:]), array.dtype)
@@ -165,6 +206,21 @@ class TokenSource(Source):
         return Batch(self._x[: len(rows)], self._y[: len(rows)], None)
 
 
+def _numeric(name: str, value: Any) -> Any:
+    """Return ``value`` as an array of numbers, or a tuple of those."""
+    if not isinstance(value, tuple) or not any(hasattr(v, "shape") for v in value):
+        return numeric(name, value)
+    return tuple(
+        None if v is None else numeric(f"{name}[{i}]", v) for i, v in enumerate(value)
+    )
+
+
+def _cut(value: Any, part: slice) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_cut(v, part) for v in value)
+    return None if value is None else value[part]
+
+
 def numeric(name: str, array: Any) -> Array:
     """Return ``array`` as a NumPy array of numbers with at least one row, all finite.
 
@@ -209,15 +265,23 @@ def check_finite(name: str, array: Array) -> None:
             )
 
 
-def check_input(x: Array, input_shape: tuple[int | None, ...]) -> None:
-    """Raise ShapeError unless x is a batch of samples of ``input_shape``."""
+def check_input(x: Any, input_shape: tuple[Any, ...], name: str = "") -> None:
+    """Raise ShapeError unless x is a batch of samples of ``input_shape``.
+
+    Both may be tuples, for several inputs.
+    """
+    if isinstance(x, tuple):
+        for i, (array, shape) in enumerate(zip(x, input_shape, strict=True)):
+            check_input(array, shape, f" {i}")
+        return
     given = x.shape[1:]
     if len(given) != len(input_shape) or any(
         want is not None and want != got
         for want, got in zip(input_shape, given, strict=True)
     ):
+        wanted = ", ".join(map(str, input_shape))
         raise ShapeError(
-            f"expected inputs of shape (batch, {', '.join(map(str, input_shape))})",
+            f"expected inputs{name} of shape (batch, {wanted})",
             f"{x.shape}",
             "reshape the data, or change the model's input_shape",
         )

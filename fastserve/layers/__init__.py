@@ -1,8 +1,10 @@
 """Layers by Keras' names."""
 
 from fastserve.core.layer import Layer
+from fastserve.layers.activations import ELU, LeakyReLU, PReLU, ReLU, Softmax
 from fastserve.layers.attention import MultiHeadAttention, TransformerBlock
 from fastserve.layers.batch_normalization import BatchNormalization
+from fastserve.layers.bidirectional import Bidirectional
 from fastserve.layers.chain import Chain, Residual
 from fastserve.layers.convolution import (
     Conv1D,
@@ -23,11 +25,43 @@ from fastserve.layers.depthwise import (
     SeparableConvolution1D,
     SeparableConvolution2D,
 )
-from fastserve.layers.dropout import Dropout
+from fastserve.layers.dropout import (
+    AlphaDropout,
+    Dropout,
+    GaussianDropout,
+    GaussianNoise,
+    SpatialDropout1D,
+    SpatialDropout2D,
+)
 from fastserve.layers.embedding import Embedding, PositionEmbedding, TiedHead
 from fastserve.layers.gated import SwiGLU
-from fastserve.layers.merging import Add, Concatenate
-from fastserve.layers.normalization import LayerNormalization, RMSNormalization
+from fastserve.layers.group_normalization import GroupNormalization
+from fastserve.layers.lambdas import Affine, Identity, Item, Lambda
+from fastserve.layers.lookup import IntegerLookup, StringLookup
+from fastserve.layers.merging import (
+    Add,
+    Average,
+    Concatenate,
+    Divide,
+    Dot,
+    Maximum,
+    Minimum,
+    Multiply,
+    Subtract,
+    add,
+    average,
+    concatenate,
+    dot,
+    maximum,
+    minimum,
+    multiply,
+    subtract,
+)
+from fastserve.layers.normalization import (
+    LayerNormalization,
+    RMSNormalization,
+    UnitNormalization,
+)
 from fastserve.layers.pooling import (
     AveragePooling1D,
     AveragePooling2D,
@@ -56,18 +90,25 @@ from fastserve.layers.resizing import (
     ZeroPadding1D,
     ZeroPadding2D,
 )
-from fastserve.layers.shapes import Flatten, Input, Reshape
+from fastserve.layers.sequences import Masking, TimeDistributed
+from fastserve.layers.shapes import Flatten, Input, InputLayer, Reshape
+from fastserve.layers.text import TextVectorization
 
 __all__ = [
+    "ELU",
     "GRU",
     "LSTM",
     "Activation",
     "Add",
+    "Affine",
+    "AlphaDropout",
+    "Average",
     "AveragePooling1D",
     "AveragePooling2D",
     "AvgPool1D",
     "AvgPool2D",
     "BatchNormalization",
+    "Bidirectional",
     "Chain",
     "Concatenate",
     "Conv1D",
@@ -83,9 +124,13 @@ __all__ = [
     "Dense",
     "DepthwiseConv1D",
     "DepthwiseConv2D",
+    "Divide",
+    "Dot",
     "Dropout",
     "Embedding",
     "Flatten",
+    "GaussianDropout",
+    "GaussianNoise",
     "GlobalAveragePooling1D",
     "GlobalAveragePooling2D",
     "GlobalAvgPool1D",
@@ -94,17 +139,30 @@ __all__ = [
     "GlobalMaxPool2D",
     "GlobalMaxPooling1D",
     "GlobalMaxPooling2D",
+    "GroupNormalization",
+    "Identity",
     "Input",
+    "InputLayer",
+    "IntegerLookup",
+    "Item",
+    "Lambda",
     "Layer",
     "LayerNormalization",
+    "LeakyReLU",
+    "Masking",
     "MaxPool1D",
     "MaxPool2D",
     "MaxPooling1D",
     "MaxPooling2D",
+    "Maximum",
+    "Minimum",
     "MultiHeadAttention",
+    "Multiply",
+    "PReLU",
     "Permute",
     "PositionEmbedding",
     "RMSNormalization",
+    "ReLU",
     "RepeatVector",
     "Reshape",
     "Residual",
@@ -113,11 +171,27 @@ __all__ = [
     "SeparableConvolution1D",
     "SeparableConvolution2D",
     "SimpleRNN",
+    "Softmax",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "StringLookup",
+    "Subtract",
     "SwiGLU",
+    "TextVectorization",
     "TiedHead",
+    "TimeDistributed",
     "TransformerBlock",
+    "UnitNormalization",
     "UpSampling1D",
     "UpSampling2D",
     "ZeroPadding1D",
     "ZeroPadding2D",
+    "add",
+    "average",
+    "concatenate",
+    "dot",
+    "maximum",
+    "minimum",
+    "multiply",
+    "subtract",
 ]

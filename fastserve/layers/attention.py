@@ -267,7 +267,7 @@ class TransformerBlock(Block):
 def make_norm(kind: str, epsilon: float, bias: bool, name: str) -> Layer:
     """Return the normalisation of this kind, 'layer' or 'rms'."""
     if kind == "layer":
-        return LayerNormalization(epsilon, center=bias, name=name)
+        return LayerNormalization(epsilon=epsilon, center=bias, name=name)
     if kind == "rms":
-        return RMSNormalization(epsilon, name=name)
+        return RMSNormalization(epsilon=epsilon, name=name)
     raise UnknownNameError("norm", kind, ("layer", "rms"))

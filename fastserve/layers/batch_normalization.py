@@ -10,20 +10,16 @@ from fastserve.comm import Communicator
 from fastserve.core import (
     Array,
     Done,
-    Layer,
-    Parameter,
     Shape,
     Training,
-    constraints,
     initializers,
     nothing,
-    regularizers,
 )
 from fastserve.core.constraints import Constraint
 from fastserve.core.initializers import Initializer
 from fastserve.core.regularizers import Regularizer
 from fastserve.errors import ArgumentError, ShapeError
-from fastserve.layers.normalization import check_epsilon
+from fastserve.layers.affine import Affine, AxesLast
 from fastserve.ops import batch_norm
 from fastserve.ops.blocks import as_rows
 
@@ -33,13 +29,16 @@ class Ranks:
 
     comm: Communicator | None = None  # None: this one alone
 
+    def __deepcopy__(self, memo: Any) -> Ranks:
+        return self  # a copy of a layer is that layer in another call
+
     def add(self, sums: Array) -> None:
         """Replace sums of this rank's rows by those of all ranks' rows."""
         if self.comm is not None:
             self.comm.allreduce(sums)
 
 
-class BatchNormalization(Layer):
+class BatchNormalization(Affine):
     """y = gamma (x - mean) / sqrt(var + epsilon) + beta, for each place of ``axis``.
 
     Ioffe, Szegedy, "Batch normalization", 2015; the gradients are in
@@ -65,11 +64,6 @@ class BatchNormalization(Layer):
         ranks: which ones a ``Trainer`` has set for a synchronized layer.
     """
 
-    gamma: Parameter
-    beta: Parameter
-    moving_mean: Parameter
-    moving_variance: Parameter
-
     def __init__(
         self,
         axis: int = -1,
@@ -89,7 +83,19 @@ class BatchNormalization(Layer):
         input_shape: Shape | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(input_shape, name)
+        super().__init__(
+            epsilon,
+            center,
+            scale,
+            beta_initializer,
+            gamma_initializer,
+            beta_regularizer,
+            gamma_regularizer,
+            beta_constraint,
+            gamma_constraint,
+            input_shape,
+            name,
+        )
         if not 0 <= momentum <= 1:
             raise ArgumentError(
                 "BatchNormalization: expected a momentum from 0 to 1",
@@ -97,60 +103,26 @@ class BatchNormalization(Layer):
                 "it is the share of the moving averages that is kept, such as 0.99",
             )
         self.axis, self.momentum = int(axis), float(momentum)
-        self.epsilon = check_epsilon("BatchNormalization", epsilon)
-        self.center, self.scale, self.synchronized = center, scale, synchronized
-        self.initializers = {
-            "gamma": initializers.get(gamma_initializer),
-            "beta": initializers.get(beta_initializer),
-            "moving_mean": initializers.get(moving_mean_initializer),
-            "moving_variance": initializers.get(moving_variance_initializer),
-        }
-        self.regularizers = {
-            "gamma": regularizers.get(gamma_regularizer),
-            "beta": regularizers.get(beta_regularizer),
-        }
-        self.constraints = {
-            "gamma": constraints.get(gamma_constraint),
-            "beta": constraints.get(beta_constraint),
-        }
+        self.synchronized = synchronized
+        self._moving_initializers = (
+            initializers.get(moving_mean_initializer),
+            initializers.get(moving_variance_initializer),
+        )
         self.ranks = Ranks()
         self._rows: Array | None = None  # the input as (rows, features)
 
     def build(self, input_shape: Shape) -> Shape:
-        rank = len(input_shape) + 1  # with the batch
-        axis = self.axis + rank if self.axis < 0 else self.axis
-        if not 1 <= axis < rank:
-            raise ArgumentError(
-                f"BatchNormalization: expected an axis of 1 to {rank - 1}, or -1 to "
-                f"{1 - rank}, for an input of shape {input_shape} besides the batch",
-                f"axis={self.axis}",
-                "the batch is axis 0; images are (batch, height, width, channels)",
-            )
-        features = input_shape[axis - 1]
-        if features is None:
-            raise ShapeError(
-                f"BatchNormalization: expected axis {self.axis} of a known length",
-                f"shape {input_shape} besides the batch",
-                "give the first layer an input_shape",
-            )
-        self._axis, self._last = axis, axis == rank - 1
-        for name, wanted in (("gamma", self.scale), ("beta", self.center)):
-            if wanted:
-                made = self.param(
-                    name,
-                    (features,),
-                    self.initializers[name],
-                    regularizer=self.regularizers[name],
-                    constraint=self.constraints[name],
-                )
-                setattr(self, name, made)
-        for name in ("moving_mean", "moving_variance"):
-            setattr(self, name, self.state(name, (features,), self.initializers[name]))
+        self._axes = AxesLast("BatchNormalization", self.axis, input_shape)
+        shape = self._axes.shape
+        self.make_weights(shape)
+        mean, variance = self._moving_initializers
+        self.moving_mean = self.state("moving_mean", shape, mean)
+        self.moving_variance = self.state("moving_variance", shape, variance)
         return input_shape
 
     def forward(self, x: Array, training: Training = False) -> Array:
         self._batch = bool(training) and self.trainable
-        rows = self._rows = self._to_rows("x", x)
+        rows = self._rows = as_rows(self._axes.move(self, "x", x))
         self._keep = self._kept(x) if self._batch else None
         if self._batch:
             mean, variance = self._statistics(batch_norm.moments(rows, self._keep))
@@ -159,9 +131,11 @@ class BatchNormalization(Layer):
             variance = self.moving_variance.value.astype(float)
         self._normalization(mean, 1 / np.sqrt(variance + self.epsilon), x.dtype)
         y = self.buffer("y", x.shape)
-        out = as_rows(y) if self._last else self.scratch(rows.shape)
-        batch_norm.normalize(rows, self._origin, self._factor, self._offset, out)
-        return self._from_rows(out, y)
+        out = self._axes.room(self, y)
+        batch_norm.normalize(
+            rows, self._origin, self._factor, self._offset, as_rows(out)
+        )
+        return self._axes.back(out, y)
 
     def _normalization(self, mean: Array, rstd: Array, dtype: Any) -> None:
         """Note y = (x - origin) factor + offset; the origin is the mean, or 0."""
@@ -186,12 +160,9 @@ class BatchNormalization(Layer):
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         rows = self.saved(self._rows)
-        dyr = self._to_rows("dy", dy)
-        train = (self.scale and self.gamma.trainable) or (
-            self.center and self.beta.trainable
-        )
+        dyr = as_rows(self._axes.move(self, "dy", dy))
         sums = None
-        if self._batch or train:
+        if self._batch or self.trains:
             sums = batch_norm.backward_sums(dyr, rows, self._origin)
             sums[1] -= self._far * sums[0]  # Σ dy (x - mean)
             if self.center:
@@ -203,18 +174,18 @@ class BatchNormalization(Layer):
         if not self.input_gradient:
             return None
         dx = self.scratch(dy.shape)
-        out = as_rows(dx) if self._last else self.scratch(rows.shape)
+        out = self._axes.room(self, dx)
         if self._batch and sums is not None:
             share = self._factor / self._count
             slope = share * np.square(self._rstd) * sums[1]
             offset = share * sums[0] - self._far * slope
             terms = slope.astype(dy.dtype), offset.astype(dy.dtype)
             batch_norm.backward(
-                dyr, rows, self._origin, self._factor, *terms, self._keep, out
+                dyr, rows, self._origin, self._factor, *terms, self._keep, as_rows(out)
             )
         else:
-            batch_norm.scale(dyr, self._factor, out)
-        return self._from_rows(out, dx)
+            batch_norm.scale(dyr, self._factor, as_rows(out))
+        return self._axes.back(out, dx)
 
     def join_forward(self) -> None:
         """Take part in ``forward`` of the other ranks, without rows."""
@@ -227,28 +198,11 @@ class BatchNormalization(Layer):
     def output_spare(self) -> bool | None:
         return True
 
-    # -- rows --------------------------------------------------------------------
-
-    def _to_rows(self, name: str, x: Array) -> Array:
-        """Return x as (rows, features), a copy unless the features come last."""
-        if self._last:
-            return as_rows(x)
-        moved = np.moveaxis(x, self._axis, -1)
-        rows = self.buffer(f"{name} rows", moved.shape)
-        np.copyto(rows, moved)
-        return as_rows(rows)
-
-    def _from_rows(self, rows: Array, like: Array) -> Array:
-        if not self._last:
-            moved = np.moveaxis(like, self._axis, -1)
-            np.copyto(moved, rows.reshape(moved.shape))
-        return like
-
     def _kept(self, x: Array) -> Array | None:
         """Return which of the rows count (rows), or None for all."""
         if self.mask is None:
             return None
-        return _mask_rows(self.mask, x.shape, self._axis)
+        return _mask_rows(self.mask, x.shape, self.axis % x.ndim)
 
 
 def _mask_rows(mask: Array, shape: tuple[int, ...], axis: int) -> Array:

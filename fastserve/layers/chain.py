@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
 
-from fastserve.core import Array, Done, Layer, Shape, Training, nothing
+from fastserve.core import Array, Done, Layer, Shape, Tensor, Training, nothing
 from fastserve.errors import ArgumentError
-from fastserve.layers.shapes import Input
+from fastserve.layers.shapes import InputLayer
 
 
 class Chain(Layer):
     """One layer after the other. A layer's path is its name, or else its number."""
 
-    def __init__(self, *layers: Layer, name: str | None = None) -> None:
+    def __init__(self, *layers: Layer | Tensor, name: str | None = None) -> None:
         super().__init__(name=name)
         self.layers: list[Layer] = []
-        self._mask_out: Array | None = None
+        self._mask_out: Any = None
         for layer in layers:
             self.append(layer)
 
-    def append(self, layer: Layer) -> None:
+    def append(self, layer: Layer | Tensor) -> None:
+        """Add a layer, or what ``Input`` returned."""
+        if isinstance(layer, Tensor):
+            layer = layer.node.layer
         if any(layer is known for known in self.layers):
             raise ArgumentError(
                 "expected each layer once: it keeps what its backward needs",
@@ -70,9 +72,13 @@ class Chain(Layer):
         return dy
 
     @property
-    def takes_integers(self) -> bool:  # type: ignore[override]
-        layers = (layer for layer in self.layers if not isinstance(layer, Input))
-        return any(layer.takes_integers for layer in itertools.islice(layers, 1))
+    def takes_integers(self) -> Any:  # type: ignore[override]
+        for layer in self.layers:
+            if not isinstance(layer, InputLayer):
+                return layer.takes_integers
+            if layer.integers is not None:
+                return layer.integers
+        return False
 
     @property
     def fused_loss(self) -> str | None:  # type: ignore[override]
@@ -92,13 +98,37 @@ class Chain(Layer):
         needed = False
         for layer in self.layers:
             layer.input_gradient = needed
-            needed = needed or _needs_backward(layer)
+            if not needed and hasattr(layer, "skip_input_gradient"):
+                layer.skip_input_gradient()
+            needed = needed or needs_backward(layer)
 
-    def output_mask(self) -> Array | None:
+    def output_mask(self) -> Any:
         return self._mask_out
 
+    def unbuilt(self) -> Layer | None:
+        if type(self).build is not Chain.build:  # it makes its layers by itself
+            return super().unbuilt()
+        layers = [layer.unbuilt() for layer in self.layers]
+        known = [layer for layer in layers if layer is not None]
+        if len(known) < len(layers):
+            return None
+        made = type(self)(*known, name=self.name)
+        made.label = self.label
+        return made
 
-def _needs_backward(layer: Layer) -> bool:
+
+def skip_input_gradient(root: Layer) -> None:
+    """Let no layer of a model compute a gradient that nothing before it needs.
+
+    What was told its layers before, as parts of another model perhaps, is forgotten.
+    """
+    for _, layer in root.walk():
+        layer.input_gradient = True
+    if hasattr(root, "skip_input_gradient"):
+        root.skip_input_gradient()
+
+
+def needs_backward(layer: Layer) -> bool:
     """Return whether there is something to train, or that other ranks wait for."""
     return any(p.trainable for p in layer.parameters()) or any(
         part.synchronized for _, part in layer.walk()
@@ -122,7 +152,7 @@ class Residual(Chain):
             return None
         return np.add(dy, dfx, out=self.scratch(dy.shape))
 
-    def output_mask(self) -> Array | None:
+    def output_mask(self) -> Any:
         return self.mask
 
     @property

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastserve.core import Array, Done, Layer, Shape, Training, nothing
+import numpy as np
+
+from fastserve.core import Array, Done, Layer, Node, Shape, Tensor, Training, nothing
 from fastserve.errors import ArgumentError, ShapeError
 
 
@@ -20,20 +22,54 @@ def known(kind: str, shape: Shape) -> tuple[int, ...]:
     return tuple(int(extent or 0) for extent in shape)
 
 
-class Input(Layer):
+class InputLayer(Layer):
     """Says the shape of one sample; passes its input on.
 
-    ``Input(shape=(784,))`` may be the first of a Sequential's layers.
+    Args:
+        dtype: 'float32' or so for numbers, 'int32' or so for indices; by default it
+            depends on whether the layer behind takes integers.
     """
 
-    def __init__(self, shape: Shape, name: str | None = None) -> None:
+    def __init__(
+        self, shape: Shape, dtype: str | None = None, name: str | None = None
+    ) -> None:
         super().__init__(tuple(shape), name)
+        try:
+            kind = "" if dtype is None else str(np.dtype(dtype).kind)
+        except TypeError:
+            kind = "?"
+        if kind not in ("", *"fiub"):
+            raise ArgumentError(
+                "Input: expected a dtype of numbers", repr(dtype), "for example 'int32'"
+            )
+        self.integers = None if not kind else kind != "f"
+        self.takes_integers = bool(self.integers)
 
     def forward(self, x: Array, training: Training = False) -> Array:
         return x
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         return dy
+
+
+def Input(
+    shape: Shape,
+    batch_size: None = None,
+    dtype: str | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """Return the tensor that a model starts with, for samples of ``shape``.
+
+    ``Input(shape=(784,))`` may also be the first of a Sequential's layers. A batch may
+    have any size, so ``batch_size`` must stay None.
+    """
+    if batch_size is not None:
+        raise ArgumentError(
+            "Input: expected no batch_size: batches may have any size",
+            repr(batch_size),
+            "leave it out",
+        )
+    return Node(InputLayer(shape, dtype, name), [], True, None).outputs[0]
 
 
 class Flatten(Layer):

@@ -131,14 +131,24 @@ class Loss:
         """Return the number of losses in a batch: B for (B, C), B*T for (B, T, C)."""
         return math.prod(self.loss_shape(y_pred_shape))
 
-    def check_reduction(self) -> None:
-        """Raise ArgumentError if training can't reduce as this loss does."""
+    def check_training(self, cut: bool) -> None:
+        """Raise ArgumentError if training can't reduce as this loss does.
+
+        ``cut``: batches are cut, for several ranks or micro-batches.
+        """
         if self.reduction not in (*MEANS, "sum"):
             raise ArgumentError(
                 f"{self.name}: expected a reduction that training knows, "
                 "'sum_over_batch_size' or 'sum'",
                 f"{self.reduction!r}",
                 "change the loss's reduction, or scale the sample weights",
+            )
+        if self.whole_batch and cut:
+            raise ArgumentError(
+                f"{self.name}: expected one rank without micro-batches, as the loss is "
+                "one number for a whole batch",
+                "several ranks, micro_batch or algorithm 'exact'",
+                "give axis=(1, 2, 3), or those of your samples: a loss for each sample",
             )
 
     def check_targets(self, y: Any, output_shape: Shape) -> None:

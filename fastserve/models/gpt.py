@@ -106,7 +106,7 @@ class GPT(Model):
         self.options_of_gpt = o = gpt_options.resolve(given)
         self.vocab_size: int = o["vocab_size"]
         self.block_size: int = o["block_size"]
-        super().__init__(self._network(), seed, dtype)
+        super().__init__(seed=seed, dtype=dtype, root=self._network())
         self.build((self.block_size,))
         self.options_of_lora: dict[str, Any] | None = None
 
@@ -163,7 +163,7 @@ class GPT(Model):
             norm_bias=o["bias"],
         )
 
-    def compile(
+    def compile(  # type: ignore[override]
         self,
         optimizer: Any = "adamw",
         loss: Any = None,

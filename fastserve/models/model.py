@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ import numpy as np
 from fastserve import losses, optimizers
 from fastserve import metrics as metric_names
 from fastserve.comm import world
-from fastserve.core import Array, Layer, Memory, Parameter, ParameterStore, Shape
-from fastserve.data.sampler import Sampler
-from fastserve.data.sources import ArraySource, Source, check_input, numeric
+from fastserve.core import Array, Layer, Memory, Parameter, ParameterStore, Tensor
+from fastserve.core.parameter import named_parameters
+from fastserve.data.prefetch import Pace, Share, load, shares
+from fastserve.data.sampler import Sampler, share
+from fastserve.data.sources import ArraySource, Batch, Source, check_input, numeric
+from fastserve.data.streams import OPEN, Stream, agreed, as_stream
 from fastserve.errors import (
     ArgumentError,
     DataError,
@@ -22,13 +27,23 @@ from fastserve.errors import (
     StateError,
     UnknownNameError,
 )
-from fastserve.losses import Loss
+from fastserve.layers.chain import skip_input_gradient
+from fastserve.layers.graph import Graph, arrange, flatten, snake_case
 from fastserve.metrics import Metric
+from fastserve.models.functional import chain_graph, check_traceable, trace
+from fastserve.models.places import arrays_for, for_each, metrics_for_each
 from fastserve.optimizers import Optimizer
 from fastserve.training import checkpoint
-from fastserve.training.callbacks import Callback, History
-from fastserve.training.loop import Schedule, run
-from fastserve.training.progress import Progress, describe, terminal_width
+from fastserve.training.callbacks import Callback, CallbackList, History
+from fastserve.training.loop import Schedule, evaluate, run
+from fastserve.training.outputs import Output, OutputsTrainer
+from fastserve.training.predict import predict, slices
+from fastserve.training.progress import (
+    BatchProgress,
+    Progress,
+    describe,
+    terminal_width,
+)
 from fastserve.training.step import Options, StepResult, Trainer
 
 Targets = Any
@@ -37,26 +52,56 @@ Targets = Any
 class Model:
     """A network with what is needed to train it; base of ``Sequential`` and ``GPT``.
 
+    ``Model(inputs, outputs)`` is what layers made of the inputs by being called. A
+    subclass may have a method ``call(self, inputs)`` instead, that calls its layers: it
+    is run once, on symbolic tensors, when the shape of the input is known.
+
     Args:
-        root: the network.
+        inputs, outputs: tensors, or lists or dicts of them; see ``Graph``.
+        name: of the model as a layer of others.
         seed: determines the initial weights, the order of samples and dropout.
+        root: the network, in place of inputs and outputs.
     """
 
-    def __init__(self, root: Layer, seed: int = 0, dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        inputs: Any = None,
+        outputs: Any = None,
+        name: str | None = None,
+        seed: int = 0,
+        dtype: str = "float32",
+        *,
+        trainable: bool = True,
+        root: Layer | None = None,
+    ) -> None:
         if seed < 0:
             raise ArgumentError("expected a seed of 0 or more", f"{seed}")
+        self._traced = root is None and inputs is None and outputs is None
+        if self._traced:
+            check_traceable(self)
+            root = Layer()  # until the call is traced
+        elif root is None:
+            root = Graph(inputs, outputs)
         self.root, self.seed = root, int(seed)
+        if name is not None:
+            root.name = Layer(name=name).name
+        if type(self) is not Model:
+            root.label = type(self).__name__
+        if not trainable:
+            root.trainable = False
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise ArgumentError("expected dtype float32 or float64", repr(dtype))
         self._store: ParameterStore | None = None
         self.memory = Memory()
         self.optimizer: Optimizer | None = None
-        self.loss: Loss | None = None
-        self.metrics: list[str | Metric] = []
+        self.loss: Any = None
+        self.metrics: Any = []
         self.trainer: Trainer | None = None
         self.last_step: StepResult | None = None
         self.stop_training = False
+        self.loss_weights: Any = None
+        self._as_graph: Graph | None = None
         self._epochs_made = 0  # since compile
         self.options = Options()
         self.clip_norm: float | None = None
@@ -69,6 +114,105 @@ class Model:
     @trainable.setter
     def trainable(self, value: bool) -> None:
         self.root.trainable = value
+
+    # -- as a layer, and its layers ------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The name that was given, or else the kind: functional, sequential."""
+        return self.root.name or snake_case(self.root.label)
+
+    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Return the tensors that the model makes of others, as a layer would.
+
+        Of arrays it returns what ``predict`` does, all in one batch. Called on tensors
+        it becomes a part of another model, with the same weights.
+        """
+        given = inputs[0] if len(inputs) == 1 else list(inputs)
+        symbolic = [isinstance(value, Tensor) for value in flatten(given)]
+        if not any(symbolic) and not any(
+            isinstance(v, Tensor) for v in kwargs.values()
+        ):
+            x = self._numbers(given)
+            self._build_for(x)
+            return self._arranged(self.forward(x), np.copy)
+        if self._traced and not self.root.built:
+            self._trace(_each(lambda tensor: tensor.shape[1:], given))
+        return self.root(*inputs, **kwargs)
+
+    def as_layer(self) -> Layer:
+        """Return the network, to put it into other models; its weights stay shared."""
+        if self._traced and not self.root.built:
+            raise StateError(
+                f"{self.name}: expected a model that knows the shape of its input",
+                "a class with a method call that wasn't built yet",
+                "call build(input_shape) first",
+            )
+        return self.root
+
+    def _trace(self, shape: Any) -> None:
+        """Run ``call`` on symbolic tensors; the network is what it did."""
+        name, trainable = self.root.name, self.root.trainable
+        self.root = trace(self, shape)
+        self.root.name, self.root.label = name, type(self).__name__
+        if not trainable:
+            self.root.trainable = False
+
+    @property
+    def _graph(self) -> Graph:
+        """The network as a graph; of a ``Sequential`` it is made for the purpose."""
+        if isinstance(self.root, Graph):
+            return self.root
+        self.store  # noqa: B018  raises if the model isn't built
+        if self._as_graph is None:
+            self._as_graph = chain_graph(self.root)
+        return self._as_graph
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return self._graph.inputs
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        return self._graph.outputs
+
+    @property
+    def input(self) -> Any:
+        return self._graph.inputs_like
+
+    @property
+    def output(self) -> Any:
+        return self._graph.outputs_like
+
+    @property
+    def input_names(self) -> list[str]:
+        return self._graph.input_names
+
+    @property
+    def output_names(self) -> list[str]:
+        return self._graph.output_names
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers, farthest from the outputs first."""
+        known = getattr(self.root, "layers", None)
+        return list(self.root.children().values() if known is None else known)
+
+    def get_layer(self, name: str | None = None, index: int | None = None) -> Layer:
+        """Return a layer by its name, or by its place in ``layers``.
+
+        Raises UnknownNameError or ArgumentError if there is none.
+        """
+        if index is not None:
+            if not -len(self.layers) <= index < len(self.layers):
+                raise ArgumentError(
+                    f"get_layer: expected an index below {len(self.layers)}", f"{index}"
+                )
+            return self.layers[index]
+        children = self.root.children()
+        if name not in children:
+            raise UnknownNameError("layer", str(name), children)
+        return children[name]
 
     # -- building ----------------------------------------------------------------
 
@@ -90,7 +234,7 @@ class Model:
         return self._store
 
     @property
-    def output_shape(self) -> Shape:
+    def output_shape(self) -> Any:
         self.store  # noqa: B018  raises if the model isn't built
         return self.root.output_shape or ()
 
@@ -99,22 +243,132 @@ class Model:
         """Shape of one sample if the model was told, else None."""
         return self.root.input_shape
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
-        """Make the weights for samples of ``input_shape`` (without the batch)."""
-        if self._store is None:
+    def build(self, input_shape: Any) -> None:
+        """Make the weights for samples of ``input_shape`` (without the batch).
+
+        Of several inputs it is a list or dict of shapes. Weights that layers have
+        already, as parts of another model, stay as they are.
+        """
+        if self._store is not None:
+            return
+        if self._traced and not self.root.built:
+            self._trace(input_shape)
+        if isinstance(self.root, Graph):
+            self.root.build_once(self.root.input_shape or ())
+        else:
             self.root.build_once(tuple(input_shape))
-            self.root.bind(self.memory, self.dtype)
-            self._store = ParameterStore(self.root, self.seed, self.dtype)
-            self._skip_input_gradient()
+        known = [p for p in named_parameters(self.root) if p.bound]
+        if any(p.value.dtype != self.dtype for p in known):
+            raise ArgumentError(
+                f"expected layers whose weights are {self.dtype}, as the model's dtype",
+                f"weights of another model in {known[0].value.dtype}",
+                "give both models the same dtype",
+            )
+        values = [p.value for p in known]
+        self.root.bind(self.memory, self.dtype)
+        self._store = ParameterStore(self.root, self.seed, self.dtype)
+        for parameter, value in zip(known, values, strict=True):
+            parameter.value[...] = value
+        self._skip_input_gradient()
 
     def _skip_input_gradient(self) -> None:
-        if hasattr(self.root, "skip_input_gradient"):
-            self.root.skip_input_gradient()
+        skip_input_gradient(self.root)
 
-    def _build_for(self, x: Array) -> None:
+    def _build_for(self, x: Any) -> None:
         if self._store is None:
-            self.build(self.known_input_shape or x.shape[1:])
+            shape = _each(lambda array: array.shape[1:], x)
+            self.build(self.known_input_shape or shape)
         check_input(x, self.root.input_shape or ())
+
+    # -- several inputs and outputs ------------------------------------------------
+
+    def _inputs(self, x: Any) -> Any:
+        """Return inputs as an array, or as a tuple of arrays if there are several."""
+        if self._traced and not self.root.built:
+            several = isinstance(x, (list, tuple, dict)) and all(
+                isinstance(array, np.ndarray) for array in flatten(x)
+            )
+            self.build(_each(lambda a: a.shape[1:], x if several else np.asarray(x)))
+        if not isinstance(self.root, Graph):
+            return x
+        return arrays_for("x", x, self.root.input_names)
+
+    def _numbers(self, x: Any) -> Any:
+        """Return inputs as above, of numbers that are all finite."""
+        arrays = self._inputs(x)
+        if isinstance(arrays, tuple):
+            return tuple(numeric(f"x[{i}]", array) for i, array in enumerate(arrays))
+        return numeric("x", arrays)
+
+    def _targets(self, y: Any, weights: Any) -> tuple[Any, Any]:
+        """Return targets and weights as arrays, or as tuples for several outputs."""
+        if not isinstance(self.root, Graph):
+            return y, weights
+        names = self.root.output_names
+        given = for_each("loss", self.loss, names)
+        y = arrays_for("targets y", y, names, [loss is None for loss in given])
+        if len(names) == 1:
+            return y, None if weights is None else arrays_for("weights", weights, names)
+        if isinstance(weights, (list, tuple, dict)):
+            some = [True] * len(names)
+            weights = arrays_for("sample_weight", weights, names, some)
+        elif weights is not None:
+            weights = (weights,) * len(names)
+        return y, weights
+
+    def _arranged(self, outputs: Any, change: Any = lambda y: y) -> Any:
+        """Return what ``forward`` gave as the model's outputs are: a list or a dict."""
+        values = [change(y) for y in flatten(outputs)]
+        like = self.root.outputs_like if isinstance(self.root, Graph) else None
+        return arrange(values, like)
+
+    @property
+    def _weighs_outputs(self) -> bool:
+        """Whether the losses of the outputs must be put together."""
+        several = isinstance(self.root, Graph) and self.root.several_outputs
+        return several or self.loss_weights is not None
+
+    def _single(self, value: Any) -> Any:
+        """Return the value that a list or dict has for a model's only output."""
+        if isinstance(value, (list, tuple, dict)):
+            return for_each("loss", value, self.output_names)[0]
+        return value
+
+    def _outputs(self, sample: Batch) -> list[Output]:
+        """Return what each output is trained for."""
+        names = self.output_names if isinstance(self.root, Graph) else ["output"]
+        shapes = self.output_shape if len(names) > 1 else (self.output_shape,)
+        weights = for_each("loss_weights", self.loss_weights, names)
+        found = []
+        for i, (name, loss, metrics, shape) in enumerate(
+            zip(
+                names,
+                for_each("loss", self.loss, names),
+                metrics_for_each(self.metrics, names),
+                shapes,
+                strict=True,
+            )
+        ):
+            y = sample.y[i] if isinstance(sample.y, tuple) else sample.y
+            made: list[Metric] = []
+            for metric in metrics:
+                if y is None:
+                    raise ArgumentError(
+                        f"compile: expected metrics of outputs with a loss, not {name}",
+                        "a metric, but no targets",
+                        "give it a loss; loss_weights may be 0",
+                    )
+                like = loss or losses.MeanSquaredError()
+                made.append(metric_names.get(metric, like, y.shape[1:], shape))
+            weight = 1.0 if weights[i] is None else float(weights[i])
+            found.append(Output(name, loss, weight, made))
+        if all(output.loss is None for output in found):
+            raise ArgumentError(
+                "compile: expected a loss for at least one output",
+                "none",
+                "for example loss='mse'",
+            )
+        return found
 
     # -- compile -----------------------------------------------------------------
 
@@ -122,9 +376,18 @@ class Model:
         self,
         optimizer: str | Optimizer = "rmsprop",
         loss: Any = None,
-        metrics: str | Sequence[str | Metric] | None = (),
+        metrics: Any = (),
+        *,
+        loss_weights: Any = None,
     ) -> None:
         """Choose optimizer, loss and metrics, by name or as objects.
+
+        Args:
+            loss: of a model with several outputs one for all, or a list or dict with
+                one for each, None for those without.
+            metrics: a list; of several outputs a list or dict with a metric or a list
+                of them for each.
+            loss_weights: a list or dict of factors of the losses in their sum.
 
         Raises UnknownNameError for a name that isn't known.
         """
@@ -133,17 +396,18 @@ class Model:
                 "compile: expected a loss", "None", "for example loss='mse'"
             )
         self.optimizer = optimizers.get(optimizer)
-        self.loss = losses.get(loss)
+        self.loss = _each(lambda one: one and losses.get(one), loss)
         metrics = [metrics] if isinstance(metrics, str) else metrics or ()
-        for metric in metrics:
+        for metric in _leaves(metrics):
             if isinstance(metric, str) and metric not in metric_names.KNOWN:
                 raise UnknownNameError("metric", metric, metric_names.KNOWN)
-        self.metrics = list(metrics)
+        self.metrics = metrics if isinstance(metrics, dict) else list(metrics)
+        self.loss_weights = loss_weights
         if self._store is not None and self._store.stale:
             self._renew_store()
         self.trainer, self._epochs_made = None, 0
 
-    def _compiled(self, verb: str) -> tuple[Optimizer, Loss]:
+    def _compiled(self, verb: str) -> tuple[Optimizer, Any]:
         if self.optimizer is None or self.loss is None:
             raise StateError(
                 f"{verb}: expected a compiled model",
@@ -165,29 +429,31 @@ class Model:
                 "call compile again; it takes the change into account",
             )
         if self.trainer is None:
-            named = [
-                metric_names.get(m, loss, sample.y.shape[1:], self.output_shape)
-                for m in self.metrics
-            ]
             if self.options.bucket_bytes != self.store.bucket_bytes:
                 self.store.regroup(self.options.bucket_bytes)
             if not self.options.shard_optimizer:
                 optimizer.bind(self.store)
-            self.trainer = Trainer(
-                self.root,
-                self.store,
-                loss,
-                optimizer,
-                named,
-                world(),
-                self.seed,
-                self.clip_norm,
-                self.options,
-            )
+            rest = (world(), self.seed, self.clip_norm, self.options)
+            if self._weighs_outputs:
+                outputs = self._outputs(sample)
+                self.trainer = OutputsTrainer(
+                    self.root, self.store, outputs, optimizer, *rest
+                )
+            else:
+                loss = self._single(loss)
+                named = [
+                    metric_names.get(m, loss, sample.y.shape[1:], self.output_shape)
+                    for m in _leaves(self.metrics)
+                ]
+                self.trainer = Trainer(
+                    self.root, self.store, loss, optimizer, named, *rest
+                )
         self.trainer.clip_norm = self.clip_norm
         return self.trainer
 
-    def _source(self, verb: str, x: Any, y: Any, weights: Any = None) -> Source:
+    def _source(
+        self, verb: str, x: Any, y: Any, weights: Any = None, shuffle: bool = False
+    ) -> Source:
         """Return the data as a source whose targets fit the loss and the output."""
         if isinstance(x, Source):
             if y is not None or weights is not None:
@@ -197,12 +463,39 @@ class Model:
                     "put them into the source",
                 )
             return x
+        self._compiled(verb)
+        stream = None if y is not None else as_stream(x, shuffle, self.seed)
+        if stream is not None:
+            if weights is not None:
+                raise ArgumentError(
+                    f"{verb}: expected no sample_weight beside a generator",
+                    "both",
+                    "let it yield (x, y, sample_weight)",
+                )
+            stream.arrange = self._arrange_parts
+            self.check_source(stream)
+            stream.transform = self._checked
+            return stream
         if y is None:
             raise DataError(f"{verb}: expected targets y", "None", f"{verb}(x, y)")
-        self._compiled(verb)
-        source = ArraySource(x, y, weights)
+        x = self._inputs(x)
+        source = ArraySource(x, *self._targets(y, weights))
         self.check_source(source)
         return source
+
+    def _checked(self, batch: Batch) -> Batch:
+        """Return a stream's batch; raise ShapeError or DataError unless it fits."""
+        self._build_for(batch.x)
+        self._check_targets(batch.y, batch)
+        return batch
+
+    def _arrange_parts(self, x: Any, y: Any, weights: Any) -> tuple[Any, Any, Any]:
+        """Return what a generator gives in the order of the inputs and outputs."""
+        if not isinstance(self.root, Graph):
+            return x, y, weights
+        if y is not None:
+            y, weights = self._targets(y, weights)
+        return self._inputs(x), y, weights
 
     def check_source(self, source: Source) -> None:
         """Raise ShapeError or DataError unless inputs and targets fit the model.
@@ -210,12 +503,23 @@ class Model:
         Builds the model if it isn't yet. Of arrays every target is looked at, of
         other sources the first one.
         """
-        _, loss = self._compiled("fit")
         rows = np.zeros(1, np.int64)
         sample = source.batch(rows, rows)
         self._build_for(sample.x)
         targets = source.y if isinstance(source, ArraySource) else sample.y
-        loss.check_targets(targets, self.output_shape)
+        self._check_targets(targets, sample)
+
+    def _check_targets(self, targets: Any, sample: Batch) -> None:
+        _, loss = self._compiled("fit")
+        if not self._weighs_outputs:
+            self._single(loss).check_targets(targets, self.output_shape)
+            return
+        outputs = self._outputs(sample)
+        several = len(outputs) > 1
+        shapes = self.output_shape if several else (self.output_shape,)
+        for i, (output, shape) in enumerate(zip(outputs, shapes, strict=True)):
+            if output.loss is not None:
+                output.loss.check_targets(targets[i] if several else targets, shape)
 
     # -- fit ---------------------------------------------------------------------
 
@@ -233,22 +537,32 @@ class Model:
         class_weight: Mapping[int, float] | None = None,
         sample_weight: Any = None,
         initial_epoch: int = 0,
-        validation_freq: int = 1,
-        *,
+        steps_per_epoch: int | None = None,
         validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int | Collection[int] = 1,
     ) -> History:
         """Train for the epochs from ``initial_epoch`` up to ``epochs``.
 
         Args:
-            x: (samples, ...) inputs, or a ``Source``. y: targets, as the loss wants.
+            x: (samples, ...) inputs, or a ``Source``; or batches ``(x, y)`` or ``(x, y,
+                sample_weight)`` of a generator, an iterable or a ``PyDataset``: the
+                same global batches on all ranks, of which each takes its share.
+            y: targets, as the loss wants.
             batch_size: the global batch, over all ranks.
             epochs: number of the final epoch, not of epochs to add.
             verbose: 0 silent, 1 a bar, 2 a line an epoch; 'auto' is 1 on a terminal.
             validation_split: share of the rows, the last ones before shuffling.
-            validation_data: (x, y), (x, y, sample_weight) or a ``Source``.
+            validation_data: (x, y), (x, y, sample_weight), or what x may be.
             class_weight: class -> weight of its samples' losses.
             sample_weight: (samples,) weights of the losses.
-            validation_steps: batches of a validation, always the first; None: all.
+            steps_per_epoch: an epoch has so many batches; None: all that there are. A
+                generator is gone on with in the next epoch.
+            validation_steps: batches of a validation, the first ones of arrays; None:
+                all.
+            validation_batch_size: None: as batch_size.
+            validation_freq: epochs between validations, or the numbers of the epochs,
+                from 1, that have one.
 
         Returns:
             History with ``history['loss']`` and so on, one value an epoch.
@@ -263,35 +577,42 @@ class Model:
                 f"initial_epoch={initial_epoch}, epochs={epochs}",
                 "epochs is the number of the final epoch",
             )
+        freq = validation_freq
         for name, value in (
-            ("validation_freq", validation_freq),
+            (
+                "validation_freq",
+                freq if isinstance(freq, int) else min(freq, default=0),
+            ),
             ("validation_steps", validation_steps),
+            ("validation_batch_size", validation_batch_size),
+            ("steps_per_epoch", steps_per_epoch),
         ):
             if value is not None and value < 1:
                 raise ArgumentError(f"fit: expected a {name} of 1 or more", f"{value}")
         batch_size = 32 if batch_size is None else batch_size
         callbacks = [callbacks] if isinstance(callbacks, Callback) else callbacks or ()
-        source, held_out = self._split(x, y, sample_weight, validation_split)
+        source, held_out = self._split(x, y, sample_weight, validation_split, shuffle)
         if class_weight is not None:
             source = self._weigh_classes(source, class_weight)
         validation = self._validation(validation_data, held_out)
         trainer = self.prepare(source, "fit")
-        sampler = Sampler(
-            source.samples,
-            batch_size,
-            self.seed,
-            shuffle,
-            wrap=False,
-            first_epoch=0 if initial_epoch else self._epochs_made,
-        )
-        self._epochs_made = sampler.first_epoch + epochs
-        steps = sampler.steps_per_epoch
+        first = 0 if initial_epoch else self._epochs_made
+        sampler = None
+        if isinstance(source, Stream):
+            steps = steps_per_epoch or source.batches or 0
+        else:
+            sampler = Sampler(
+                source.samples, batch_size, self.seed, shuffle, False, first
+            )
+            steps = steps_per_epoch or sampler.steps_per_epoch
+        self._epochs_made = first + epochs
         schedule = Schedule(
             steps,
             epochs * steps,
             initial_epoch * steps,
             validation_freq,
             validation_steps,
+            range(initial_epoch, epochs),
         )
         level = _verbosity(verbose)
         shown = [Progress(level)] if level else []
@@ -302,20 +623,20 @@ class Model:
             sampler,
             schedule,
             validation,
-            batch_size,
+            validation_batch_size or batch_size,
             [*shown, *callbacks],
             level,
         )
 
     def _split(
-        self, x: Any, y: Any, weights: Any, validation_split: float
+        self, x: Any, y: Any, weights: Any, validation_split: float, shuffle: bool
     ) -> tuple[Source, Source | None]:
         if not 0 <= validation_split < 1:
             raise ArgumentError(
                 "fit: expected validation_split from 0 up to below 1",
                 f"{validation_split}",
             )
-        source = self._source("fit", x, y, weights)
+        source = self._source("fit", x, y, weights, shuffle)
         if validation_split == 0:
             return source, None
         if not isinstance(source, ArraySource):
@@ -331,27 +652,36 @@ class Model:
                 f"{source.samples} rows, split {validation_split}",
                 "change validation_split, or add data",
             )
-        parts = [
-            ArraySource(
-                source.x[part],
-                source.y[part],
-                None if source.weights is None else source.weights[part],
-            )
-            for part in (slice(cut), slice(cut, None))
-        ]
-        return parts[0], parts[1]
+        return source.rows(slice(cut)), source.rows(slice(cut, None))
 
     def _weigh_classes(
         self, source: Source, class_weight: Mapping[int, float]
     ) -> Source:
         """Return the source with each label's weight times that of its class."""
+        if isinstance(source, Stream) and isinstance(class_weight, Mapping):
+            check = source.transform
+
+            def weigh(batch: Batch) -> Batch:
+                arrays = ArraySource(*check(batch)[:3])
+                weighed = self._weigh_classes(arrays, class_weight)
+                assert isinstance(weighed, ArraySource)
+                return batch._replace(weights=weighed.weights)
+
+            source.transform = weigh
+            return source
         if not isinstance(source, ArraySource) or not isinstance(class_weight, Mapping):
             raise ArgumentError(
                 "expected class_weight as a dict, with arrays",
                 f"{type(class_weight).__name__}, {type(source).__name__}",
             )
         _, loss = self._compiled("fit")
-        y = source.y
+        if isinstance(source.y, tuple):
+            raise ArgumentError(
+                "expected class_weight for a model with a single output",
+                f"{len(source.y)} outputs",
+                "use sample_weight, a list or dict of arrays for the outputs",
+            )
+        y, loss = source.y, self._single(loss)
         if loss.fused_loss == "sigmoid" and y.ndim > 1 and y.shape[-1] > 1:
             raise DataError(
                 "class_weight: expected one class for each sample",
@@ -375,11 +705,12 @@ class Model:
     def _validation(self, data: Any, held_out: Source | None) -> Source | None:
         if data is None:
             return held_out
-        if isinstance(data, Source):
-            return data
+        if isinstance(data, Source) or as_stream(data) is not None:
+            return self._source("validation_data", data, None)
         if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
             raise ArgumentError(
-                "fit: expected validation_data (x, y) or (x, y, sample_weight)",
+                "fit: expected validation_data (x, y) or (x, y, sample_weight), or "
+                "batches",
                 type(data).__name__,
             )
         return self._source("validation_data", *data)
@@ -390,48 +721,112 @@ class Model:
         self,
         x: Any,
         y: Targets = None,
-        batch_size: int = 32,
+        batch_size: int | None = 32,
         verbose: str | int = "auto",
         sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Callback | Sequence[Callback] | None = (),
         return_dict: bool = False,
     ) -> Any:
-        """Return the loss, or [loss, *metrics], or a dict; every sample counts once."""
+        """Return the loss, or [loss, *metrics], or a dict; every sample counts once.
+
+        ``x`` may be what ``fit`` takes; ``steps``: only so many batches.
+        """
         source = self._source("evaluate", x, y, sample_weight)
         trainer = self.prepare(source, "evaluate")
-        results = trainer.evaluate(source, batch_size)
+        call = self._callbacks(callbacks, verbose, "evaluate")
+        results = evaluate(trainer, source, batch_size or 32, steps, call)
         if _verbosity(verbose) and world().rank == 0:
             print(describe(results), flush=True)
-        if return_dict:
-            return results
-        values = list(results.values())
-        return values[0] if len(values) == 1 else values
+        return _shown(results, return_dict)
 
     def predict(
-        self, x: Any, batch_size: int | None = 32, verbose: str | int = 0
-    ) -> Array:
-        """Return the outputs (samples, ...) in a new array; every rank gets all."""
-        inputs = numeric("x", x)
-        self._build_for(inputs)
-        batch_size = Sampler(
-            len(inputs),
-            32 if batch_size is None else batch_size,
-            0,
-            shuffle=False,
-            wrap=False,
-        ).batch
-        out: Array | None = None
-        for start in range(0, len(inputs), batch_size):
-            y = self.forward(inputs[start : start + batch_size])
-            if out is None:
-                out = np.empty((len(inputs), *y.shape[1:]), y.dtype)
-            out[start : start + len(y)] = y
-        assert out is not None  # numeric() refuses empty inputs
-        return out
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        steps: int | None = None,
+        callbacks: Callback | Sequence[Callback] | None = (),
+    ) -> Any:
+        """Return the outputs (samples, ...) in a new array, in the order of the inputs.
 
-    def forward(self, x: Array) -> Array:
+        Of several outputs it is a list or dict of arrays.
+        On several ranks all call it; each computes its rows of every batch, and gets
+        all rows. ``x`` may be batches, as for ``fit``: ``x`` or ``(x, ...)``.
+
+        Args:
+            batch_size: the global batch, over all ranks; None: 32.
+            verbose: 0 silent, 1 a bar, 2 a line; 'auto' is 1 on a terminal, else 0.
+            steps: only so many batches.
+        """
+        comm = world()
+        batch_size = 32 if batch_size is None else batch_size
+        stream, parts = self._shares(x, batch_size)
+        if steps is not None:
+            parts = islice(parts, steps)
+        if verbose == "auto":
+            verbose = 1 if terminal_width() else 0
+        call = self._callbacks(callbacks, verbose, "predict")
+        with closing(load(parts, Pace())) as loaded:
+            alike = agreed(loaded, comm) if stream and comm.size > 1 else loaded
+            return self._arranged(predict(self.forward, alike, comm, call))
+
+    def _shares(self, x: Any, batch_size: int) -> tuple[Stream | None, Iterator[Share]]:
+        """Return this rank's rows of each batch, and the stream they come from."""
+        comm = world()
+
+        def rows_of(total: int, full: int) -> slice:
+            return share(total, comm.rank, comm.size)
+
+        stream = as_stream(x, targets=False)
+        if stream is not None:
+            stream.arrange = self._arrange_parts
+            self._build_for(stream.example.x)
+
+            def check(batch: Batch) -> Batch:
+                self._build_for(batch.x)
+                return batch
+
+            stream.transform = check
+            steps = OPEN if stream.batches is None else range(stream.batches)
+            return stream, stream.shares(steps, rows_of)
+        if isinstance(x, Source):
+            order = Sampler(x.samples, batch_size, 0, shuffle=False, wrap=False)
+            rows = np.zeros(1, np.int64)
+            self._build_for(x.batch(rows, rows).x)
+            return None, shares(x, order, range(order.steps_per_epoch), rows_of)
+        inputs = self._numbers(x)
+        self._build_for(inputs)
+        samples = {len(array) for array in flatten(inputs)}
+        if len(samples) > 1:
+            raise DataError(
+                "expected as many rows in all inputs",
+                ", ".join(str(len(array)) for array in inputs),
+            )
+        order = Sampler(samples.pop(), batch_size, 0, shuffle=False, wrap=False)
+        return None, slices(inputs, order.batch, comm)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Return the outputs of one batch; see ``predict``."""
+        return self.predict(x, max(map(len, flatten(self._inputs(x)))), 0)
+
+    def _callbacks(self, callbacks: Any, verbose: str | int, verb: str) -> CallbackList:
+        level = _verbosity(verbose)
+        callbacks = [callbacks] if isinstance(callbacks, Callback) else callbacks or ()
+        shown = [BatchProgress(verb)] if level == 1 else []
+        return CallbackList([*shown, *callbacks], self, {"verbose": level})
+
+    def forward(self, x: Any) -> Any:
         """Return the output for one batch in the model's own memory: the next call
-        writes over it."""
-        if not self.root.takes_integers:
+        writes over it. A tuple of several inputs gives, a tuple of outputs."""
+        takes: Any = self.root.takes_integers
+        if isinstance(x, tuple):
+            each = takes if isinstance(takes, tuple) else (takes,) * len(x)
+            x = tuple(
+                a if integers else np.ascontiguousarray(a, self.dtype)
+                for a, integers in zip(x, each, strict=True)
+            )
+        elif not takes:
             x = np.ascontiguousarray(x, self.dtype)
         return self.root.forward(x, False)
 
@@ -457,15 +852,14 @@ class Model:
         sampler = Sampler(source.samples, source.samples, 0, shuffle=False, wrap=False)
         optimizer, _ = self._compiled("train_on_batch")
         self.last_step = trainer.train(source, sampler, optimizer.step)
-        results = trainer.results()
-        if return_dict:
-            return results
-        values = list(results.values())
-        return values[0] if len(values) == 1 else values
+        return _shown(trainer.results(), return_dict)
 
     def test_on_batch(self, x: Any, y: Targets, sample_weight: Any = None) -> Any:
         """Return the loss, or [loss, *metrics], of one batch."""
-        return self.evaluate(x, y, len(x), 0, sample_weight)
+        rows = len(flatten(x)[0]) if isinstance(x, (tuple, dict)) else len(x)
+        if isinstance(x, list) and isinstance(x[0], np.ndarray):
+            rows = len(x[0])
+        return self.evaluate(x, y, rows, 0, sample_weight)
 
     # -- weights -----------------------------------------------------------------
 
@@ -545,6 +939,29 @@ class Model:
             rest = self.count_params - self.store.count
             lines[-1] += f", {self.store.count:,} of them trained, {rest:,} not"
         return "\n".join(lines)
+
+
+def _each(function: Any, values: Any) -> Any:
+    """Return the function's results for a value, or for those of a list or dict."""
+    if isinstance(values, dict):
+        return {key: function(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return type(values)(map(function, values))
+    return function(values)
+
+
+def _leaves(values: Any) -> list[Any]:
+    """Return what is inside of lists and dicts in each other."""
+    if isinstance(values, (list, tuple, dict)):
+        return [leaf for value in flatten(values) for leaf in _leaves(value)]
+    return [values]
+
+
+def _shown(results: dict[str, float], as_dict: bool) -> Any:
+    if as_dict:
+        return results
+    values = list(results.values())
+    return values[0] if len(values) == 1 else values
 
 
 def _verbosity(verbose: str | int) -> int:

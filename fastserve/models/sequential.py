@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastserve.core import Layer
+from fastserve.core import Layer, Tensor
 from fastserve.errors import ArgumentError, StateError
 from fastserve.layers.chain import Chain
 from fastserve.models.config import layer_config, layer_from_config
@@ -25,14 +25,13 @@ class Sequential(Model):
 
     def __init__(
         self,
-        layers: Sequence[Layer] = (),
+        layers: Sequence[Any] = (),
         name: str | None = None,
         seed: int = 0,
         dtype: str = "float32",
     ) -> None:
         self.chain = Chain()
-        self.name = name or "sequential"
-        super().__init__(self.chain, seed, dtype)
+        super().__init__(name=name, seed=seed, dtype=dtype, root=self.chain)
         for layer in layers:
             self.add(layer)
 
@@ -40,13 +39,20 @@ class Sequential(Model):
     def layers(self) -> list[Layer]:
         return self.chain.layers
 
-    def add(self, layer: Layer) -> None:
-        """Append a layer. Raises StateError if the model has its weights already."""
+    def add(self, layer: Layer | Model | Tensor) -> None:
+        """Append a layer, a model, or what ``Input`` returned.
+
+        Raises StateError if the model has its weights already.
+        """
+        if isinstance(layer, Model):
+            layer = layer.as_layer()
+        elif isinstance(layer, Tensor):
+            layer = layer.node.layer
         if not isinstance(layer, Layer):
             raise ArgumentError(
                 "Sequential: expected a layer", repr(layer), "for example Dense(10)"
             )
-        if self.built:
+        if self.built or self.chain.built:
             raise StateError(
                 "Sequential.add: expected a model that isn't built yet",
                 "a model with weights",

@@ -18,6 +18,7 @@ PIECE = 1 << 14  # elements of a block of rows: 64 kB of float32
 FLAT = 1 << 15  # elements of a flat piece: four of them share an L2 cache of 1 MB
 
 _kept = threading.local()
+_ZEROS: dict[str, Array] = {}
 
 
 def spare(slot: int, like: Array) -> Array:
@@ -40,6 +41,21 @@ def room(slot: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if block is None or block.size < size:
         block = blocks[key] = np.empty(max(FLAT, size), dtype)
     array: Array = block[:size].reshape(shape)
+    return array
+
+
+def zeros(like: Array) -> Array:
+    """Return zeros of the shape and type of ``like``, kept and read-only.
+
+    ``np.maximum`` and ``np.minimum`` use vector instructions for two arrays, not for an
+    array and a number: 32 K elements take 4 us instead of 13.
+    """
+    block = _ZEROS.get(like.dtype.char)
+    if block is None or block.size < like.size:
+        block = np.zeros(max(FLAT, like.size), like.dtype)
+        block.flags.writeable = False
+        _ZEROS[like.dtype.char] = block
+    array: Array = block[: like.size].reshape(like.shape)
     return array
 
 

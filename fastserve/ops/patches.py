@@ -12,7 +12,7 @@ the cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -32,8 +32,9 @@ from fastserve.ops.windows import (
 Axes = tuple[Axis, Axis]
 Finish = Callable[[slice], None]
 SIZE = 1 << 19  # elements of the patches of a piece: 2 MB of float32
-SHORT = 24  # numbers that lie together: fewer are slower to copy than a row
-_IMAGE, _PATCHES, _KERNEL = 10, 11, 12  # the slots of ``room``
+SHORT = 12  # channels x kernel columns below which runs of them are slow to copy
+WIDE = 32  # filters that a product shall have at least
+_IMAGE, _PATCHES, _SUMS, _TURNED, _KERNEL = range(10, 15)  # the slots of ``room``
 
 
 class _Patches:
@@ -53,20 +54,16 @@ class _Patches:
         row = self.w.out * max(self.size, filters)
         return list(pieces(samples, self.h.out, row, SIZE))
 
-    def short(self, run: int) -> bool:
-        """Whether ``run`` numbers that lie together are worse to copy than a row."""
-        return run < min(SHORT, self.w.out)
-
     def memory(
-        self, piece: Piece, samples: int, like: Array, by_channel: bool
+        self, piece: Piece, samples: int, like: Array, short: int = SHORT
     ) -> tuple[Array, Array]:
         """Return memory for patches as (T, K), and as (kh, kw, N, rows, out, C).
 
-        With ``by_channel`` K is the first axis in memory: rows of outputs lie together.
+        Runs below ``short`` are slow to copy: then K is the first axis in memory.
         """
         kh, kw, c = self.h.kernel, self.w.kernel, self.channels
         outs = (samples, piece.last - piece.first, self.w.out)
-        if by_channel:
+        if c * kw < min(short, self.w.out):
             block = room(_PATCHES, (kh, kw, c, *outs), like.dtype)
             rows = block.reshape(self.size, math.prod(outs)).T
             return rows, block.transpose(0, 1, 3, 4, 5, 2)
@@ -84,8 +81,7 @@ class _Patches:
         full = padded(
             image, piece_inputs(self.h, piece), self.before, self.w.padded, _IMAGE
         )
-        by_channel = self.short(self.channels * self.w.kernel)
-        rows, places = self.memory(piece, image.shape[0], x, by_channel)
+        rows, places = self.memory(piece, image.shape[0], x)
         np.copyto(places, windows(full, (self.h, self.w), outs))
         return rows
 
@@ -105,10 +101,13 @@ def forward(
     x: Array, kernel: Array, y: Array, axes: Axes, finish: Finish | None
 ) -> None:
     """Write y (N, H', W', O) from x (N, H, W, C) and kernel (kh, kw, C, O)."""
-    patches = _Patches(*axes, kernel.shape[2])
-    matrix = _matrix(kernel)
-    for piece in patches.pieces(x.shape[0], kernel.shape[3]):
-        np.matmul(patches.gather(x, piece), matrix, out=_flat(y, piece))
+    step = _columns(axes[1], kernel.shape[3]) if y.flags.c_contiguous else 1
+    matrix = _matrix(_widen(kernel, axes[1], step))
+    h, w = axes[0], _wide_axis(axes[1], step)
+    patches = _Patches(h, w, kernel.shape[2])
+    wide = _wide(y, step)
+    for piece in patches.pieces(x.shape[0], wide.shape[3]):
+        np.matmul(patches.gather(x, piece), matrix, out=_flat(wide, piece))
         if finish is not None:
             finish(piece.rows(axes[0].out, axes[1].out))
 
@@ -127,31 +126,93 @@ def backward(
     if dx is None:
         return
     channels, filters = kernel.shape[2:]
-    if axes[0].stride == axes[1].stride == 1 and filters <= 2 * channels:
-        back = room(_KERNEL, (*kernel.shape[:2], filters, channels), dy.dtype)
+    if filters <= 8 * channels and all(axis.stride == 1 for axis in axes):
+        # what the outputs send back to an input is a convolution too
+        back = room(_TURNED, (*kernel.shape[:2], filters, channels), kernel.dtype)
         np.copyto(back, kernel[::-1, ::-1].transpose(0, 1, 3, 2))
         forward(dy, back, dx, turned(axes), None)
     else:
-        _input_gradient(dy, kernel, dx, axes)
+        _scattered(dy, kernel, dx, axes)
 
 
 def _kernel_gradient(x: Array, dy: Array, dkernel: Array, axes: Axes) -> None:
-    patches = _Patches(*axes, dkernel.shape[2])
-    dmatrix = _matrix(dkernel)
-    for i, piece in enumerate(patches.pieces(x.shape[0], dkernel.shape[3])):
-        found, rows = patches.gather(x, piece), _flat(dy, piece)
+    step = _columns(axes[1], dkernel.shape[3]) if dy.flags.c_contiguous else 1
+    wide, w = _wide(dy, step), _wide_axis(axes[1], step)
+    patches = _Patches(axes[0], w, dkernel.shape[2])
+    shape = (axes[0].kernel, w.kernel, dkernel.shape[2], wide.shape[3])
+    sums = room(_SUMS, shape, dy.dtype)
+    for i, piece in enumerate(patches.pieces(dy.shape[0], wide.shape[3])):
+        found, rows = patches.gather(x, piece), _flat(wide, piece)
         if i == 0:
-            np.matmul(found.T, rows, out=dmatrix)
+            np.matmul(found.T, rows, out=_matrix(sums))
         else:
-            add_product(found, rows, dmatrix)
+            add_product(found, rows, _matrix(sums))
+    for i, part in enumerate(_parts(sums, axes[1], step)):
+        np.copyto(dkernel, part) if i == 0 else np.add(dkernel, part, out=dkernel)
 
 
-def _input_gradient(dy: Array, kernel: Array, dx: Array, axes: Axes) -> None:
+def _scattered(dy: Array, kernel: Array, dx: Array, axes: Axes) -> None:
+    """Write dx as the sums of dP where patches overlap."""
     patches = _Patches(*axes, kernel.shape[2])
     matrix = _matrix(kernel)
-    by_channel = patches.short(patches.channels)
+    # runs of kernel columns x channels, in as many additions as there are columns
+    by_column = kernel.shape[2] < SHORT
     for piece in patches.pieces(dy.shape[0], kernel.shape[3]):
+        rows = _flat(dy, piece)
+        if patches.plain:
+            np.matmul(rows, matrix.T, out=_flat(dx, piece))
+            continue
         samples = piece.samples.stop - piece.samples.start
-        found, places = patches.memory(piece, samples, dy, by_channel)
-        np.matmul(_flat(dy, piece), matrix.T, out=found)
-        scatter(lambda *at, of=places: of[at], axes, piece, dx, _IMAGE, by_channel)
+        found, places = patches.memory(piece, samples, dy, short=1)
+        np.matmul(rows, matrix.T, out=found)
+        places = places.transpose(0, 4, 1, 2, 3, 5) if by_column else places
+        scatter(lambda *at, of=places: of[at], axes, piece, dx, _IMAGE, by_column)
+
+
+# -- several columns at a time -------------------------------------------------------
+#
+# A product with few filters is slow: BLAS' kernels compute 16 or more at a time. g
+# neighbouring outputs with O filters are one output with g O filters of a wider kernel,
+# of stride g s, which has zeros where a filter doesn't reach. It multiplies more
+# numbers, but gathers fewer, as neighbours share most of their inputs.
+
+
+def _columns(w: Axis, filters: int) -> int:
+    """Return g, a divisor of the outputs of a row."""
+    if w.kernel == 1:
+        return 1
+    most = max(1, WIDE // filters)
+    return max(g for g in range(1, most + 1) if w.out % g == 0)
+
+
+def _wide_axis(w: Axis, g: int) -> Axis:
+    if g == 1:
+        return w
+    span = (g - 1) * w.stride + w.span
+    return Axis(w.size, span, g * w.stride, 1, w.before, w.out // g)
+
+
+def _wide(y: Array, g: int) -> Array:
+    """(N, H', W', O) as (N, H', W' / g, g O)"""
+    return y.reshape(*y.shape[:2], y.shape[2] // g, g * y.shape[3])
+
+
+def _parts(wide: Array, w: Axis, g: int) -> Iterator[Array]:
+    """Yield where the kernel lies in the wide one, for each of the g outputs."""
+    o = wide.shape[3] // g
+    for i in range(g):
+        first = i * w.stride
+        place = slice(first, first + w.span, w.dilation if g > 1 else 1)
+        yield wide[:, place, :, i * o : (i + 1) * o]
+
+
+def _widen(kernel: Array, w: Axis, g: int) -> Array:
+    """Return (kernel rows, wide kernel columns, C, g O)."""
+    if g == 1:
+        return kernel
+    kh, _, c, o = kernel.shape
+    wide = room(_KERNEL, (kh, (g - 1) * w.stride + w.span, c, g * o), kernel.dtype)
+    wide.fill(0)
+    for part in _parts(wide, w, g):
+        np.copyto(part, kernel)
+    return wide

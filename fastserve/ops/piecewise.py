@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastserve.ops.blocks import Array, room, spare
+from fastserve.ops.blocks import Array, room, spare, zeros
 
 _BOOL = np.dtype(np.bool_)
 _LEAK = 0.2
@@ -25,7 +25,7 @@ def _between(y: Array, low: float, high: float) -> Array:
 
 def relu(z: Array, y: Array) -> None:
     """max(z, 0); also Keras' threshold for its arguments 0 and 0."""
-    np.maximum(z, z.dtype.type(0), out=y)
+    np.maximum(z, zeros(z), out=y)
 
 
 def relu_gradient(dy: Array, y: Array, dx: Array) -> None:

@@ -24,8 +24,8 @@ from fastserve.ops.windows import (
 )
 
 Axes = tuple[Axis, Axis]
-SIZE = 1 << 18  # elements of a piece's input: 1 MB of float32
-_IMAGE, _BETTER, _PART = 10, 11, 12  # the slots of ``room``
+SIZE = 1 << 17  # elements of a piece's input: 512 kB of float32
+_IMAGE, _BETTER, _PART, _NUMBER = 10, 11, 12, 13  # the slots of ``room``
 _BOOL = np.dtype(np.bool_)
 
 
@@ -52,23 +52,28 @@ def maximum(x: Array, y: Array, winner: Array | None, axes: Axes) -> None:
     """
     for piece in _pieces(x.shape[0], axes, x.shape[3]):
         best = y[piece.samples, piece.first : piece.last]
+        value = room(_PART, best.shape, x.dtype)
         if winner is not None:
             won = winner[piece.samples, piece.first : piece.last]
             won.fill(0)
-        for number, value in enumerate(_places(x, piece, axes, -np.inf)):
+            better = room(_BETTER, best.shape, _BOOL)
+            number_there = room(_NUMBER, best.shape, won.dtype)
+        for number, there in enumerate(_places(x, piece, axes, -np.inf)):
             if number == 0:
-                np.copyto(best, value)
+                _copy_pixels(there, best)
                 continue
+            _copy_pixels(there, value)
             if winner is not None:  # the last one that is better is the winner
-                here = room(_BETTER, best.shape, _BOOL)
-                np.greater(value, best, out=here)
-                places = here.view(np.uint8)
-                if winner.dtype != np.uint8:
-                    places = room(_PART, best.shape, winner.dtype)
-                    np.copyto(places, here)
-                np.multiply(places, winner.dtype.type(number), out=places)
-                np.maximum(won, places, out=won)
+                np.greater(value, best, out=better)
+                np.multiply(better, won.dtype.type(number), out=number_there)
+                np.maximum(won, number_there, out=won)
             np.maximum(best, value, out=best)
+
+
+def _copy_pixels(view: Array, out: Array) -> None:
+    """Copy (N, H, W, C) that lies in steps, all channels of a pixel at once."""
+    pixel = np.dtype((np.void, view.shape[-1] * view.itemsize))
+    np.copyto(out.view(pixel), view.view(pixel))
 
 
 def maximum_gradient(dy: Array, winner: Array, dx: Array, axes: Axes) -> None:

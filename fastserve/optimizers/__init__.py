@@ -18,7 +18,7 @@ from typing import Any
 
 from fastserve.errors import ArgumentError, UnknownNameError
 from fastserve.optimizers.adam import Adam, Adamax, AdamW, Nadam
-from fastserve.optimizers.base import LearningRate, Optimizer, global_norm
+from fastserve.optimizers.base import LearningRate, Optimizer, global_norm, quick_norm
 from fastserve.optimizers.ftrl import Ftrl
 from fastserve.optimizers.lamb import Lamb
 from fastserve.optimizers.rmsprop import Adadelta, Adagrad, RMSprop
@@ -43,6 +43,7 @@ __all__ = [
     "RMSprop",
     "get",
     "global_norm",
+    "quick_norm",
 ]
 
 NAMED: dict[str, Callable[..., Optimizer]] = {

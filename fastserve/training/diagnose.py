@@ -13,7 +13,7 @@ from fastserve.core import Array, Layer, ParameterStore, StepKey
 from fastserve.errors import CommError
 
 
-def first_nonfinite_layer(root: Layer, x: Array, key: StepKey) -> str | None:
+def first_nonfinite_layer(root: Layer, x: Any, key: StepKey) -> str | None:
     """Run ``forward`` once more; return the first layer with NaN or infinity in its
     output, or None."""
     found: list[str] = []
@@ -29,14 +29,15 @@ def first_nonfinite_layer(root: Layer, x: Array, key: StepKey) -> str | None:
     return found[0] if found else None
 
 
-def _watched(
-    path: str, layer: Layer, found: list[str]
-) -> Callable[[Array, Any], Array]:
+def _watched(path: str, layer: Layer, found: list[str]) -> Callable[[Any, Any], Any]:
     forward = layer.forward
 
-    def watched(x: Array, training: Any = False) -> Array:
+    def watched(x: Any, training: Any = False) -> Any:
         y = forward(x, training)
-        if y.dtype.kind == "f" and not np.isfinite(y).all():
+        if any(
+            a.dtype.kind == "f" and not np.isfinite(a).all()
+            for a in (y if isinstance(y, tuple) else (y,))
+        ):
             found.append(f"layer {path or 'model'} ({type(layer).__name__})")
         return y
 

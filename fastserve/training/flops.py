@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from fastserve.core import Layer
+from fastserve.core import Layer, is_several
 from fastserve.layers import Embedding, MultiHeadAttention, PositionEmbedding
+from fastserve.layers.graph import Graph
 
 
 def flops_per_sample(root: Layer, time: int = 1) -> float:
@@ -20,17 +22,29 @@ def flops_per_sample(root: Layer, time: int = 1) -> float:
         root: a built layer.
         time: length of a sample, for axes of unknown length.
     """
-    total = 0.0
-    for _, layer in root.walk():
-        if isinstance(layer, (Embedding, PositionEmbedding)):
-            continue  # rows are looked up
-        shape = [time if n is None else n for n in layer.output_shape or ()]
-        positions = math.prod(shape[:-1])
-        matrices = [p for p in layer.own_parameters() if len(p.shape) == 2]
-        parts = sum(p.size * (3 if p.trainable else 2) for p in matrices)
-        total += 2.0 * positions * parts
-        if isinstance(layer, MultiHeadAttention):
-            width = layer.num_heads * (layer.key_dim or 0)
-            seen = positions / 2 if layer.causal else positions
-            total += 12.0 * positions * seen * width  # with keys, then with values
+    inner = sum(flops_per_sample(part, time) for part in _inside(root))
+    return _own_flops(root, time) + inner
+
+
+def _inside(layer: Layer) -> list[Layer]:
+    """Return the layers that run in this one; one that is called twice comes twice."""
+    if isinstance(layer, Graph):
+        return [call.layer for call in layer.calls]
+    return list(layer.children().values())
+
+
+def _own_flops(layer: Layer, time: int) -> float:
+    if isinstance(layer, (Embedding, PositionEmbedding)):
+        return 0.0  # rows are looked up
+    shape: Any = layer.output_shape or ()
+    if is_several(shape):
+        shape = shape[0]
+    shape = [time if n is None else n for n in shape]
+    positions = math.prod(shape[:-1])
+    matrices = [p for p in layer.own_parameters() if len(p.shape) == 2]
+    total = 2.0 * positions * sum(p.size * (3 if p.trainable else 2) for p in matrices)
+    if isinstance(layer, MultiHeadAttention):
+        width = layer.num_heads * (layer.key_dim or 0)
+        seen = positions / 2 if layer.causal else positions
+        total += 12.0 * positions * seen * width  # with keys, then with values
     return total

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,17 +24,22 @@ from fastserve.data.prefetch import Pace, Share, load, share_of, shares
 from fastserve.data.sampler import Sampler, micro_batches, share
 from fastserve.data.sources import Batch, Source
 from fastserve.errors import ArgumentError, NonFiniteError
+from fastserve.layers.chain import skip_input_gradient
 from fastserve.layers.recompute import recompute_blocks
 from fastserve.losses import Loss
 from fastserve.metrics import Metric
-from fastserve.optimizers import Optimizer, global_norm
+from fastserve.optimizers import Optimizer, global_norm, quick_norm
 from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
 from fastserve.training.exact import ExactStep, Shards, ShardTable, make_shards
 from fastserve.training.guard import LIMIT, SpikeGuard
 from fastserve.training.head import make_head, pieces_of
+from fastserve.training.masks import apply_mask
 from fastserve.training.moving import MovingWeights
 from fastserve.training.numerics import fix_threads
 from fastserve.training.together import Together
+
+if TYPE_CHECKING:
+    from fastserve.training.callbacks import CallbackList
 
 
 @dataclass
@@ -113,6 +118,7 @@ class Trainer:
 
     Attributes:
         busy: seconds of the last step that this rank didn't wait for others.
+        loading: seconds of it that it waited for its data.
         rows: samples that it had in that step.
     """
 
@@ -137,6 +143,9 @@ class Trainer:
         o = self.options
         self.together = Together(root, comm, o.algorithm)
         overlap = False if self.together.layers else o.overlap
+        loss.check_training(
+            comm.size > 1 or bool(o.micro_batch) or o.algorithm == "exact"
+        )
         self.sync = GradientSync(
             store, comm, o.algorithm, overlap, o.wire, sharded=o.shard_optimizer
         )
@@ -147,7 +156,7 @@ class Trainer:
         factor = o.spike_factor
         self.guard = None if factor is None else SpikeGuard(factor)
         self.stop_requested = False
-        self.busy, self.rows = 0.0, 0
+        self.busy, self.loading, self.rows = 0.0, 0.0, 0
         trained = store.parameters
         self._regularized = [(p, r) for p in trained if (r := p.regularizer)]
         self._constrained = [(p, c) for p in trained if (c := p.constraint)]
@@ -185,6 +194,7 @@ class Trainer:
             part.batch, part.mine, part.total, step, part.time, part.losses
         )
         self.busy += loading
+        self.loading = loading
         return result
 
     def train_batch(
@@ -204,6 +214,8 @@ class Trainer:
         """
         start = perf_counter()
         self.optimizer.check_store(self.store)
+        if self.store.claim():
+            skip_input_gradient(self.root)
         if count is None:
             count = self._losses_per_row(time) * total
         self._status.fill(0)
@@ -217,7 +229,8 @@ class Trainer:
                 self.store.grads.fill(0)
                 self.sync.done(self.root)
             else:
-                self._accumulate(batch, mine, 1.0 / count)
+                scale = 1.0 if self.loss.reduction == "sum" else 1.0 / count
+                self._accumulate(batch, mine, scale)
         self._status[2] = self.stop_requested
         self.sync.finish()
         computed = perf_counter()
@@ -227,9 +240,13 @@ class Trainer:
             self.comm.allreduce(self._status)
             self.moving.sum((mine.stop - mine.start) / total)
         waited = self.sync.waited + perf_counter() - computed
-        self._status[0] += self._regularize() * count
+        counted = self._rescale(count)
+        if self.loss.reduction == "sum":  # over an epoch, sums are averaged by counts
+            self._status[0] *= counted
+        penalty = self._regularize()
+        self._status[0] += penalty * counted
         norm = self._norm()
-        loss = float(self._status[0]) / count
+        loss = float(self._status[0]) / counted if counted else penalty
         speaks = self.comm.rank == 0
         guard = self.guard
         skip = guard is not None and guard.refuses(step, loss, norm, speaks)
@@ -256,6 +273,15 @@ class Trainer:
             check_replicas(self.store, self.comm, step)
         return StepResult(loss, norm, rate, total, bool(self._status[2]), skip)
 
+    def _rescale(self, assumed: int) -> int:
+        """Return how many losses of the step count, if those of masked outputs don't;
+        the gradients, which were divided by ``assumed``, are put right."""
+        counted = int(self._status[1])
+        if counted != assumed and self.loss.reduction != "sum":
+            factor = self.store.grads.dtype.type(assumed / max(1, counted))
+            np.multiply(self.store.grads, factor, out=self.store.grads)
+        return counted
+
     def _regularize(self) -> float:
         """Add the regularizers' gradients to the sum over all ranks, which has them
         once; return their penalty, which is part of the loss."""
@@ -269,7 +295,10 @@ class Trainer:
     def _norm(self) -> float:
         """Return the norm of all gradients, of which this rank may have a part."""
         if self.sync.own is None:
-            return global_norm(self.store.grads)
+            # all ranks need the same bits if the step depends on them
+            clips = self.clip_norm or self.optimizer.global_clipnorm
+            norm = global_norm if clips or self.guard else quick_norm
+            return norm(self.store.grads)
         square = np.zeros(1)
         with np.errstate(all="ignore"):
             for part in self.sync.own:
@@ -310,12 +339,15 @@ class Trainer:
         if self._head is not None and self._in_pieces(batch):
             x = self._input(batch.x)
             self._measured = self._status
-            total = self._head.train(x, batch, key, scale, done)
+            total, hidden = self._head.train(x, batch, key, scale, done)
+            self._status[1] -= hidden
             done(root)
             return total
         y = root.forward(self._input(batch.x), key)
         prediction = root.logits() if self.fused else y
         gradient = root.scratch(prediction.shape)
+        batch, hidden = apply_mask(batch, root.output_mask(), prediction.shape)
+        self._status[1] -= hidden
         total = self.loss.sum_and_gradient(
             batch.y, prediction, batch.weights, scale, gradient
         )
@@ -350,21 +382,32 @@ class Trainer:
         with closing(load(parts, Pace(), source)) as loaded:
             return self.evaluate_shares(loaded)
 
-    def evaluate_shares(self, parts: Iterable[Share]) -> dict[str, float]:
-        """Return loss and metrics over the data of which these are this rank's."""
+    def evaluate_shares(
+        self, parts: Iterable[Share], call: CallbackList | None = None
+    ) -> dict[str, float]:
+        """Return loss and metrics over the data of which these are this rank's.
+
+        ``call`` is told of each batch and, if someone hears it, of the results so
+        far, which takes a message to all ranks.
+        """
         status = np.zeros_like(self._status)
         exact, table, shards = self.exact, ShardTable(self.comm), 0
-        for mine in parts:
+        for number, mine in enumerate(parts):
+            if call is not None:
+                call("test_batch_begin", number, {})
             self._cut(mine)
             pieces = self._pieces(mine.batch, mine.mine) if mine.batch else ()
+            times = self._times(mine)
             for place, (_, part) in enumerate(pieces):
-                self._evaluate_part(part, status)
+                self._evaluate_part(part, status, times)
                 if exact is not None:
                     index = exact.shards.of[self.comm.rank][place]
                     table.put(shards + index, status)
                     status.fill(0)
             if exact is not None:
                 shards += exact.shards.count
+            if call is not None and call.hears("test_batch_end"):
+                call("test_batch_end", number, self._so_far(status))
         if exact is not None:
             status = table.total(shards, status.size)
         else:
@@ -372,25 +415,41 @@ class Trainer:
         status[0] += self._penalty() * status[1]
         return self.results(status)
 
-    def _evaluate_part(self, part: Batch, status: Array) -> None:
+    def _times(self, part: Share) -> int:
+        """Return how often the loss of a batch counts: it may be a sum, not a mean."""
+        if self.loss.reduction != "sum":
+            return 1
+        return self._losses_per_row(part.time) * part.total
+
+    def _so_far(self, status: Array) -> dict[str, float]:
+        if self.exact is not None:
+            return {}  # the sums of the shards are added up at the end
+        whole = status.copy()
+        self.comm.allreduce(whole)
+        whole[0] += self._penalty() * whole[1]
+        return self.results(whole)
+
+    def _evaluate_part(self, part: Batch, status: Array, times: int) -> None:
         if self._head is not None and self._in_pieces(part):
             self._measured = status
-            status[0] += self._head.evaluate(self._input(part.x), part)
-            status[1] += _losses(part, part.y.size)
+            total, hidden = self._head.evaluate(self._input(part.x), part)
+            status[:2] += times * total, _losses(part, part.y.size) - hidden
             return
         y = self.root.forward(self._input(part.x), False)
         prediction = self.root.logits() if self.fused else y
-        status[0] += self.loss.sum_and_gradient(
+        status[1] += _losses(part, self.loss.count(prediction.shape))
+        part, hidden = apply_mask(part, self.root.output_mask(), prediction.shape)
+        status[1] -= hidden
+        status[0] += times * self.loss.sum_and_gradient(
             part.y, prediction, part.weights, 1.0, None
         )
-        status[1] += _losses(part, self.loss.count(prediction.shape))
         self._measure(part, y, status)
 
     def results(self, totals: Array | None = None) -> dict[str, float]:
         """Return mean loss and metrics of ``totals``, by default of all steps since
         ``reset_totals``."""
         totals = self.totals if totals is None else totals
-        named = {"loss": float(totals[0] / totals[1]) if totals[1] else math.nan}
+        named = {"loss": float(totals[0] / totals[1]) if totals[1] else 0.0}
         for metric, part in self._states(totals):
             metric.state[...] = part
             named[metric.name] = metric.result()
@@ -408,19 +467,28 @@ class Trainer:
             at_once = self.exact.shards.rows
         for piece in micro_batches(mine, at_once):
             local = slice(piece.start - mine.start, piece.stop - mine.start)
-            weights = None if batch.weights is None else batch.weights[local]
-            x, y = batch.x[local], batch.y[local]
+            x, y, weights = (_cut(part, local) for part in batch[:3])
             yield piece.start, Batch(x, y, weights, batch.masked)
 
     def _in_pieces(self, batch: Batch) -> bool:
         """Return whether the logits are too large to be computed whole."""
         return pieces_of(batch.y.size, self.root) > 1
 
-    def _input(self, x: Array) -> Array:
+    def _input(self, x: Any) -> Any:
         """Return x as the model computes it: floats of its type, or integers."""
-        if self.root.takes_integers or x.dtype == self.root.dtype:
+        if isinstance(x, tuple):
+            return tuple(
+                self._converted(f"input{i}", array, integers)
+                for i, (array, integers) in enumerate(
+                    zip(x, self.root.takes_integers, strict=True)  # type: ignore
+                )
+            )
+        return self._converted("input", x, bool(self.root.takes_integers))
+
+    def _converted(self, name: str, x: Array, integers: bool) -> Array:
+        if integers or x.dtype == self.root.dtype:
             return x
-        out = self.root.buffer("input", x.shape)
+        out = self.root.buffer(name, x.shape)
         np.copyto(out, x, casting="unsafe")
         return out
 
@@ -447,7 +515,9 @@ class Trainer:
         As in Keras, ``metrics=`` are not weighted by sample or class weights; what a
         mask leaves out isn't measured.
         """
-        weights = batch.weights if batch.masked else None
+        weights = batch.measured
+        if weights is None and batch.masked:
+            weights = batch.weights
         for metric, part in self._states(status):
             metric.reset()
             metric.update(batch.y, y, weights)
@@ -507,6 +577,13 @@ def _losses(batch: Batch, outputs: int) -> int:
     if batch.masked and batch.weights is not None:
         return int(np.count_nonzero(batch.weights))
     return outputs
+
+
+def _cut(part: Any, rows: slice) -> Any:
+    """Return some rows of an array, or of each in a tuple; of None None."""
+    if isinstance(part, tuple):
+        return tuple(_cut(array, rows) for array in part)
+    return None if part is None else part[rows]
 
 
 def _ignore(layer: Any) -> None:

@@ -1,0 +1,230 @@
+"""Keras 3's names and arguments: here too, or left out for a reason that is told.
+
+``python tests/keras_surface.py`` prints what differs.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastserve as fs
+
+SURFACE: dict[str, Any] = json.loads(
+    Path(__file__).with_name("references").joinpath("keras_surface.json").read_text()
+)
+del SURFACE["keras"]
+
+# patterns of GROUP.NAME -> why it isn't here
+LEFT_OUT = {
+    "layers.*3D": "volumes aren't a use here",
+    "layers.*3DTranspose": "volumes aren't a use here",
+    "layers.ConvLSTM*": "videos aren't a use here",
+    "layers.Conv*olution*": "an old name of Conv*",
+    "layers.Separable*olution*": "an old name of SeparableConv*",
+    "layers.*Cell": "recurrent layers aren't composed of cells",
+    "layers.StackedRNNCells": "recurrent layers aren't composed of cells",
+    "layers.RNN": "recurrent layers aren't composed of cells",
+    "layers.ActivityRegularization": "losses come from outputs and weights alone",
+    "layers.Adaptive*Pooling*": "of PyTorch's users; GlobalAveragePooling covers most",
+    "layers.*Spectrogram": "audio isn't a use here",
+    "layers.FlaxLayer": "of another framework",
+    "layers.JaxLayer": "of another framework",
+    "layers.TFSMLayer": "of another framework",
+    "layers.TorchModuleWrapper": "of another framework",
+    "layers.InputLayer": "Input does this",
+    "layers.Wrapper": "a base class for wrappers; Layer serves",
+    "layers.GroupQueryAttention": "MultiHeadAttention(num_kv_heads=...)",
+    "layers.ReversibleEmbedding": "GPT(tied=True)",
+    "layers.EinsumDense": "Dense, Reshape and Permute cover it",
+    "layers.SpectralNormalization": "of generative adversarial networks",
+    "layers.HashedCrossing": "feature engineering",
+    "layers.Hashing": "feature engineering",
+    "layers.CategoryEncoding": "feature engineering; utils.to_categorical",
+    "layers.Discretization": "feature engineering",
+    "layers.*Lookup": "feature engineering; TextVectorization for words",
+    "layers.AugMix": "rarely used augmentation",
+    "layers.AutoContrast": "rarely used augmentation",
+    "layers.ContrastLimited*": "rarely used augmentation",
+    "layers.CutMix": "mixes targets too",
+    "layers.MixUp": "mixes targets too",
+    "layers.Equalization": "rarely used augmentation",
+    "layers.MaxNumBoundingBoxes": "boxes aren't a use here",
+    "layers.Pipeline": "Sequential does this",
+    "layers.RandAugment": "rarely used augmentation",
+    "layers.RandomColor*": "rarely used augmentation",
+    "layers.RandomElasticTransform": "rarely used augmentation",
+    "layers.RandomErasing": "rarely used augmentation",
+    "layers.RandomGaussianBlur": "rarely used augmentation",
+    "layers.RandomGrayscale": "rarely used augmentation",
+    "layers.RandomHue": "rarely used augmentation",
+    "layers.RandomInvert": "rarely used augmentation",
+    "layers.RandomPerspective": "rarely used augmentation",
+    "layers.RandomPosterization": "rarely used augmentation",
+    "layers.RandomSaturation": "rarely used augmentation",
+    "layers.RandomSharpness": "rarely used augmentation",
+    "layers.RandomShear": "rarely used augmentation",
+    "layers.Solarization": "rarely used augmentation",
+    "losses.CategoricalGeneralizedCrossEntropy": "rarely used",
+    "losses.Circle": "of metric learning",
+    "metrics.MeanMetricWrapper": "compile takes functions as metrics",
+    "optimizers.Adafactor": "matrices only; the optimizers here work on flat vectors",
+    "optimizers.LossScaleOptimizer": "of half precision",
+    "optimizers.MultiOptimizer": "one optimizer trains all weights",
+    "optimizers.Muon": "matrices only; the optimizers here work on flat vectors",
+    "optimizers.ScheduleFreeAdamW": "rarely used",
+    "callbacks.OrbaxCheckpoint": "of another framework",
+    "callbacks.ProgbarLogger": "verbose=1 shows progress",
+    "callbacks.RemoteMonitor": "needs a server and another package",
+    "initializers.STFT*": "audio isn't a use here",
+    "initializers.?*Initializer": "another name of what has a shorter one",
+    "activations.glu": "its output has another shape",
+    "model.trainable": "layers are frozen one by one",
+}
+# patterns of GROUP.NAME(ARGUMENT) -> why the argument isn't there
+LEFT_OUT_ARGUMENTS = {
+    "layers.*(activity_regularizer)": "losses come from outputs and weights alone",
+    "layers.*(lora_*)": "an adapter is added with LoRA",
+    "layers.*(quantization_config)": "there is no quantization",
+    "layers.*(use_cudnn)": "of GPUs",
+    "layers.*(unroll)": "there is no graph to unroll",
+    "layers.*(flash_attention)": "attention always runs in tiles",
+    "layers.BatchNormalization(renorm*)": "rarely used",
+    "layers.Embedding(weights)": "set_weights after the model is built",
+    "layers.Layer(autocast)": "of half precision",
+    "layers.*(dtype)": "the model has one type",
+    "*(dtype)": "float32; sums of metrics are float64",
+    "losses.*(reduction)": "losses are sums over the batch, divided once by its size",
+    "optimizers.*(loss_scale_factor)": "of half precision",
+    "optimizers.*(gradient_accumulation_steps)": "fit's batch is cut by micro_batch",
+    "model.compile(jit_compile)": "nothing is compiled",
+    "model.compile(run_eagerly)": "all runs eagerly",
+    "model.compile(steps_per_execution)": "all runs eagerly",
+    "model.compile(auto_scale_loss)": "of half precision",
+    "model.save(zipped)": "a model is a folder",
+    "model.from_config(custom_objects)": "classes come by import, not by a registry",
+    "models.*(custom_objects)": "classes come by import, not by a registry",
+    "models.load_model(safe_mode)": "nothing that is loaded is run",
+    "models.load_model(compile)": "load_model never compiles",
+}
+# GROUP.NAME(ARGUMENT) -> our default, and why it differs from Keras'
+OTHER_DEFAULTS: dict[str, tuple[str, str]] = {}
+
+
+def left_out(key: str, table: dict[str, str]) -> bool:
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in table)
+
+
+def place(group: str) -> Any:
+    """Return what holds a group's names."""
+    if group == "model":
+        return fs.Sequential
+    if group == "activations":
+        from fastserve.ops.activations import NAMED
+
+        return type("activations", (), dict(NAMED))
+    return getattr(fs, group, None)
+
+
+def arguments(found: Any) -> dict[str, inspect.Parameter]:
+    """Return the arguments of a function, or of a class with those of its bases."""
+    functions = [found]
+    if isinstance(found, type):
+        functions = [
+            vars(c)["__init__"] for c in found.__mro__ if "__init__" in vars(c)
+        ]
+        functions.remove(object.__init__)
+    named: dict[str, inspect.Parameter] = {}
+    for function in functions:
+        parameters = inspect.signature(function).parameters.values()
+        for p in parameters:
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != "self":
+                named.setdefault(p.name, p)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return named
+
+
+def differences(group: str, name: str) -> Iterator[str]:
+    """Yield how our NAME differs from Keras'."""
+    key = f"{group}.{name}"
+    found = getattr(place(group), name, None)
+    if left_out(key, LEFT_OUT):
+        if found is not None:
+            yield f"{key}: it is here, so it isn't left out"
+        return
+    if found is None:
+        yield f"{key}: missing"
+        return
+    wanted = SURFACE[group][name]
+    if not callable(found) or not wanted:
+        return
+    ours = arguments(found)
+    missing = [
+        a
+        for a in wanted
+        if a not in ours and not left_out(f"{key}({a})", LEFT_OUT_ARGUMENTS)
+    ]
+    if missing:
+        yield f"{key}: missing arguments {', '.join(missing)}"
+    for argument, default in wanted.items():
+        if argument in ours:
+            yield from _default(f"{key}({argument})", default, ours[argument])
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.KEYWORD_ONLY)
+    order = [a for a in ours if a in wanted and ours[a].kind not in positional]
+    if order != sorted(order, key=list(wanted).index):
+        theirs = [a for a in wanted if a in order]
+        yield f"{key}: order {', '.join(order)}; Keras': {', '.join(theirs)}"
+
+
+def _default(key: str, default: str, ours: inspect.Parameter) -> Iterator[str]:
+    own = "required" if ours.default is ours.empty else repr(ours.default)
+    if key.endswith("(name)") and own == "None":
+        return  # it comes from the class then
+    if key in OTHER_DEFAULTS:
+        if own != OTHER_DEFAULTS[key][0]:
+            yield f"{key}: default {own}, told {OTHER_DEFAULTS[key][0]}"
+    elif not _same(own, default):
+        yield f"{key}: default {own}, Keras' {default}"
+
+
+def _same(own: str, default: str) -> bool:
+    if own == default:
+        return True
+    try:
+        return bool(float(own) == float(default))
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("group", SURFACE)
+def test_as_in_keras(group: str) -> None:
+    found = [text for name in SURFACE[group] for text in differences(group, name)]
+    assert not found, "\n".join(found)
+
+
+def test_what_is_left_out_exists_in_keras() -> None:
+    names = [f"{group}.{name}" for group in SURFACE for name in SURFACE[group]]
+    unknown = [p for p in LEFT_OUT if not fnmatch.filter(names, p)]
+    assert not unknown
+    named = [
+        f"{group}.{name}({argument})"
+        for group in SURFACE
+        for name in SURFACE[group]
+        for argument in SURFACE[group][name]
+    ]
+    keys = [*LEFT_OUT_ARGUMENTS, *OTHER_DEFAULTS]
+    assert not [p for p in keys if p not in named and not fnmatch.filter(named, p)]
+
+
+if __name__ == "__main__":
+    for group in SURFACE:
+        for name in SURFACE[group]:
+            for text in differences(group, name):
+                print(text)
