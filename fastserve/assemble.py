@@ -1,345 +1,39 @@
-"""From a job's configuration to its data and its model, ready to train."""
+"""From a job's configuration and its data to the model, ready to train."""
 
 from __future__ import annotations
 
-import importlib.util
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastserve import config, optimizers, schedules
+from fastserve.assemble_data import Data, call_function
 from fastserve.config import schema
-from fastserve.core import Array
-from fastserve.data.completions import (
-    CompletionSource,
-    Encoded,
-    encode_pairs,
-    read_pairs,
-)
-from fastserve.data.encode import EncodedText, encode_text
-from fastserve.data.end_token import WithEnd
 from fastserve.data.sampler import Sampler
-from fastserve.data.sources import ArraySource, Source, TokenSource
 from fastserve.data.subset import Subset, first_batches
-from fastserve.data.text import bigram_loss
-from fastserve.data.token_files import TOKENIZER, Shards, open_token_file
+from fastserve.data.token_files import TOKENIZER
 from fastserve.data.tokenizer_folders import read_tokenizer
-from fastserve.data.tokenizers import (
-    ByteTokenizer,
-    CharTokenizer,
-    Tokenizer,
-    load_tokenizer,
-)
 from fastserve.errors import DataError, ShapeError
 from fastserve.models import GPT, Model, Sequential
 from fastserve.models.config import make_layer
 from fastserve.training.step import Options
 
-_BASELINE_TOKENS = 1 << 24
 _COMPARED = 1000  # tokens, to see whether two tokenizers are the same
 
 
-@dataclass
-class Data:
-    """A job's data.
-
-    Attributes:
-        summary: one line for the start of the run.
-        tokenizer: of a text, else None. tokens: (train, validation) of a text.
-        bytes_per_token: mean bytes of text of a validation token; None: not known.
-        reset_at: end token that attention doesn't look across; None: there is none.
-        prompt: the first one of completions, to show how the model is asked.
-    """
-
-    train: Source
-    validation: Source | None
-    summary: str
-    vocab_size: int | None = None
-    tokenizer: Tokenizer | WithEnd | None = None
-    tokens: tuple[Array | Shards, Array | Shards] | None = None
-    bytes_per_token: float | None = None
-    reset_at: int | None = None
-    prompt: str = ""
-
-    def baseline(self, samples: int | None = None) -> float | None:
-        """Return the validation loss of a 2-gram model, in nats a token.
-
-        With ``samples`` only that of the first ones.
-        """
-        if self.tokens is None or self.vocab_size is None or not len(self.tokens[1]):
-            return None
-        train, validation = self.tokens
-        if samples is not None:
-            validation = validation[: samples * self.train.tokens_per_sample + 1]
-        if len(train) + len(validation) > _BASELINE_TOKENS:
-            return None  # it takes some 50 bytes of memory for each
-        whole = np.asarray(train), np.asarray(validation)
-        return bigram_loss(*whole, self.vocab_size)
-
-
-def make_data(
-    job: config.Job,
-    encoded: EncodedText | None = None,
-    check: bool = True,
-    kept: Tokenizer | WithEnd | None = None,
-) -> Data:
-    """Read the job's data, or take its text as ``read_text`` returned it.
-
-    Without ``check`` files of tokens aren't read to find wrong ones. ``kept`` is the
-    tokenizer that a run has for its completions.
-
-    Raises DataError if it can't be used.
-    """
-    data = job.data
-    if isinstance(data, schema.ArraysData):
-        return _arrays(data)
-    if isinstance(data, schema.PythonData):
-        return _python_data(data)
-    assert isinstance(job.model, schema.GptModel)  # config pairs gpt with these
-    block = job.model.block_size
-    if isinstance(data, schema.TextData):
-        return _text(data, encoded or read_text(data), block, job.seed)
-    if isinstance(data, schema.CompletionsData):
-        return _completions(data, block, kept)
-    return _tokens(data, block, job.seed, check)
-
-
-def read_text(data: schema.TextData, kept: Tokenizer | None = None) -> EncodedText:
-    """Read and encode a job's text; ``kept`` is the tokenizer that its run has."""
-    split = data.validation_split
-    return encode_text(data.source, data.tokenizer, data.vocab_size, split, kept)
-
-
-def _text(data: schema.TextData, text: EncodedText, block: int, seed: int) -> Data:
-    train, validation, tokenizer = text.train, text.validation, text.tokenizer
-    unit = {"byte": "bytes", "char": "characters"}.get(data.tokenizer, "tokens")
-    summary = (
-        f"{data.source}, {len(train) + len(validation):,} {unit}, "
-        f"{tokenizer.vocab_size:,} different, "
-        f"the last {len(validation):,} to validate"
-    )
-    return Data(
-        TokenSource(train, block, seed),
-        _validation(validation, block) if len(validation) else None,
-        summary,
-        tokenizer.vocab_size,
-        tokenizer,
-        (train, validation),
-        text.bytes_per_token,
-        reset_at=_reset_at(data, tokenizer.vocab_size, tokenizer),
-    )
-
-
-def _validation(tokens: Array | Shards, block: int) -> TokenSource:
-    try:
-        return TokenSource(tokens, block, shift=False)
-    except DataError as error:
-        raise DataError(
-            f"validation: {error.expected}",
-            error.received,
-            "validate on a larger part of the text, or take a smaller block_size",
-        ) from None
-
-
-def _tokens(data: schema.TokensData, block: int, seed: int, check: bool) -> Data:
-    train = open_token_file(data.train, data.vocab_size, "train", check)
-    vocabulary, validation, per_token = train.vocab_size, None, None
-    if data.validation is not None:
-        validation = open_token_file(data.validation, vocabulary, "validation", check)
-        if validation.text_bytes is not None:
-            per_token = validation.text_bytes / len(validation.tokens)
-    held = f", {len(validation.tokens):,} to validate" if validation else ""
-    return Data(
-        TokenSource(train.tokens, block, seed),
-        _validation(validation.tokens, block) if validation else None,
-        f"{data.train}, {len(train.tokens):,} tokens{held}, vocabulary of "
-        f"{vocabulary:,}",
-        vocabulary,
-        train.tokenizer,
-        (train.tokens, validation.tokens if validation else train.tokens[:0]),
-        per_token,
-        reset_at=_reset_at(data, vocabulary, train),
-    )
-
-
-def end_token(data: schema.TextData | schema.TokensData, known: Any) -> int | None:
-    """Return the job's end token, or else that of ``known``: a tokenizer, or an open
-    file."""
-    return data.end_token if data.end_token is not None else getattr(known, "end", None)
-
-
-def _reset_at(
-    data: schema.TextData | schema.TokensData, vocabulary: int, known: Any
-) -> int | None:
-    """Return the end token that attention shall not look across, if any."""
-    if not data.reset_attention:
-        return None
-    end = end_token(data, known)
-    if end is None or not 0 <= end < vocabulary:
-        raise DataError(
-            f"data.reset_attention: expected an end token below {vocabulary}",
-            "no end token" if end is None else f"{end}",
-            "set data.end_token to the number of the token that ends a document",
-        )
-    return int(end)
-
-
-def _completions(
-    data: schema.CompletionsData, block: int, kept: Tokenizer | WithEnd | None
-) -> Data:
-    pairs = read_pairs(data.file)
-    tokenizer: Any
-    if kept is not None:
-        tokenizer = kept
-    elif data.tokenizer == "char":
-        text = "".join(p.prompt + p.completion for p in pairs) + (data.end or "")
-        tokenizer = CharTokenizer.train(text)
-    elif data.tokenizer == "byte":
-        tokenizer = ByteTokenizer()
-    else:
-        tokenizer = load_tokenizer(data.tokenizer)
-    wanted = data.end is not None and kept is None
-    if wanted or getattr(tokenizer, "end", None) is None:
-        inner = tokenizer.tokenizer if isinstance(tokenizer, WithEnd) else tokenizer
-        tokenizer = WithEnd(inner, data.end)
-
-    held, path = [], data.file
-    if data.validation is not None:
-        path = data.validation
-        held = read_pairs(path)
-    elif data.validation_split:
-        cut = int(len(pairs) * (1 - data.validation_split))
-        pairs, held = pairs[:cut], pairs[cut:]
-    if not pairs or (data.validation_split and not held):
-        raise DataError(
-            "expected at least one example to train and one to validate",
-            f"{len(pairs)} and {len(held)}",
-            "add lines to data.file, or change data.validation_split",
-        )
-    may_cut = data.too_long == "cut"
-    made = encode_pairs(data.file, pairs, tokenizer, block, may_cut)
-    train = CompletionSource(made.examples, block, tokenizer.end, data.packing)
-    validation = None
-    parts = [made]
-    if held:
-        parts.append(encode_pairs(path, held, tokenizer, block, may_cut))
-        validation = CompletionSource(
-            parts[1].examples, block, tokenizer.end, data.packing
-        )
-    return Data(
-        train,
-        validation,
-        _describe_completions(data, parts, train),
-        tokenizer.vocab_size,
-        tokenizer,
-        reset_at=tokenizer.end if data.packing else None,
-        prompt=pairs[0].prompt,
-    )
-
-
-def _describe_completions(
-    data: schema.CompletionsData, parts: list[Encoded], train: CompletionSource
-) -> str:
-    held = f" and {len(parts[1].examples):,} to validate" if parts[1:] else ""
-    cut, out = sum(p.cut for p in parts), sum(p.left_out for p in parts)
-    long = f"; too long: {cut:,} cut, {out:,} left out" if cut or out else ""
-    return (
-        f"{data.file}, {len(parts[0].examples):,} examples{held}, in {train.samples:,} "
-        f"rows of {train.block_size} tokens ({train.filled:.0%} filled), "
-        f"{train.counted:,} of them with a loss{long}"
-    )
-
-
-def _arrays(data: schema.ArraysData) -> Data:
-    arrays = _load_npz(Path(data.file))
-    train = _pair(data, arrays, "train")
-    validation = _pair(data, arrays, "val") if "x_val" in arrays else None
-    if validation is None and data.validation_split > 0:
-        cut = int(train.samples * (1 - data.validation_split))
-        validation = ArraySource(train.x[cut:], train.y[cut:])
-        train = ArraySource(train.x[:cut], train.y[:cut])
-    held = f", {validation.samples:,} to validate" if validation else ""
-    return Data(train, validation, f"{data.file}, {train.samples:,} samples{held}")
-
-
-def _load_npz(path: Path) -> dict[str, Array]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise DataError(
-            "expected an .npz file with x_train and y_train",
-            f"{path}: {error}",
-            "write it with numpy.savez(path, x_train=..., y_train=...)",
-        ) from None
-
-
-def _pair(data: schema.ArraysData, arrays: dict[str, Array], part: str) -> ArraySource:
-    for name in (f"x_{part}", f"y_{part}"):
-        if name not in arrays:
-            raise DataError(
-                f"{data.file}: expected an array {name}",
-                f"{', '.join(sorted(arrays)) or 'nothing'}",
-                "write it with numpy.savez(path, x_train=..., y_train=...)",
-            )
-    x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-    if data.scale != 1.0:
-        x = x * np.float32(data.scale)
-    classes = data.one_hot
-    if classes is not None:
-        if y.ndim != 1 or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= classes:
-            raise DataError(
-                f"data.one_hot: expected y_{part} (samples,) of integers below "
-                f"{classes}",
-                f"shape {y.shape}, type {y.dtype}, from {y.min()} to {y.max()}",
-                "change data.one_hot",
-            )
-        y = np.eye(classes, dtype=np.float32)[y]
-    return ArraySource(x, y)
-
-
-def _python_data(data: schema.PythonData) -> Data:
-    made = call_function(data.file, data.function, data.arguments)
-    parts = made if isinstance(made, tuple) else (made, None)
-    sources = [
-        part if part is None or isinstance(part, Source) else ArraySource(*part)
-        for part in parts
-    ]
-    if len(sources) != 2 or sources[0] is None:
-        raise DataError(
-            f"{data.file}: expected {data.function} to return (train, "
-            "validation), each (x, y), a Source, or None for no validation",
-            f"{type(made).__name__}",
-            "change the function",
-        )
-    train = sources[0]
-    return Data(train, sources[1], f"{data.file}, {train.samples:,} samples")
-
-
-def call_function(file: str, function: str, arguments: dict[str, Any]) -> Any:
-    """Call a function of a Python file of the user's."""
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    if spec is None or spec.loader is None:
-        raise DataError("expected a Python file", file, "its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, function, None)):
-        raise DataError(
-            f"{file}: expected a function {function}",
-            f"{', '.join(n for n in vars(module) if n[0] != '_') or 'nothing'}",
-            "define it, or change the job's key 'function'",
-        )
-    return getattr(module, function)(**arguments)
-
-
 def make_model(
-    job: config.Job, vocab_size: int | None, input_shape: tuple[int, ...] = ()
+    job: config.Job,
+    vocab_size: int | None,
+    input_shape: tuple[int, ...] = (),
+    classes: int | None = None,
 ) -> Model:
     """Make the job's model, built but not compiled.
 
     ``vocab_size`` is needed for a gpt, ``input_shape`` (of one sample) for others.
+    In the layers of a sequential model the words ``classes`` and ``vocabulary`` stand
+    for these numbers of the data.
     """
     m = job.model
     if isinstance(m, schema.GptModel):
@@ -352,9 +46,10 @@ def make_model(
         return gpt
     if isinstance(m, schema.SequentialModel):
         model = Sequential(seed=job.seed)
+        sizes = {"classes": classes, "vocabulary": vocab_size}
         for entry in m.layers:
             ((name, arguments),) = entry.items()
-            model.add(make_layer(name, arguments))
+            model.add(make_layer(name, with_sizes(name, arguments, sizes)))
         model.build(m.input_shape or input_shape)
         return model
     made = call_function(m.file, m.function, m.arguments)
@@ -368,6 +63,35 @@ def make_model(
     if not made.built:
         made.build(made.known_input_shape or input_shape)
     return made
+
+
+_SIZED = {"units": "classes", "filters": "classes", "input_dim": "vocabulary"}
+
+
+def with_sizes(layer: str, arguments: Any, sizes: dict[str, int | None]) -> Any:
+    """Return a layer's arguments with the data's numbers in place of their names.
+
+    Raises ShapeError if the data has no such number.
+    """
+    if isinstance(arguments, list):
+        return [with_sizes(layer, one, sizes) for one in arguments]
+    if not isinstance(arguments, dict):
+        return arguments
+    found = {}
+    for key, value in arguments.items():
+        word = _SIZED.get(key)
+        if word is None or value != word:
+            found[key] = with_sizes(key, value, sizes)
+        elif sizes[word] is None:
+            what = "with classes" if word == "classes" else "of numbered words"
+            raise ShapeError(
+                f"{layer}: expected data {what}, as {key} is {word!r}",
+                "data without",
+                f"write a number for {key}",
+            )
+        else:
+            found[key] = sizes[word]
+    return found
 
 
 def check_wishes(job: config.Job, data: Data, model: Model) -> None:

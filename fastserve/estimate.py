@@ -22,13 +22,14 @@ _SECONDS = 5.0  # of all timed steps, unless the first alone takes longer
 
 def estimate(config: str, overrides: Sequence[str], rows: int) -> dict[str, Any]:
     """Return parameters, and the median seconds of a step on ``rows`` rows."""
-    from fastserve.assemble import compile_model, make_data, make_model
+    from fastserve.assemble import compile_model, make_model
+    from fastserve.assemble_data import make_data
     from fastserve.config import load_job
     from fastserve.data.sampler import Sampler
 
     job = load_job(config, overrides)
     data = make_data(job)
-    model = make_model(job, data.vocab_size, data.train.input_shape)
+    model = make_model(job, data.vocab_size, data.train.input_shape, data.classes)
     compile_model(job, model, 1000)
     model.options.micro_batch = None
     trainer = model.prepare(data.train)

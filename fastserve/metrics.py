@@ -272,9 +272,13 @@ class FunctionMetric(Mean):
                 f"shape {values.shape}",
                 "return them before taking the mean",
             )
-        values = values.reshape(count, math.prod(values.shape[1:])).mean(axis=1)
-        w = row_weights(weights, values.shape, self.name)
-        self.add(float((values if w is None else values * w).sum()), count, w)
+        if weights is None or values.shape != np.shape(weights):
+            values = values.reshape(count, math.prod(values.shape[1:])).mean(axis=1)
+        values = values.reshape(-1)
+        w = None if weights is None else np.asarray(weights).reshape(-1)
+        if w is not None and w.shape != values.shape:
+            w = row_weights(weights, values.shape, self.name)
+        self.add(float((values if w is None else values * w).sum()), values.size, w)
 
 
 def row_weights(weights: Any, shape: tuple[int, ...], owner: str) -> Array | None:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from fastserve import config
-from fastserve.assemble import Data
+from fastserve.assemble_data import Data
 from fastserve.comm import Communicator
 from fastserve.core import generator
 from fastserve.data.end_token import WithEnd
@@ -39,6 +39,7 @@ def introduction(
     lines = [
         f"model    {m.type}{shape}: {_weights(model)}",
         f"data     {data.summary}",
+        *(f"         {note}" for note in data.notes),
         f"batch    {_split(job, comm)}",
         f"steps    {steps}, {passes:.3g} passes over the data",
         f"compute  {_compute()}",

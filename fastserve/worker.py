@@ -17,21 +17,20 @@ from typing import Any
 
 from fastserve import config, environment
 from fastserve.assemble import (
-    Data,
     check_start,
     check_wishes,
     compile_model,
-    end_token,
-    make_data,
     make_model,
     make_sampler,
     only_first_batches,
-    read_text,
     total_steps,
 )
+from fastserve.assemble_data import Data, end_token, make_data, read_text
 from fastserve.comm import Communicator, init
 from fastserve.config import schema
+from fastserve.config.labelled import Splits
 from fastserve.core import without_initial_values
+from fastserve.data import preprocessing
 from fastserve.data.completions import CompletionSource
 from fastserve.data.encode import share_text
 from fastserve.data.token_files import open_token_file
@@ -146,7 +145,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     early = _early_stopping(job)
     metrics = MetricsFile(run_dir / "metrics.jsonl", job.train.log_every)
     first, saved = _load(options, run_dir, model, data, comm, plan, early)
-    metrics.set_state(saved.get("metrics", []))
+    metrics.set_state(saved.get("metrics", {}))
     if comm.rank == 0:
         _compare_numerics(job, saved.get("numerics"), own)
 
@@ -296,21 +295,26 @@ def _prepare(
     if isinstance(job.data, schema.TextData) and comm.rank == 0:
         text = read_text(job.data, _kept_tokenizer(job, resumed))
 
+    found: preprocessing.Preprocessing | None = None
+
     def make() -> tuple[Data, Model]:
-        data = make_data(job, text, check=comm.rank == 0)
+        data = make_data(job, text, comm.rank == 0, preprocessing=found)
         if comm.rank == 0:
             check_start(job, data)
         if job.train.overfit_batches:
             data = only_first_batches(job, data)
         loads = getattr(job.model, "init_from", None)  # all but what LoRA adds
         with without_initial_values() if loads else nullcontext():
-            model = make_model(job, data.vocab_size, data.train.input_shape)
+            shape = data.train.input_shape
+            model = make_model(job, data.vocab_size, shape, data.classes)
         if isinstance(model, GPT):
             model.reset_at = data.reset_at
         return data, model
 
     made = make() if comm.rank == 0 else None
     comm.barrier()
+    if isinstance(job.data, Splits):  # only rank 0 has to look for it in the data
+        found = comm.broadcast_obj(made and made[0].preprocessing)
     if isinstance(job.data, schema.TextData):
         text = share_text(text, comm)
     return made or make()
@@ -367,12 +371,12 @@ def _load(
     if comm.rank == 0:
         goals = trainer.store, trainer.optimizer, loaded.append
         if (source / "state.json").exists():
-            _check_tokenizer(source.parent.parent, data)
+            _check_kept(source.parent.parent, data)
             state = checkpoint.load(source, *goals)
         else:
             folder = source / "checkpoints"
             if _has_checkpoints(source):
-                _check_tokenizer(source, data)
+                _check_kept(source, data)
             state = checkpoint.load_newest(folder, *goals)
         if state is None and options.resume != "auto":
             raise CheckpointError(
@@ -473,6 +477,21 @@ def _check_tokenizer(run_dir: Path, data: Data) -> None:
         )
 
 
+def _check_kept(run_dir: Path, data: Data) -> None:
+    """See that the data are encoded as those that the run was started with."""
+    _check_tokenizer(run_dir, data)
+    kept, made = preprocessing.read(run_dir), data.preprocessing
+    if kept is None or made is None or kept.dumps() == made.dumps():
+        return
+    what = "inputs" if kept.target == made.target else "targets"
+    raise DataError(
+        f"expected the data that the run was started with, encoded as in "
+        f"{run_dir / preprocessing.FILE}",
+        f"data of other {what}",
+        "use the same data and the same keys of the data section, or start a new run",
+    )
+
+
 def _start_folder(
     run_dir: Path, job: config.Job, data: Data, comm: Communicator, fresh: bool
 ) -> None:
@@ -489,6 +508,9 @@ def _start_folder(
         if data.tokenizer is not None:
             text = json.dumps(data.tokenizer.to_json())
             files.write_atomically(run_dir / "tokenizer.json", text)
+        if data.preprocessing is not None:
+            made = data.preprocessing.dumps()
+            files.write_atomically(run_dir / preprocessing.FILE, made)
     comm.barrier()
 
 
@@ -624,9 +646,13 @@ def _end_of(job: config.Job, tokenizer: Any) -> int | None:
 
 
 def evaluate(
-    run: str, which: str = checkpoint.LATEST, overrides: Sequence[str] = ()
+    run: str,
+    which: str = checkpoint.LATEST,
+    overrides: Sequence[str] = (),
+    split: str = "validation",
 ) -> dict[str, float]:
-    """Return loss and metrics of the run's model on its validation data.
+    """Return loss and metrics of the run's model on its validation data, or on the part
+    ``split`` of its data: 'train', 'validation' or 'test'.
 
     ``overrides`` change the run's job: data.source=FILE gives it other data.
     """
@@ -634,27 +660,31 @@ def evaluate(
     text, kept = None, _kept_tokenizer(job, run_dir, read=True)
     if isinstance(job.data, schema.TextData):
         text = read_text(job.data, kept)
-    data = make_data(job, text, kept=kept)
+    encoded = preprocessing.read(run_dir) if isinstance(job.data, Splits) else None
+    data = make_data(job, text, kept=kept, preprocessing=encoded)
     _check_tokenizer(run_dir, data)
-    if data.validation is None:
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    part = parts[split]
+    if part is None:
         raise DataError(
-            "evaluate: expected a job with validation data",
+            f"evaluate: expected a job with {split} data",
             f"{run} without any",
-            "set data.validation_split or a validation file in the job",
+            f"set data.{split}_split or a {split} file in the job",
         )
     with without_initial_values():
-        model = make_model(job, data.vocab_size, data.train.input_shape)
+        shape = data.train.input_shape
+        model = make_model(job, data.vocab_size, shape, data.classes)
     if isinstance(model, GPT):
         model.reset_at = data.reset_at
     load_weights(run_dir, model, which)
     compile_model(job, model, total_steps(job, make_sampler(job, data)))
-    trainer = model.prepare(data.validation)
-    results = trainer.evaluate(data.validation, job.train.global_batch)
+    trainer = model.prepare(part)
+    results = trainer.evaluate(part, job.train.global_batch)
     results |= language_measures(
-        results["loss"], trainer.loss, data.validation, data.bytes_per_token
+        results["loss"], trainer.loss, part, data.bytes_per_token
     )
-    if isinstance(data.validation, CompletionSource):
+    if isinstance(part, CompletionSource):
         # logits of so many rows that they aren't too large
-        rows = 16 // pieces_of(16 * data.validation.block_size, model.root)
-        results["exact"] = data.validation.exact(model.forward, max(1, rows))
+        rows = 16 // pieces_of(16 * part.block_size, model.root)
+        results["exact"] = part.exact(model.forward, max(1, rows))
     return results

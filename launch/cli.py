@@ -323,13 +323,20 @@ def generate(
 @cli.command()
 @click.argument("run")
 @_checkpoint
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    default="validation",
+    show_default=True,
+    help="Which part of the data.",
+)
 @_overrides
-def evaluate(run: str, which: str, overrides: tuple[str, ...]) -> int:
-    """Evaluate the model of a run folder on its validation data."""
+def evaluate(run: str, which: str, split: str, overrides: tuple[str, ...]) -> int:
+    """Evaluate the model of a run folder on its validation data, or its test data."""
     _prepare()
     from fastserve import worker
 
-    for name, value in worker.evaluate(run, which, overrides).items():
+    for name, value in worker.evaluate(run, which, overrides, split).items():
         click.echo(f"{name} {value:.6g}")
     return 0
 

@@ -662,7 +662,7 @@ FAULTS = [
         4,
         "  type: python\n  file: part.py\nignored:",
         11,
-        "data.type: expected arrays or python for a model of type python, received 't",
+        "data.type: expected arrays, python, idx, csv, jsonl, images, texts, tagged or",
     ),
     (
         9,

@@ -21,6 +21,8 @@ ORDER = [
     {"losses", "metrics", "optimizers", "schedules", "data"},
     {"training"},
     {"models"},
+    {"assemble_labelled"},
+    {"assemble_data"},
     {"assemble", "bench"},
     {"summary"},
     {"worker", "estimate"},

@@ -272,7 +272,7 @@ ROWS = [
                 {"recurrent_dropout": 0.4, "seed": 3, "return_state": True},
             ),
             ("linear", {"activation": None}),
-            ("silu", {"activation": "silu", **SEQUENCES}),
+            ("gelu", {"activation": "gelu", **SEQUENCES}),
             ("softmax", {"activation": "softmax"}),
             ("initial", {"states": 2 if kind == "LSTM" else 1}),
             (
@@ -290,6 +290,64 @@ ROWS = [
         )
     ),
     *(
+        Row(
+            f"bidirectional {mode} {' '.join(options)} {'masked' if masked else ''}",
+            lambda mode=mode, options=options: L.Bidirectional(
+                L.LSTM(4, **options), mode
+            ),
+            (8, 3),
+            output,
+            tuple(f"{d}_layer.{w}" for d in ("forward", "backward") for w in RECURRENT),
+            masked=masked,
+        )
+        for mode, options, output, masked in (
+            ("concat", SEQUENCES, (8, 8), False),
+            ("concat", {}, (8,), False),
+            ("concat", SEQUENCES, (8, 8), True),
+            ("sum", SEQUENCES, (8, 4), True),
+            ("ave", SEQUENCES, (8, 4), False),
+            ("mul", SEQUENCES, (8, 4), True),
+            ("mul", {}, (4,), True),
+            (None, SEQUENCES, ((8, 4), (8, 4)), True),
+            (
+                None,
+                SEQUENCES | {"return_state": True},
+                ((8, 4), (8, 4), (4,), (4,), (4,), (4,)),
+                False,
+            ),
+            ("concat", {"return_state": True}, ((8,), *((4,),) * 4), True),
+            ("concat", SEQUENCES | {"recurrent_dropout": 0.2}, (8, 8), False),
+        )
+    ),
+    Row(
+        "bidirectional of two kinds, initial states",
+        lambda: L.Bidirectional(
+            L.GRU(4, return_sequences=True),
+            backward_layer=L.GRU(4, return_sequences=True, go_backwards=True),
+        ),
+        ((8, 3), (4,), (4,)),
+        (8, 8),
+        tuple(f"{d}_layer.{w}" for d in ("forward", "backward") for w in RECURRENT),
+        masked=(True, False, False),
+    ),
+    Row("masking", lambda: L.Masking(), (8, 3)),
+    Row(
+        "time distributed",
+        lambda: L.TimeDistributed(L.Dense(4, "softmax")),
+        (5, 3),
+        (5, 4),
+        ("layer.kernel", "layer.bias"),
+    ),
+    Row(
+        "time distributed LSTM",
+        lambda: L.TimeDistributed(
+            L.Chain(L.LSTM(4, dropout=0.2), L.Dropout(0.3), L.Dense(2))
+        ),
+        (3, 5, 3),
+        (3, 2),
+        (*(f"layer.0.{w}" for w in RECURRENT), "layer.2.kernel", "layer.2.bias"),
+    ),
+    *(
         recurrent(kind, name, **options)
         for kind, more in (
             ("LSTM", {"unit_forget_bias": False}),
@@ -297,8 +355,8 @@ ROWS = [
         )
         for name, options in (
             ("other", more),
-            ("other silu", more | {"activation": "silu"}),
-            ("other gates", more | {"recurrent_activation": "silu"} | SEQUENCES),
+            ("other mish", more | {"activation": "mish"}),
+            ("other gates", more | {"recurrent_activation": "gelu"} | SEQUENCES),
             ("other masked", more | SEQUENCES | {"masked": True}),
             (
                 "other everything",
@@ -1052,6 +1110,21 @@ def test_done_reports_every_layer_with_weights(row: Row) -> None:
 
 
 BIG = [
+    *(
+        (
+            kind,
+            lambda kind=kind: getattr(L, kind)(64, return_sequences=True),
+            (300, 64),
+            KEY,
+        )
+        for kind in ("SimpleRNN", "LSTM", "GRU")
+    ),
+    (
+        "bidirectional",
+        lambda: L.Bidirectional(L.LSTM(64, return_sequences=True)),
+        (300, 64),
+        KEY,
+    ),
     ("block", lambda: L.TransformerBlock(4, causal=True), (128, 64), KEY),
     ("dropout", lambda: L.TransformerBlock(4, dropout=0.1), (128, 64), KEY),
     ("llama", llama(4, num_kv_heads=2, rope_theta=50.0), (128, 64), KEY),

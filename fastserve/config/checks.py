@@ -14,10 +14,17 @@ from typing import Any
 
 from .explain import JobData
 from .faults import Faults, Path, did_you_mean, listed, show
+from .labelled import LABELLED, TABLES
 from .schema import SHARDS
 
 BUILT_IN_TEXTS = ("pydoc-topics", "shakespeare", "gcide")
 _TOKEN_FILES = (".npy", ".bin", "manifest.json")
+_IN_FILES = ("csv", "jsonl", "images", "texts", "tagged")  # with parts in own files
+_FILE_KEYS = ("file", "validation", "test")
+_ARRAYS = ("x", "y", "x_val", "y_val", "x_test", "y_test")
+_IDX = ("train_images", "train_labels", "test_images", "test_labels")
+_FOLDER = ("/",)  # a folder
+_TEXTS = ("/", ".csv", ".jsonl")
 TOKENIZERS = ("char", "byte", "bpe")
 
 
@@ -103,7 +110,7 @@ def _data_fits_model(job: _Keys) -> None:
     model, data = job["model.type"], job["data.type"]
     if (model == "gpt") != (data in ("text", "tokens", "completions")):
         texts = "text, tokens or completions"
-        wanted = texts if model == "gpt" else "arrays or python"
+        wanted = texts if model == "gpt" else listed(("arrays", "python", *LABELLED))
         job.fault("data.type", f"{wanted} for a model of type {model}", data)
 
 
@@ -127,6 +134,9 @@ def _validation(job: _Keys) -> None:
     key = keys.get(job["data.type"])
     if job["data.type"] == "completions" and job["data.validation"] is None:
         key = "data.validation_split"
+    if job["data.type"] in LABELLED:
+        given = job["data.type"] in _IN_FILES and job["data.validation"]
+        key = None if given else "data.validation_split"
     if key is None or job[key] or job["train.overfit_batches"]:
         return
     for wish in _NEED_VALIDATION:
@@ -141,6 +151,65 @@ _NEED_VALIDATION = (
     "train.early_stop",
     "checkpoint.best",
 )
+
+
+def _arrays(job: _Keys) -> None:
+    if job["data.type"] != "arrays":
+        return
+    if job["data.file"] is None:
+        if job["data.x"] is None:
+            job.fault("data.file", "an .npz file here, or .npy files in x and y", None)
+    elif job["data.x"] is not None:
+        job.fault("data.x", "null beside data.file", job["data.x"])
+    for name in ("", "_val", "_test"):
+        x, y = job[f"data.x{name}"], job[f"data.y{name}"]
+        if (x is None) != (y is None):
+            missing = "x" if x is None else "y"
+            job.fault(f"data.{missing}{name}", "a file beside the other one", None)
+
+
+def _parts(job: _Keys) -> None:
+    if job["data.type"] not in LABELLED:
+        return
+    shares = job["data.validation_split"], job["data.test_split"]
+    if sum(shares) >= 1:
+        expected = f"less than 1 together with test_split ({show(shares[1])})"
+        job.fault("data.validation_split", expected, shares[0])
+    if job["data.type"] in _IN_FILES:
+        for name in ("validation", "test"):
+            if job[f"data.{name}"] is not None and job[f"data.{name}_split"]:
+                expected = f"0 beside data.{name}"
+                job.fault(f"data.{name}_split", expected, job[f"data.{name}_split"])
+    elif job["data.type"] == "idx":
+        images, labels = job["data.test_images"], job["data.test_labels"]
+        if (images is None) != (labels is None):
+            missing = "images" if images is None else "labels"
+            job.fault(f"data.test_{missing}", "a file beside the other one", None)
+        if images is not None and shares[1]:
+            job.fault("data.test_split", "0 beside data.test_images", shares[1])
+
+
+def _table(job: _Keys) -> None:
+    target, features = job["data.target"], job["data.features"]
+    if features is not None and target in features:
+        job.fault("data.features", f"columns without the target {target!r}", features)
+    if features is not None and not features:
+        job.fault("data.features", "one or more columns, or null", features)
+    unknown = [n for n in job["data.categorical"] if n not in (features or [n])]
+    if unknown or target in job["data.categorical"]:
+        expected = "only columns of data.features"
+        job.fault("data.categorical", expected, job["data.categorical"])
+
+
+def _vectorize(job: _Keys) -> None:
+    mode = job["data.vectorize.output_mode"]
+    length = job["data.vectorize.output_sequence_length"]
+    if mode == "int" and length is None:
+        expected = "a number of tokens for the output_mode int"
+        job.fault("data.vectorize.output_sequence_length", expected, None)
+    if mode != "int" and length is not None:
+        expected = f"null for the output_mode {mode}"
+        job.fault("data.vectorize.output_sequence_length", expected, length)
 
 
 def _early_stop(job: _Keys) -> None:
@@ -281,6 +350,13 @@ def _files(job: _Keys) -> None:
         ("data", "completions", "file", ()),
         ("data", "completions", "validation", ()),
         ("data", "arrays", "file", (".npz",)),
+        *(("data", "arrays", key, (".npy",)) for key in _ARRAYS),
+        *(("data", "idx", key, ()) for key in _IDX),
+        *(("data", "csv", key, ()) for key in _FILE_KEYS),
+        *(("data", "jsonl", key, (".jsonl",)) for key in _FILE_KEYS),
+        *(("data", "tagged", key, ()) for key in _FILE_KEYS),
+        *(("data", "images", key, _FOLDER) for key in ("folder", *_FILE_KEYS[1:])),
+        *(("data", "texts", key, _TEXTS) for key in ("source", *_FILE_KEYS[1:])),
     )
     for section, kind, key, endings in wanted:
         with suppress(_Unknown):
@@ -306,6 +382,15 @@ def _file(job: _Keys, key: str, endings: tuple[str, ...]) -> None:
     path = job[key]
     if path is None or (key == "data.source" and path in BUILT_IN_TEXTS):
         return
+    if key == "data.file" and path in TABLES and job["data.type"] == "csv":
+        return
+    if "/" in endings and (endings == _FOLDER or not path.endswith(endings)):
+        if not os.path.isdir(path):
+            place = "" if os.path.isabs(path) else f"looked in {os.getcwd()}"
+            files = f", or a file that ends in {listed(endings[1:])}"
+            more = files if endings[1:] else ""
+            job.fault(key, f"an existing folder{more}", path, place)
+        return
     if endings == _TOKEN_FILES and os.path.isdir(path):
         path = os.path.join(path, "manifest.json")
     if endings and not path.endswith(endings):
@@ -328,6 +413,10 @@ _CHECKS = (
     _length,
     _micro_batch,
     _validation,
+    _arrays,
+    _parts,
+    _table,
+    _vectorize,
     _early_stop,
     _samples,
     _vocabulary,

@@ -2,5 +2,8 @@
 
 from fastserve.data.sampler import Sampler
 from fastserve.data.sources import ArraySource, Source, TokenSource
+from fastserve.data.streams import PyDataset
 
-__all__ = ["ArraySource", "Sampler", "Source", "TokenSource"]
+Sequence = PyDataset  # Keras' older name
+
+__all__ = ["ArraySource", "PyDataset", "Sampler", "Sequence", "Source", "TokenSource"]

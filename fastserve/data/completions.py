@@ -265,7 +265,7 @@ class CompletionSource(Source):
         wrong: set[int] = set()
         for first in range(0, self.samples, rows):
             chosen = np.arange(first, min(self.samples, first + rows))
-            x, y, weights, _ = self.batch(chosen, chosen)
+            x, y, weights = self.batch(chosen, chosen)[:3]
             missed = (forward(x).argmax(axis=-1) != y) & (weights != 0)
             wrong.update(self._example[chosen, 1:][missed].tolist())
         return 1 - len(wrong) / self.examples

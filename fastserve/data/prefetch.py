@@ -42,6 +42,7 @@ class Share(NamedTuple):
         full: rows of a batch that isn't a short last one.
         time: length of the samples, for outputs with an axis of unknown length.
         losses: number of losses of the global batch if it is masked.
+        mark: a number that is the same for the same global batch, where ranks compare.
     """
 
     batch: Batch | None
@@ -50,6 +51,7 @@ class Share(NamedTuple):
     full: int
     time: int = 1
     losses: int | None = None
+    mark: int = 0
 
 
 def shares(

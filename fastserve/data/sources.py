@@ -22,13 +22,15 @@ class Batch(NamedTuple):
     several outputs ``y`` and ``weights`` are, where one may be None.
 
     With ``masked`` the weights are 0 or 1, and only losses with 1 count: means are
-    over these alone.
+    over these alone. Where a model's own mask has been put in, ``measured`` says the
+    same, and the weights may be others.
     """
 
     x: Any
     y: Any
     weights: Any
     masked: bool = False
+    measured: Array | None = None
 
 
 class Source(ABC):

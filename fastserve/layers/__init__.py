@@ -4,6 +4,7 @@ from fastserve.core.layer import Layer
 from fastserve.layers.activations import ELU, LeakyReLU, PReLU, ReLU, Softmax
 from fastserve.layers.attention import MultiHeadAttention, TransformerBlock
 from fastserve.layers.batch_normalization import BatchNormalization
+from fastserve.layers.bidirectional import Bidirectional
 from fastserve.layers.chain import Chain, Residual
 from fastserve.layers.convolution import (
     Conv1D,
@@ -89,6 +90,7 @@ from fastserve.layers.resizing import (
     ZeroPadding1D,
     ZeroPadding2D,
 )
+from fastserve.layers.sequences import Masking, TimeDistributed
 from fastserve.layers.shapes import Flatten, Input, InputLayer, Reshape
 from fastserve.layers.text import TextVectorization
 
@@ -106,6 +108,7 @@ __all__ = [
     "AvgPool1D",
     "AvgPool2D",
     "BatchNormalization",
+    "Bidirectional",
     "Chain",
     "Concatenate",
     "Conv1D",
@@ -146,6 +149,7 @@ __all__ = [
     "Layer",
     "LayerNormalization",
     "LeakyReLU",
+    "Masking",
     "MaxPool1D",
     "MaxPool2D",
     "MaxPooling1D",
@@ -175,6 +179,7 @@ __all__ = [
     "SwiGLU",
     "TextVectorization",
     "TiedHead",
+    "TimeDistributed",
     "TransformerBlock",
     "UnitNormalization",
     "UpSampling1D",

@@ -69,7 +69,8 @@ class Recurrent(Layer):
     gates = 1
     states = 1
     _kernel_t: Array  # (G H, F), for backward
-    several_inputs = False
+    several_inputs = True  # or one
+    call_inputs = ("x", "initial_state")
 
     def __init__(
         self,
@@ -169,11 +170,10 @@ class Recurrent(Layer):
 
     def build(self, input_shape: Any) -> Any:
         states = input_shape[1:] if is_several(input_shape) else ()
-        self.several_inputs = is_several(input_shape)
-        shape = input_shape[0] if self.several_inputs else input_shape
+        shape = input_shape[0] if is_several(input_shape) else input_shape
         features = self.check_features(shape, rank=2)
         columns, units = self.gates * self.units, self.units
-        if self.several_inputs and states != ((units,),) * self.states:
+        if is_several(input_shape) and states != ((units,),) * self.states:
             raise ShapeError(
                 f"{type(self).__name__}: expected {self.states} initial state(s) of "
                 f"shape ({units},) besides the sequence",
@@ -504,16 +504,15 @@ class Recurrent(Layer):
     def _packed(self, name: str, order: Sequence[int], halves: int) -> Array:
         """Return [U; b; W] (G, K, H), the gates in this order, the first ones halved.
 
-        If the bias isn't one vector, its row is left out.
+        The row of b is zeros if the bias isn't one vector.
         """
         units, half = self.units, self.dtype.type(0.5)
         out = self.buffer(name, (len(order), self._columns, units))
         for j, gate in enumerate(order):
             out[j, :units] = self._of_gate(self.recurrent_kernel.value, gate)
             out[j, units + 1 :] = self._of_gate(self.kernel.value, gate)
-            if self.bias is None:
-                out[j, units] = 0
-            elif self.bias.value.ndim == 1:
+            out[j, units] = 0
+            if self.bias is not None and self.bias.value.ndim == 1:
                 out[j, units] = self._of_gate(self.bias.value, gate)
         if halves:
             np.multiply(out[:halves], half, out=out[:halves])
@@ -561,7 +560,7 @@ class SimpleRNN(Recurrent):
         z = self._z[k]
         np.matmul(self._rows[0, t], self._weights, out=z)
         slope = self._slopes[k] if self.activation.needs_slope else None
-        self.activation.forward(z, z, slope)
+        lstm.apply(self.activation, z, slope)
         self._hidden[t + 1] = z
 
     def _begin_backward(self) -> int:

@@ -25,8 +25,9 @@ _MODULES = {
 def layer_config(layer: Layer) -> dict[str, Any]:
     """Return ``{"class": ..., "arguments": ..., "layers": [...]}`` of a layer."""
     args, kwargs = layer.arguments
-    inner = [layer_config(a) for a in args if isinstance(a, Layer)]
-    args = tuple(a for a in args if not isinstance(a, Layer))
+    inner = []
+    if _takes_layers(type(layer)):
+        inner = [layer_config(a) for a in args]
     config: dict[str, Any] = {"class": type(layer).__name__}
     if inner:
         config["layers"] = inner
@@ -34,17 +35,31 @@ def layer_config(layer: Layer) -> dict[str, Any]:
     else:
         bound = dict(inspect.signature(type(layer)).bind(*args, **kwargs).arguments)
     config["arguments"] = {
-        name: _to_json(layer, name, value) for name, value in bound.items()
+        name: {"layer": layer_config(value)}
+        if isinstance(value, Layer)
+        else _to_json(layer, name, value)
+        for name, value in bound.items()
     }
     if not layer.trainable:
         config["trainable"] = False
     return config
 
 
+def _takes_layers(kind: type[Layer]) -> bool:
+    """Return whether the arguments begin with any number of layers."""
+    first = next(iter(inspect.signature(kind).parameters.values()), None)
+    return first is not None and first.kind is first.VAR_POSITIONAL
+
+
 def layer_from_config(config: dict[str, Any]) -> Layer:
     """Make the layer that ``layer_config`` described."""
     inner = [layer_from_config(c) for c in config.get("layers", ())]
-    arguments = {k: _from_json(v) for k, v in config["arguments"].items()}
+    arguments = {
+        name: layer_from_config(value["layer"])
+        if isinstance(value, dict) and "layer" in value
+        else _from_json(value)
+        for name, value in config["arguments"].items()
+    }
     layer = make_layer(config["class"], arguments, inner)
     if not config.get("trainable", True):
         layer.trainable = False
@@ -59,6 +74,9 @@ def make_layer(name: str, arguments: dict[str, Any], inner: Any = ()) -> Layer:
     kind = getattr(layers, name)
     if "input_shape" in arguments and arguments["input_shape"] is not None:
         arguments = arguments | {"input_shape": tuple(arguments["input_shape"])}
+    arguments = {
+        k: _inner_layer(v) if k.endswith("layer") else v for k, v in arguments.items()
+    }
     try:
         inspect.signature(kind).bind(*inner, **arguments)
     except TypeError as error:
@@ -69,6 +87,16 @@ def make_layer(name: str, arguments: dict[str, Any], inner: Any = ()) -> Layer:
         ) from None
     layer: Layer = kind(*inner, **arguments)
     return layer
+
+
+def _inner_layer(value: Any) -> Any:
+    """Return the layer that a name, or a name with arguments, is in a job's file."""
+    if isinstance(value, str):
+        return make_layer(value, {})
+    if isinstance(value, dict) and len(value) == 1:
+        ((name, arguments),) = value.items()
+        return make_layer(name, arguments or {})
+    return value
 
 
 def _to_json(layer: Layer, name: str, value: Any) -> Any:

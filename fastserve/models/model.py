@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from fastserve import metrics as metric_names
 from fastserve.comm import world
 from fastserve.core import Array, Layer, Memory, Parameter, ParameterStore, Tensor
 from fastserve.core.parameter import named_parameters
-from fastserve.data.sampler import Sampler
+from fastserve.data.prefetch import Pace, Share, load, shares
+from fastserve.data.sampler import Sampler, share
 from fastserve.data.sources import ArraySource, Batch, Source, check_input, numeric
+from fastserve.data.streams import OPEN, Stream, agreed, as_stream
 from fastserve.errors import (
     ArgumentError,
     DataError,
@@ -30,10 +34,16 @@ from fastserve.models.functional import chain_graph, check_traceable, trace
 from fastserve.models.places import arrays_for, for_each, metrics_for_each
 from fastserve.optimizers import Optimizer
 from fastserve.training import checkpoint
-from fastserve.training.callbacks import Callback, History
-from fastserve.training.loop import Schedule, run
+from fastserve.training.callbacks import Callback, CallbackList, History
+from fastserve.training.loop import Schedule, evaluate, run
 from fastserve.training.outputs import Output, OutputsTrainer
-from fastserve.training.progress import Progress, describe, terminal_width
+from fastserve.training.predict import predict, slices
+from fastserve.training.progress import (
+    BatchProgress,
+    Progress,
+    describe,
+    terminal_width,
+)
 from fastserve.training.step import Options, StepResult, Trainer
 
 Targets = Any
@@ -441,7 +451,9 @@ class Model:
         self.trainer.clip_norm = self.clip_norm
         return self.trainer
 
-    def _source(self, verb: str, x: Any, y: Any, weights: Any = None) -> Source:
+    def _source(
+        self, verb: str, x: Any, y: Any, weights: Any = None, shuffle: bool = False
+    ) -> Source:
         """Return the data as a source whose targets fit the loss and the output."""
         if isinstance(x, Source):
             if y is not None or weights is not None:
@@ -451,13 +463,39 @@ class Model:
                     "put them into the source",
                 )
             return x
+        self._compiled(verb)
+        stream = None if y is not None else as_stream(x, shuffle, self.seed)
+        if stream is not None:
+            if weights is not None:
+                raise ArgumentError(
+                    f"{verb}: expected no sample_weight beside a generator",
+                    "both",
+                    "let it yield (x, y, sample_weight)",
+                )
+            stream.arrange = self._arrange_parts
+            self.check_source(stream)
+            stream.transform = self._checked
+            return stream
         if y is None:
             raise DataError(f"{verb}: expected targets y", "None", f"{verb}(x, y)")
-        self._compiled(verb)
         x = self._inputs(x)
         source = ArraySource(x, *self._targets(y, weights))
         self.check_source(source)
         return source
+
+    def _checked(self, batch: Batch) -> Batch:
+        """Return a stream's batch; raise ShapeError or DataError unless it fits."""
+        self._build_for(batch.x)
+        self._check_targets(batch.y, batch)
+        return batch
+
+    def _arrange_parts(self, x: Any, y: Any, weights: Any) -> tuple[Any, Any, Any]:
+        """Return what a generator gives in the order of the inputs and outputs."""
+        if not isinstance(self.root, Graph):
+            return x, y, weights
+        if y is not None:
+            y, weights = self._targets(y, weights)
+        return self._inputs(x), y, weights
 
     def check_source(self, source: Source) -> None:
         """Raise ShapeError or DataError unless inputs and targets fit the model.
@@ -465,11 +503,14 @@ class Model:
         Builds the model if it isn't yet. Of arrays every target is looked at, of
         other sources the first one.
         """
-        _, loss = self._compiled("fit")
         rows = np.zeros(1, np.int64)
         sample = source.batch(rows, rows)
         self._build_for(sample.x)
         targets = source.y if isinstance(source, ArraySource) else sample.y
+        self._check_targets(targets, sample)
+
+    def _check_targets(self, targets: Any, sample: Batch) -> None:
+        _, loss = self._compiled("fit")
         if not self._weighs_outputs:
             self._single(loss).check_targets(targets, self.output_shape)
             return
@@ -496,22 +537,32 @@ class Model:
         class_weight: Mapping[int, float] | None = None,
         sample_weight: Any = None,
         initial_epoch: int = 0,
-        validation_freq: int = 1,
-        *,
+        steps_per_epoch: int | None = None,
         validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int | Collection[int] = 1,
     ) -> History:
         """Train for the epochs from ``initial_epoch`` up to ``epochs``.
 
         Args:
-            x: (samples, ...) inputs, or a ``Source``. y: targets, as the loss wants.
+            x: (samples, ...) inputs, or a ``Source``; or batches ``(x, y)`` or ``(x, y,
+                sample_weight)`` of a generator, an iterable or a ``PyDataset``: the
+                same global batches on all ranks, of which each takes its share.
+            y: targets, as the loss wants.
             batch_size: the global batch, over all ranks.
             epochs: number of the final epoch, not of epochs to add.
             verbose: 0 silent, 1 a bar, 2 a line an epoch; 'auto' is 1 on a terminal.
             validation_split: share of the rows, the last ones before shuffling.
-            validation_data: (x, y), (x, y, sample_weight) or a ``Source``.
+            validation_data: (x, y), (x, y, sample_weight), or what x may be.
             class_weight: class -> weight of its samples' losses.
             sample_weight: (samples,) weights of the losses.
-            validation_steps: batches of a validation, always the first; None: all.
+            steps_per_epoch: an epoch has so many batches; None: all that there are. A
+                generator is gone on with in the next epoch.
+            validation_steps: batches of a validation, the first ones of arrays; None:
+                all.
+            validation_batch_size: None: as batch_size.
+            validation_freq: epochs between validations, or the numbers of the epochs,
+                from 1, that have one.
 
         Returns:
             History with ``history['loss']`` and so on, one value an epoch.
@@ -526,35 +577,42 @@ class Model:
                 f"initial_epoch={initial_epoch}, epochs={epochs}",
                 "epochs is the number of the final epoch",
             )
+        freq = validation_freq
         for name, value in (
-            ("validation_freq", validation_freq),
+            (
+                "validation_freq",
+                freq if isinstance(freq, int) else min(freq, default=0),
+            ),
             ("validation_steps", validation_steps),
+            ("validation_batch_size", validation_batch_size),
+            ("steps_per_epoch", steps_per_epoch),
         ):
             if value is not None and value < 1:
                 raise ArgumentError(f"fit: expected a {name} of 1 or more", f"{value}")
         batch_size = 32 if batch_size is None else batch_size
         callbacks = [callbacks] if isinstance(callbacks, Callback) else callbacks or ()
-        source, held_out = self._split(x, y, sample_weight, validation_split)
+        source, held_out = self._split(x, y, sample_weight, validation_split, shuffle)
         if class_weight is not None:
             source = self._weigh_classes(source, class_weight)
         validation = self._validation(validation_data, held_out)
         trainer = self.prepare(source, "fit")
-        sampler = Sampler(
-            source.samples,
-            batch_size,
-            self.seed,
-            shuffle,
-            wrap=False,
-            first_epoch=0 if initial_epoch else self._epochs_made,
-        )
-        self._epochs_made = sampler.first_epoch + epochs
-        steps = sampler.steps_per_epoch
+        first = 0 if initial_epoch else self._epochs_made
+        sampler = None
+        if isinstance(source, Stream):
+            steps = steps_per_epoch or source.batches or 0
+        else:
+            sampler = Sampler(
+                source.samples, batch_size, self.seed, shuffle, False, first
+            )
+            steps = steps_per_epoch or sampler.steps_per_epoch
+        self._epochs_made = first + epochs
         schedule = Schedule(
             steps,
             epochs * steps,
             initial_epoch * steps,
             validation_freq,
             validation_steps,
+            range(initial_epoch, epochs),
         )
         level = _verbosity(verbose)
         shown = [Progress(level)] if level else []
@@ -565,20 +623,20 @@ class Model:
             sampler,
             schedule,
             validation,
-            batch_size,
+            validation_batch_size or batch_size,
             [*shown, *callbacks],
             level,
         )
 
     def _split(
-        self, x: Any, y: Any, weights: Any, validation_split: float
+        self, x: Any, y: Any, weights: Any, validation_split: float, shuffle: bool
     ) -> tuple[Source, Source | None]:
         if not 0 <= validation_split < 1:
             raise ArgumentError(
                 "fit: expected validation_split from 0 up to below 1",
                 f"{validation_split}",
             )
-        source = self._source("fit", x, y, weights)
+        source = self._source("fit", x, y, weights, shuffle)
         if validation_split == 0:
             return source, None
         if not isinstance(source, ArraySource):
@@ -600,6 +658,17 @@ class Model:
         self, source: Source, class_weight: Mapping[int, float]
     ) -> Source:
         """Return the source with each label's weight times that of its class."""
+        if isinstance(source, Stream) and isinstance(class_weight, Mapping):
+            check = source.transform
+
+            def weigh(batch: Batch) -> Batch:
+                arrays = ArraySource(*check(batch)[:3])
+                weighed = self._weigh_classes(arrays, class_weight)
+                assert isinstance(weighed, ArraySource)
+                return batch._replace(weights=weighed.weights)
+
+            source.transform = weigh
+            return source
         if not isinstance(source, ArraySource) or not isinstance(class_weight, Mapping):
             raise ArgumentError(
                 "expected class_weight as a dict, with arrays",
@@ -636,11 +705,12 @@ class Model:
     def _validation(self, data: Any, held_out: Source | None) -> Source | None:
         if data is None:
             return held_out
-        if isinstance(data, Source):
-            return data
+        if isinstance(data, Source) or as_stream(data) is not None:
+            return self._source("validation_data", data, None)
         if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
             raise ArgumentError(
-                "fit: expected validation_data (x, y) or (x, y, sample_weight)",
+                "fit: expected validation_data (x, y) or (x, y, sample_weight), or "
+                "batches",
                 type(data).__name__,
             )
         return self._source("validation_data", *data)
@@ -651,54 +721,100 @@ class Model:
         self,
         x: Any,
         y: Targets = None,
-        batch_size: int = 32,
+        batch_size: int | None = 32,
         verbose: str | int = "auto",
         sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Callback | Sequence[Callback] | None = (),
         return_dict: bool = False,
     ) -> Any:
-        """Return the loss, or [loss, *metrics], or a dict; every sample counts once."""
+        """Return the loss, or [loss, *metrics], or a dict; every sample counts once.
+
+        ``x`` may be what ``fit`` takes; ``steps``: only so many batches.
+        """
         source = self._source("evaluate", x, y, sample_weight)
         trainer = self.prepare(source, "evaluate")
-        results = trainer.evaluate(source, batch_size)
+        call = self._callbacks(callbacks, verbose, "evaluate")
+        results = evaluate(trainer, source, batch_size or 32, steps, call)
         if _verbosity(verbose) and world().rank == 0:
             print(describe(results), flush=True)
-        if return_dict:
-            return results
-        values = list(results.values())
-        return values[0] if len(values) == 1 else values
+        return _shown(results, return_dict)
 
     def predict(
-        self, x: Any, batch_size: int | None = 32, verbose: str | int = 0
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        steps: int | None = None,
+        callbacks: Callback | Sequence[Callback] | None = (),
     ) -> Any:
-        """Return the outputs (samples, ...) in a new array; every rank gets all.
+        """Return the outputs (samples, ...) in a new array, in the order of the inputs.
 
         Of several outputs it is a list or dict of arrays.
+        On several ranks all call it; each computes its rows of every batch, and gets
+        all rows. ``x`` may be batches, as for ``fit``: ``x`` or ``(x, ...)``.
+
+        Args:
+            batch_size: the global batch, over all ranks; None: 32.
+            verbose: 0 silent, 1 a bar, 2 a line; 'auto' is 1 on a terminal, else 0.
+            steps: only so many batches.
         """
+        comm = world()
+        batch_size = 32 if batch_size is None else batch_size
+        stream, parts = self._shares(x, batch_size)
+        if steps is not None:
+            parts = islice(parts, steps)
+        if verbose == "auto":
+            verbose = 1 if terminal_width() else 0
+        call = self._callbacks(callbacks, verbose, "predict")
+        with closing(load(parts, Pace())) as loaded:
+            alike = agreed(loaded, comm) if stream and comm.size > 1 else loaded
+            return self._arranged(predict(self.forward, alike, comm, call))
+
+    def _shares(self, x: Any, batch_size: int) -> tuple[Stream | None, Iterator[Share]]:
+        """Return this rank's rows of each batch, and the stream they come from."""
+        comm = world()
+
+        def rows_of(total: int, full: int) -> slice:
+            return share(total, comm.rank, comm.size)
+
+        stream = as_stream(x, targets=False)
+        if stream is not None:
+            stream.arrange = self._arrange_parts
+            self._build_for(stream.example.x)
+
+            def check(batch: Batch) -> Batch:
+                self._build_for(batch.x)
+                return batch
+
+            stream.transform = check
+            steps = OPEN if stream.batches is None else range(stream.batches)
+            return stream, stream.shares(steps, rows_of)
+        if isinstance(x, Source):
+            order = Sampler(x.samples, batch_size, 0, shuffle=False, wrap=False)
+            rows = np.zeros(1, np.int64)
+            self._build_for(x.batch(rows, rows).x)
+            return None, shares(x, order, range(order.steps_per_epoch), rows_of)
         inputs = self._numbers(x)
         self._build_for(inputs)
-        several = isinstance(inputs, tuple)
-        samples = min(map(len, inputs)) if several else len(inputs)
-        if several and any(len(array) != samples for array in inputs):
+        samples = {len(array) for array in flatten(inputs)}
+        if len(samples) > 1:
             raise DataError(
                 "expected as many rows in all inputs",
                 ", ".join(str(len(array)) for array in inputs),
             )
-        batch_size = Sampler(
-            samples,
-            32 if batch_size is None else batch_size,
-            0,
-            shuffle=False,
-            wrap=False,
-        ).batch
-        out: list[Array] = []
-        for start in range(0, samples, batch_size):
-            rows = slice(start, start + batch_size)
-            found = self.forward(_each(lambda array, rows=rows: array[rows], inputs))
-            ys = flatten(found)
-            out = out or [np.empty((samples, *y.shape[1:]), y.dtype) for y in ys]
-            for whole, y in zip(out, ys, strict=True):
-                whole[rows] = y
-        return self._arranged(out)
+        order = Sampler(samples.pop(), batch_size, 0, shuffle=False, wrap=False)
+        return None, slices(inputs, order.batch, comm)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Return the outputs of one batch; see ``predict``."""
+        return self.predict(x, max(map(len, flatten(self._inputs(x)))), 0)
+
+    def _callbacks(self, callbacks: Any, verbose: str | int, verb: str) -> CallbackList:
+        level = _verbosity(verbose)
+        callbacks = [callbacks] if isinstance(callbacks, Callback) else callbacks or ()
+        shown = [BatchProgress(verb)] if level == 1 else []
+        return CallbackList([*shown, *callbacks], self, {"verbose": level})
 
     def forward(self, x: Any) -> Any:
         """Return the output for one batch in the model's own memory: the next call
@@ -736,11 +852,7 @@ class Model:
         sampler = Sampler(source.samples, source.samples, 0, shuffle=False, wrap=False)
         optimizer, _ = self._compiled("train_on_batch")
         self.last_step = trainer.train(source, sampler, optimizer.step)
-        results = trainer.results()
-        if return_dict:
-            return results
-        values = list(results.values())
-        return values[0] if len(values) == 1 else values
+        return _shown(trainer.results(), return_dict)
 
     def test_on_batch(self, x: Any, y: Targets, sample_weight: Any = None) -> Any:
         """Return the loss, or [loss, *metrics], of one batch."""
@@ -843,6 +955,13 @@ def _leaves(values: Any) -> list[Any]:
     if isinstance(values, (list, tuple, dict)):
         return [leaf for value in flatten(values) for leaf in _leaves(value)]
     return [values]
+
+
+def _shown(results: dict[str, float], as_dict: bool) -> Any:
+    if as_dict:
+        return results
+    values = list(results.values())
+    return values[0] if len(values) == 1 else values
 
 
 def _verbosity(verbose: str | int) -> int:

@@ -67,26 +67,30 @@ def _correlate(
     kernel: Array,
     times: int,
     axes: Axes,
-    write: Callable[[Piece, Array], None],
+    into: Callable[[Piece], Array],
+    finish: Callable[[Piece], None] | None = None,
 ) -> None:
-    """Call ``write`` with each piece of the output, as (N, rows, W', C)."""
+    """Write each piece of the output to ``into(piece)``, (N, rows, W', C)."""
     h, w = axes
     c = kernel.shape[2]
     factors = _along_rows(kernel, w.out, _KERNEL)
     for piece in pieces(x.shape[0], h.out, w.padded * c, SIZE):
         before = (h.before, w.before)
-        full = padded(
-            x[piece.samples], piece_inputs(h, piece), before, w.padded, _IMAGE
-        )
-        rows = piece.last - piece.first
-        view = _views(_repeated(full, times), axes, rows)
-        y = room(_SUM, (full.shape[0], rows, w.out, c), x.dtype)
+        rows = piece_inputs(h, piece)
+        full = padded(x[piece.samples], rows, before, w.padded, _IMAGE)
+        view = _views(_repeated(full, times), axes, piece.last - piece.first)
+        y = into(piece)
         if view.ndim == 5:
             flat = y.reshape(*y.shape[:2], w.out * c)
             np.einsum("ijnhx,ijx->nhx", view, factors, out=flat)
         else:
             np.einsum("ijnhwc,ijc->nhwc", view, kernel, out=y)
-        write(piece, y)
+        if finish is not None:
+            finish(piece)
+
+
+def _part_of(y: Array) -> Callable[[Piece], Array]:
+    return lambda piece: y[piece.samples, piece.first : piece.last]
 
 
 def forward(
@@ -95,12 +99,11 @@ def forward(
     """Write y; see ``convolution.forward`` for ``finish``."""
     h, w = axes
 
-    def write(piece: Piece, part: Array) -> None:
-        np.copyto(y[piece.samples, piece.first : piece.last], part)
+    def finished(piece: Piece) -> None:
         if finish is not None:
             finish(piece.rows(h.out, w.out))
 
-    _correlate(x, _joined(kernel), kernel.shape[3], axes, write)
+    _correlate(x, _joined(kernel), kernel.shape[3], axes, _part_of(y), finished)
 
 
 def _joined(kernel: Array) -> Array:
@@ -115,20 +118,21 @@ def kernel_gradient(x: Array, dy: Array, dkernel: Array, axes: Axes) -> None:
     c = dw.shape[2]
     for i, piece in enumerate(pieces(x.shape[0], h.out, w.padded * c, SIZE)):
         before = (h.before, w.before)
-        full = padded(
-            x[piece.samples], piece_inputs(h, piece), before, w.padded, _IMAGE
-        )
+        rows = piece_inputs(h, piece)
+        full = padded(x[piece.samples], rows, before, w.padded, _IMAGE)
         part = dy[piece.samples, piece.first : piece.last]
         view = _views(_repeated(full, times), axes, piece.last - piece.first)
+        long = view.ndim == 5
+        if long:
+            part = part.reshape(*part.shape[:2], w.out * c)
         found = dw if i == 0 else room(_SUM, dw.shape, dw.dtype)
-        if view.ndim == 5:
-            flat = part.reshape(*part.shape[:2], w.out * c)
-            rows = room(_PART, (h.kernel, w.kernel, w.out * c), dy.dtype)
-            np.einsum("ijnhx,nhx->ijx", view, flat, out=rows)
-            apart = rows.reshape(h.kernel, w.kernel, w.out, c)
-            np.add.reduce(apart, axis=2, out=found)
-        else:
-            np.einsum("ijnhwc,nhwc->ijc", view, part, out=found)
+        for at in np.ndindex(h.kernel, w.kernel):
+            if long:
+                row = room(_PART, (w.out, c), dy.dtype)
+                np.einsum("nhx,nhx->x", view[at], part, out=row.reshape(w.out * c))
+                np.add.reduce(row, axis=0, out=found[at])
+            else:
+                np.einsum("nhwc,nhwc->c", view[at], part, out=found[at])
         if i > 0:
             np.add(dw, found, out=dw)
 
@@ -138,7 +142,10 @@ def input_gradient(dy: Array, kernel: Array, dx: Array, axes: Axes) -> None:
     times = kernel.shape[3]
     joined = _joined(kernel)
     if all(axis.stride == 1 for axis in axes):
-        _correlate(dy, joined[::-1, ::-1], 1, _turned(axes), _summed(dx, times))
+        into, finish = _part_of(dx), None
+        if times > 1:
+            into, finish = _summed(dx, times)
+        _correlate(dy, joined[::-1, ::-1], 1, _turned(axes), into, finish)
     else:
         _scatter(dy, joined, dx, axes, times)
 
@@ -151,18 +158,21 @@ def _turned(axes: Axes) -> Axes:
     )
 
 
-def _summed(dx: Array, times: int) -> Callable[[Piece, Array], None]:
-    """Return what adds up a channel's kernels, (..., C times) as (..., C)."""
+def _summed(
+    dx: Array, times: int
+) -> tuple[Callable[[Piece], Array], Callable[[Piece], None]]:
+    """Return memory for a piece of (..., C times), and what adds it up to dx's."""
 
-    def write(piece: Piece, part: Array) -> None:
-        place = dx[piece.samples, piece.first : piece.last]
-        if times == 1:
-            np.copyto(place, part)
-        else:
-            apart = part.reshape(*place.shape, times)
-            np.add.reduce(apart, axis=-1, out=place)
+    def into(piece: Piece) -> Array:
+        n, _, w, c = dx[piece.samples].shape
+        return room(_SUM, (n, piece.last - piece.first, w, c * times), dx.dtype)
 
-    return write
+    def finish(piece: Piece) -> None:
+        part = dx[piece.samples, piece.first : piece.last]
+        apart = into(piece).reshape(*part.shape, times)
+        np.add.reduce(apart, axis=-1, out=part)
+
+    return into, finish
 
 
 def _scatter(dy: Array, kernel: Array, dx: Array, axes: Axes, times: int) -> None:

@@ -18,13 +18,13 @@ from __future__ import annotations
 import numpy as np
 
 from fastserve.ops.blocks import Array
-from fastserve.ops.lstm import Functions
+from fastserve.ops.lstm import Functions, apply
 
 
 def open_gates(functions: Functions, fast: bool, zr: Array, slopes: Array) -> None:
     """Apply σ to zr (2, B, H) in place."""
     if not fast:
-        functions[1].forward(zr, zr, slopes)
+        apply(functions[1], zr, slopes)
         return
     half = zr.dtype.type(0.5)
     np.tanh(zr, out=zr)
@@ -46,7 +46,7 @@ def mix(
     if fast:
         np.tanh(n, out=n)
     else:
-        functions[0].forward(n, n, slope)
+        apply(functions[0], n, slope)
     np.subtract(before, n, out=work)
     np.multiply(work, z, out=work)
     np.add(work, n, out=h)

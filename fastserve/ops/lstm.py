@@ -29,6 +29,15 @@ def usual(functions: Functions) -> bool:
     return [f.name for f in functions] == ["tanh", "sigmoid"]
 
 
+def apply(function: Activation, z: Array, slope: Array | None) -> None:
+    """Write function(z) to z, and its derivative to ``slope`` if it needs one."""
+    if slope is None or not function.needs_slope:
+        function.forward(z, z)
+        return
+    np.copyto(slope, z)
+    function.forward(slope, z, slope)
+
+
 def step(gates: Array, c: Array, h: Array, work: Array) -> None:
     """Write c and h (B, H) from gates (5, B, H), whose first four are z; these become
     i, f, o, g. ``c`` may be the c' in ``gates``; work is (4, B, H)."""
@@ -79,8 +88,8 @@ def step_of(
     """``step`` for any functions; slopes (5, B, H) keeps their derivatives in i, f, o,
     g and φ(c)."""
     inner, sigma = functions
-    sigma.forward(gates[:3], gates[:3], slopes[:3])
-    inner.forward(gates[3], gates[3], slopes[3])
+    apply(sigma, gates[:3], slopes[:3])
+    apply(inner, gates[3], slopes[3])
     np.multiply(gates[:2], gates[3:], out=work[:2])
     np.add(work[0], work[1], out=c)
     inner.forward(c, work[0], slopes[4])

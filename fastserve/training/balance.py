@@ -37,7 +37,7 @@ class Balance(Callback):
         self._step += 1
         self._busy += trainer.busy
         self._rows += trainer.rows
-        self._wall += time.perf_counter() - self._since
+        self._wall += time.perf_counter() - self._since + trainer.loading
         if self._step == _FIRST:
             self._restart()
         elif self._step == self._next:

@@ -19,6 +19,7 @@ from fastserve.data.sources import Batch
 from fastserve.layers import Chain
 from fastserve.losses import Loss, spread_weights
 from fastserve.ops.blocks import as_rows
+from fastserve.training.masks import apply_mask
 
 # Of the logits of a piece. Smaller pieces cost time: each one adds to the gradient of
 # the whole table.
@@ -40,9 +41,11 @@ class PiecewiseHead:
 
     def train(
         self, x: Array, batch: Batch, key: Training, scale: float, done: Done
-    ) -> float:
-        """Make forward and backward; return the sum of the losses."""
+    ) -> tuple[float, int]:
+        """Make forward and backward; return the sum of the losses, and how many of
+        them the output's mask leaves out."""
         hidden = self.root.forward_until_last(x, key)
+        batch, left = apply_mask(batch, self.root.output_mask(), hidden.shape)
         dhidden = self.root.scratch(hidden.shape)
         into = as_rows(dhidden)
         total = 0.0
@@ -56,16 +59,17 @@ class PiecewiseHead:
             del dlogits  # its memory is the next piece's
         done(self.head)
         self.root.backward_until_last(dhidden, done)
-        return total
+        return total, left
 
-    def evaluate(self, x: Array, batch: Batch) -> float:
-        """Return the sum of the losses."""
+    def evaluate(self, x: Array, batch: Batch) -> tuple[float, int]:
+        """Return the sum of the losses, and how many the output's mask leaves out."""
         hidden = self.root.forward_until_last(x, False)
+        batch, left = apply_mask(batch, self.root.output_mask(), hidden.shape)
         total = 0.0
         for _, part, logits in self._pieces(hidden, batch, False):
             total += self.loss.sum_and_gradient(part.y, logits, part.weights)
             self.measure(part, logits)
-        return total
+        return total, left
 
     def _pieces(
         self, hidden: Array, batch: Batch, key: Training
@@ -76,13 +80,15 @@ class PiecewiseHead:
         if batch.weights is not None:
             weights = self.root.scratch((len(flat),))
             spread_weights(batch.weights, hidden.shape, weights, self.loss.name)
+        counts = None if batch.measured is None else batch.measured.reshape(-1)
         count = pieces_of(len(flat), self.root)
         cuts = [len(flat) * i // count for i in range(count + 1)]
         for start, stop in itertools.pairwise(cuts):
             rows = slice(start, stop)
             part = None if weights is None else weights[rows]
             logits = self.head.forward(flat[rows], key)
-            yield rows, Batch(flat[rows], y[rows], part, batch.masked), logits
+            metric = None if counts is None else counts[rows]
+            yield rows, Batch(flat[rows], y[rows], part, batch.masked, metric), logits
 
 
 def pieces_of(rows: int, root: Layer) -> int:

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Protocol
 
-from fastserve.data.prefetch import Pace, load, shares
+import numpy as np
+
+from fastserve.data.prefetch import Pace, Share, load, shares
 from fastserve.data.sampler import Sampler
 from fastserve.data.sources import Source
-from fastserve.training.callbacks import Callback, CallbackList, History
+from fastserve.data.streams import OPEN, Stream, agreed
+from fastserve.errors import NonFiniteError, StateError
+from fastserve.optimizers import Optimizer
+from fastserve.training.callbacks import Callback, CallbackList, History, TerminateOnNaN
+from fastserve.training.callbacks.saving import BackupAndRestore
 from fastserve.training.flops import flops_per_sample
 from fastserve.training.language import language_measures
 from fastserve.training.step import StepResult, Trainer
+
+log = logging.getLogger("fastserve")
 
 
 class Trainable(Protocol):
     """What callbacks may use of a model."""
 
     stop_training: bool
+    optimizer: Optimizer | None
     trainer: Trainer | None
     last_step: StepResult | None
 
@@ -36,27 +47,51 @@ class Schedule:
 
     Attributes:
         steps_per_epoch: steps between two ends of an epoch; validation runs there.
+            0: until the data end, in each of ``whole_epochs``.
         total_steps: the last epoch is cut short at this step.
         first_step: where a resumed run goes on.
+        validation_freq: epochs between validations, or the numbers of the epochs,
+            from 1, that have one.
         validation_batches: batches of a validation, always the first ones; None: all.
+        whole_epochs: numbers of the epochs whose steps aren't known.
     """
 
     steps_per_epoch: int
     total_steps: int
     first_step: int = 0
-    validation_freq: int = 1
+    validation_freq: int | Collection[int] = 1
     validation_batches: int | None = None
+    whole_epochs: range = range(0)
 
     @property
     def epochs(self) -> int:
+        if not self.steps_per_epoch:
+            return self.whole_epochs.stop
         return -(-self.total_steps // self.steps_per_epoch)
+
+    def start(self) -> tuple[int, int]:
+        """Return the first epoch and its first batch."""
+        if not self.steps_per_epoch:
+            return self.whole_epochs.start, 0
+        return divmod(self.first_step, self.steps_per_epoch)
+
+    def end(self, epoch: int) -> int:
+        """Return the step before which the epoch ends."""
+        if not self.steps_per_epoch:
+            return OPEN.stop
+        return min(self.total_steps, (epoch + 1) * self.steps_per_epoch)
+
+    def validates(self, epoch: int) -> bool:
+        if isinstance(self.validation_freq, int):
+            return (epoch + 1) % self.validation_freq == 0
+        return epoch + 1 in self.validation_freq
 
 
 def run(
     model: Trainable,
     trainer: Trainer,
     source: Source,
-    sampler: Sampler,
+    sampler: Sampler | None,
     schedule: Schedule,
     validation: Source | None = None,
     validation_batch: int | None = None,
@@ -66,13 +101,25 @@ def run(
 ) -> History:
     """Train until ``schedule`` ends or ``model.stop_training``; return the history.
 
+    A stream needs no ``sampler``. If a callback stops the training within an epoch,
+    that ends there: with its validation, as in Keras. If the job is asked to stop
+    (``Trainer.stop_requested``), the epoch has no end, and can be gone on with.
+
     Validation of tokens also gives ``val_perplexity`` and, with ``bytes_per_token``,
     ``val_bits_per_byte``.
     """
     history = History()
+    trainer.share_weights()  # rank 0 may have loaded others
+    # backups last: they save what the others have come to
+    callbacks = sorted(callbacks, key=lambda c: isinstance(c, BackupAndRestore))
+    plan = {"steps": schedule.steps_per_epoch or None, "samples": source.samples}
+    for callback in callbacks:
+        if isinstance(callback, BackupAndRestore):
+            found = callback.restore(trainer, callbacks, plan)
+            schedule.first_step = schedule.first_step if found is None else found
     params = {
         "epochs": schedule.epochs,
-        "steps": schedule.steps_per_epoch,
+        "steps": schedule.steps_per_epoch or None,
         "samples": source.samples,
         "first_step": schedule.first_step,
         "total_steps": schedule.total_steps,
@@ -81,46 +128,144 @@ def run(
         "do_validation": validation is not None,
         "verbose": verbose,
     }
-    call = CallbackList([history, *callbacks], model, params)
-    model.stop_training = False
-    trainer.share_weights()  # rank 0 may have loaded others
+    call = CallbackList([*callbacks, history], model, params)
+    forgives = any(isinstance(c, TerminateOnNaN) and c.forgives for c in callbacks)
+    # what a batch's callback of the user's own decides need not be alike on all ranks
+    watched = call.hears("train_batch_begin", "train_batch_end", foreign=True)
+    watched = watched or call.hears("batch_begin", "batch_end", foreign=True)
+    model.stop_training = interrupted = False
     call("train_begin", {})
+    _agree(model, trainer)
     logs: dict[str, float] = {}
-    step, pace = schedule.first_step, Pace()
-    while step < schedule.total_steps and not model.stop_training:
-        epoch = step // schedule.steps_per_epoch
-        end = min(schedule.total_steps, (epoch + 1) * schedule.steps_per_epoch)
-        if step == epoch * schedule.steps_per_epoch:
+    pace, validation_pace = Pace(), Pace()
+    step = schedule.first_step
+    epoch, batch = schedule.start()
+    while epoch < schedule.epochs and not (model.stop_training or interrupted):
+        if batch == 0:
             trainer.reset_totals()  # else a resumed epoch goes on with what it had
         call("epoch_begin", epoch, {})
-        parts = shares(source, sampler, range(step, end), trainer.rows_of)
-        with closing(load(parts, pace, source)) as loaded:
-            while step < end and not model.stop_training:
-                batch = step - epoch * schedule.steps_per_epoch
-                call("train_batch_begin", batch, {})
+        _agree(model, trainer)
+        steps = range(step, schedule.end(epoch))
+        ended, made = False, step
+        with closing(load(_parts(trainer, source, sampler, steps), pace, source)) as it:
+            parts = _compared(it, source, trainer)
+            while step < steps.stop and not model.stop_training:
                 start = perf_counter()
-                part = next(loaded)
+                part = next(parts, None)
                 loading = perf_counter() - start
-                model.last_step = trainer.train_share(part, step, loading)
+                if part is None:
+                    ended = True
+                    break
+                call("train_batch_begin", batch, {})
+                try:
+                    model.last_step = trainer.train_share(part, step, loading)
+                    logs = trainer.results()
+                    interrupted = model.last_step.stop
+                except NonFiniteError:
+                    if not forgives:
+                        raise
+                    logs = trainer.results() | {"loss": math.nan}
                 step += 1
-                logs = trainer.results()
                 call("train_batch_end", batch, logs)
-                if model.last_step.stop:
-                    model.stop_training = True
-        if step < end:
-            break  # stopped within the epoch: it has no end
-        if validation is not None and (epoch + 1) % schedule.validation_freq == 0:
-            results = trainer.evaluate(
+                batch += 1
+                if interrupted:
+                    break
+                if watched:
+                    _agree(model, trainer)
+            if step == steps.stop:
+                next(parts, None)  # so a dataset hears of the end of its pass
+        if interrupted and step < steps.stop:
+            break  # the epoch has no end
+        if ended and (step == made or schedule.steps_per_epoch > 0):
+            log.warning("the data have ended in epoch %d, so training does", epoch + 1)
+            model.stop_training = True
+        if step == made:
+            break
+        if validation is not None and schedule.validates(epoch):
+            results = evaluate(
+                trainer,
                 validation,
-                validation_batch or sampler.batch,
+                validation_batch or (sampler.batch if sampler else 1),
                 schedule.validation_batches,
+                call,
+                validation_pace,
             )
             results |= language_measures(
                 results["loss"], trainer.loss, validation, bytes_per_token
             )
             logs |= {f"val_{name}": value for name, value in results.items()}
         call("epoch_end", epoch, logs)
-    if model.last_step is None or not model.last_step.stop:
+        _agree(model, trainer)
+        epoch, batch = epoch + 1, 0
+    if not interrupted:
         trainer.finish()
     call("train_end", logs)
     return history
+
+
+def evaluate(
+    trainer: Trainer,
+    source: Source,
+    batch_size: int,
+    batches: int | None = None,
+    call: CallbackList | None = None,
+    pace: Pace | None = None,
+) -> dict[str, float]:
+    """Return loss and metrics over ``source``, or its first ``batches``; tell the
+    callbacks."""
+    say: Callable[..., None] = (lambda *_: None) if call is None else call
+    sampler: Sampler | None = None
+    if isinstance(source, Stream):
+        steps = range(batches or source.batches or OPEN.stop)
+        steps = source.following(len(steps))
+    else:
+        sampler = Sampler(source.samples, batch_size, 0, shuffle=False, wrap=False)
+        made = sampler.steps_per_epoch
+        steps = range(min(made, batches or made))
+    say("test_begin", {})
+    parts = _parts(trainer, source, sampler, steps)
+    with closing(load(parts, pace or Pace(), source)) as loaded:
+        results = trainer.evaluate_shares(_compared(loaded, source, trainer), call)
+    say("test_end", dict(results))
+    return results
+
+
+def _parts(
+    trainer: Trainer, source: Source, sampler: Sampler | None, steps: range
+) -> Iterator[Share]:
+    if isinstance(source, Stream):
+        return source.shares(steps, trainer.rows_of)
+    assert sampler is not None
+    return shares(source, sampler, steps, trainer.rows_of)
+
+
+def _compared(
+    parts: Iterator[Share], source: Source, trainer: Trainer
+) -> Iterator[Share]:
+    several = isinstance(source, Stream) and trainer.comm.size > 1
+    return agreed(parts, trainer.comm) if several else parts
+
+
+def _agree(model: Trainable, trainer: Trainer) -> None:
+    """Let all ranks stop if one wants to.
+
+    Raises StateError, alike on all ranks, if their learning rates differ.
+    """
+    comm = trainer.comm
+    if comm.size == 1:
+        return
+    table = np.zeros((comm.size, 2))
+    table[comm.rank] = model.stop_training, trainer.optimizer.current_lr()
+    comm.allreduce(table)
+    rates = table[:, 1]
+    differ = np.flatnonzero(rates != rates[0])
+    if len(differ):
+        rank = int(differ[0])
+        raise StateError(
+            "expected the same learning rate on all ranks",
+            f"{rates[0]:g} on rank 0, {rates[rank]:g} on rank {rank} "
+            f"({comm.hosts[rank]})",
+            "let callbacks decide by the logs, which are the same on all ranks, or by "
+            "what one rank knows: fs.world().broadcast_obj(rate)",
+        )
+    model.stop_training = bool(table[:, 0].any())

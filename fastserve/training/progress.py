@@ -78,7 +78,7 @@ class Progress(Callback):
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         if not self.whole:
             self._start, self._rows, self.seconds = time.perf_counter(), 0, 0.0
-        self._epoch = epoch
+        self._epoch, self._begun = epoch, self.step
 
     def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
         self._step_start = time.perf_counter()
@@ -88,7 +88,8 @@ class Progress(Callback):
         last = self.model.last_step
         self._rows += last.rows if last else 0
         now = time.perf_counter()
-        self.seconds += now - self._step_start
+        trainer = self.model.trainer
+        self.seconds += now - self._step_start + (trainer.loading if trainer else 0)
         if not self.shown:
             return
         if self.width and now - self._drawn > 1 / REDRAWS:
@@ -136,18 +137,23 @@ class Progress(Callback):
 
     def _line(self, now: float, logs: Logs, ended: bool = False) -> str:
         steps, total = self.params["steps"], self.params["total_steps"]
-        done = self.step if self.whole else self.step - self._epoch * steps
-        of = total if self.whole else min(steps, total - self._epoch * steps)
-        width = len(str(of))
+        if steps is None:  # until the data end
+            done, of = self.step - self._begun, None
+        elif self.whole:
+            done, of = self.step, total
+        else:
+            done = self.step - self._epoch * steps
+            of = min(steps, total - self._epoch * steps)
+        width = len(str(of or ""))
         head = "" if self.whole else f"epoch {self._epoch + 1}/{self.params['epochs']} "
-        parts = [f"{head}step {done:{width}}/{of}"]
-        if self.width and not ended:
+        parts = [f"{head}step {done:{width}}/{of}" if of else f"{head}step {done}"]
+        if self.width and not ended and of:
             filled = round(20 * done / of)
             parts.append("━" * filled + "╺" * (20 - filled))
         parts += [describe(logs), self.rate()]
         spent = now - self._start
         made = done - (self.params["first_step"] if self.whole else 0)
-        if ended or not made:
+        if ended or not made or of is None:
             parts.append(duration(spent))
         else:
             parts.append(f"{duration(spent * (of - done) / made)} left")
@@ -156,3 +162,28 @@ class Progress(Callback):
     def _draw(self, line: str) -> None:
         self._bar = True
         print(f"\r\x1b[K{line[: (self.width or 80) - 1]}", end="", flush=True)
+
+
+class BatchProgress(Callback):
+    """Counts the batches of ``evaluate`` and ``predict`` on a terminal."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+
+    def _begin(self, logs: Logs | None = None) -> None:
+        self.width = terminal_width() if self.rank == 0 else None
+        self._drawn = time.perf_counter()
+
+    def _batch(self, batch: int, logs: Logs | None = None) -> None:
+        now = time.perf_counter()
+        if self.width and now - self._drawn > 1 / REDRAWS:
+            self._drawn = now
+            print(f"\r\x1b[K{self.verb}: batch {batch + 1}", end="", flush=True)
+
+    def _end(self, logs: Logs | None = None) -> None:
+        if self.width:
+            print("\r\x1b[K", end="", flush=True)
+
+    on_test_begin = on_predict_begin = _begin
+    on_test_batch_begin = on_predict_batch_begin = _batch
+    on_test_end = on_predict_end = _end

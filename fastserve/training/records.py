@@ -34,27 +34,28 @@ class MetricsFile(Callback):
 
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every = path, every
-        self._resumed: list[str] = []
+        self._resumed: dict[str, Any] = {}
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self.step = self.params["first_step"]
         self._begin_line()
-        if self._resumed:
-            parts = map(float, self._resumed)
-            self._loss, self._rows, self._learnt, self._seconds = parts
+        for name, value in self._resumed.items():
+            setattr(self, name, float(value))
+        self._resumed = {}
         if self.rank == 0:
             self._forget_later_lines()
 
     def _begin_line(self) -> None:
         self._loss = self._rows = self._learnt = self._seconds = 0.0
 
-    def get_state(self) -> list[str]:
+    def get_state(self) -> dict[str, Any]:
         """Return what a checkpoint within a line needs, as text: JSON has no NaN."""
-        return list(map(repr, (self._loss, self._rows, self._learnt, self._seconds)))
+        names = ("_loss", "_rows", "_learnt", "_seconds")
+        return {name: repr(float(getattr(self, name))) for name in names}
 
-    def set_state(self, state: list[str]) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """Let the next training go on within a line."""
-        self._resumed = state
+        self._resumed = dict(state)
 
     def _forget_later_lines(self) -> None:
         """Drop the lines of steps that are about to be made again."""
@@ -77,7 +78,8 @@ class MetricsFile(Callback):
         last = self.model.last_step
         if last is None:
             return
-        self._seconds += time.perf_counter() - self._start
+        loading = self.model.trainer.loading if self.model.trainer else 0
+        self._seconds += time.perf_counter() - self._start + loading
         self._rows += last.rows
         if not last.skipped:
             self._loss += last.loss * last.rows

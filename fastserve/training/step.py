@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,9 +33,13 @@ from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
 from fastserve.training.exact import ExactStep, Shards, ShardTable, make_shards
 from fastserve.training.guard import LIMIT, SpikeGuard
 from fastserve.training.head import make_head, pieces_of
+from fastserve.training.masks import apply_mask
 from fastserve.training.moving import MovingWeights
 from fastserve.training.numerics import fix_threads
 from fastserve.training.together import Together
+
+if TYPE_CHECKING:
+    from fastserve.training.callbacks import CallbackList
 
 
 @dataclass
@@ -114,6 +118,7 @@ class Trainer:
 
     Attributes:
         busy: seconds of the last step that this rank didn't wait for others.
+        loading: seconds of it that it waited for its data.
         rows: samples that it had in that step.
     """
 
@@ -151,7 +156,7 @@ class Trainer:
         factor = o.spike_factor
         self.guard = None if factor is None else SpikeGuard(factor)
         self.stop_requested = False
-        self.busy, self.rows = 0.0, 0
+        self.busy, self.loading, self.rows = 0.0, 0.0, 0
         trained = store.parameters
         self._regularized = [(p, r) for p in trained if (r := p.regularizer)]
         self._constrained = [(p, c) for p in trained if (c := p.constraint)]
@@ -189,6 +194,7 @@ class Trainer:
             part.batch, part.mine, part.total, step, part.time, part.losses
         )
         self.busy += loading
+        self.loading = loading
         return result
 
     def train_batch(
@@ -234,11 +240,13 @@ class Trainer:
             self.comm.allreduce(self._status)
             self.moving.sum((mine.stop - mine.start) / total)
         waited = self.sync.waited + perf_counter() - computed
-        if self.loss.reduction == "sum":
-            self._status[0] *= count  # over an epoch, sums are averaged by their counts
-        self._status[0] += self._regularize() * count
+        counted = self._rescale(count)
+        if self.loss.reduction == "sum":  # over an epoch, sums are averaged by counts
+            self._status[0] *= counted
+        penalty = self._regularize()
+        self._status[0] += penalty * counted
         norm = self._norm()
-        loss = float(self._status[0]) / count
+        loss = float(self._status[0]) / counted if counted else penalty
         speaks = self.comm.rank == 0
         guard = self.guard
         skip = guard is not None and guard.refuses(step, loss, norm, speaks)
@@ -264,6 +272,15 @@ class Trainer:
         if every and self.comm.size > 1 and (step + 1) % every == 0:
             check_replicas(self.store, self.comm, step)
         return StepResult(loss, norm, rate, total, bool(self._status[2]), skip)
+
+    def _rescale(self, assumed: int) -> int:
+        """Return how many losses of the step count, if those of masked outputs don't;
+        the gradients, which were divided by ``assumed``, are put right."""
+        counted = int(self._status[1])
+        if counted != assumed and self.loss.reduction != "sum":
+            factor = self.store.grads.dtype.type(assumed / max(1, counted))
+            np.multiply(self.store.grads, factor, out=self.store.grads)
+        return counted
 
     def _regularize(self) -> float:
         """Add the regularizers' gradients to the sum over all ranks, which has them
@@ -322,12 +339,15 @@ class Trainer:
         if self._head is not None and self._in_pieces(batch):
             x = self._input(batch.x)
             self._measured = self._status
-            total = self._head.train(x, batch, key, scale, done)
+            total, hidden = self._head.train(x, batch, key, scale, done)
+            self._status[1] -= hidden
             done(root)
             return total
         y = root.forward(self._input(batch.x), key)
         prediction = root.logits() if self.fused else y
         gradient = root.scratch(prediction.shape)
+        batch, hidden = apply_mask(batch, root.output_mask(), prediction.shape)
+        self._status[1] -= hidden
         total = self.loss.sum_and_gradient(
             batch.y, prediction, batch.weights, scale, gradient
         )
@@ -362,11 +382,19 @@ class Trainer:
         with closing(load(parts, Pace(), source)) as loaded:
             return self.evaluate_shares(loaded)
 
-    def evaluate_shares(self, parts: Iterable[Share]) -> dict[str, float]:
-        """Return loss and metrics over the data of which these are this rank's."""
+    def evaluate_shares(
+        self, parts: Iterable[Share], call: CallbackList | None = None
+    ) -> dict[str, float]:
+        """Return loss and metrics over the data of which these are this rank's.
+
+        ``call`` is told of each batch and, if someone hears it, of the results so
+        far, which takes a message to all ranks.
+        """
         status = np.zeros_like(self._status)
         exact, table, shards = self.exact, ShardTable(self.comm), 0
-        for mine in parts:
+        for number, mine in enumerate(parts):
+            if call is not None:
+                call("test_batch_begin", number, {})
             self._cut(mine)
             pieces = self._pieces(mine.batch, mine.mine) if mine.batch else ()
             times = self._times(mine)
@@ -378,6 +406,8 @@ class Trainer:
                     status.fill(0)
             if exact is not None:
                 shards += exact.shards.count
+            if call is not None and call.hears("test_batch_end"):
+                call("test_batch_end", number, self._so_far(status))
         if exact is not None:
             status = table.total(shards, status.size)
         else:
@@ -391,25 +421,35 @@ class Trainer:
             return 1
         return self._losses_per_row(part.time) * part.total
 
+    def _so_far(self, status: Array) -> dict[str, float]:
+        if self.exact is not None:
+            return {}  # the sums of the shards are added up at the end
+        whole = status.copy()
+        self.comm.allreduce(whole)
+        whole[0] += self._penalty() * whole[1]
+        return self.results(whole)
+
     def _evaluate_part(self, part: Batch, status: Array, times: int) -> None:
         if self._head is not None and self._in_pieces(part):
             self._measured = status
-            status[0] += times * self._head.evaluate(self._input(part.x), part)
-            status[1] += _losses(part, part.y.size)
+            total, hidden = self._head.evaluate(self._input(part.x), part)
+            status[:2] += times * total, _losses(part, part.y.size) - hidden
             return
         y = self.root.forward(self._input(part.x), False)
         prediction = self.root.logits() if self.fused else y
+        status[1] += _losses(part, self.loss.count(prediction.shape))
+        part, hidden = apply_mask(part, self.root.output_mask(), prediction.shape)
+        status[1] -= hidden
         status[0] += times * self.loss.sum_and_gradient(
             part.y, prediction, part.weights, 1.0, None
         )
-        status[1] += _losses(part, self.loss.count(prediction.shape))
         self._measure(part, y, status)
 
     def results(self, totals: Array | None = None) -> dict[str, float]:
         """Return mean loss and metrics of ``totals``, by default of all steps since
         ``reset_totals``."""
         totals = self.totals if totals is None else totals
-        named = {"loss": float(totals[0] / totals[1]) if totals[1] else math.nan}
+        named = {"loss": float(totals[0] / totals[1]) if totals[1] else 0.0}
         for metric, part in self._states(totals):
             metric.state[...] = part
             named[metric.name] = metric.result()
@@ -475,7 +515,9 @@ class Trainer:
         As in Keras, ``metrics=`` are not weighted by sample or class weights; what a
         mask leaves out isn't measured.
         """
-        weights = batch.weights if batch.masked else None
+        weights = batch.measured
+        if weights is None and batch.masked:
+            weights = batch.weights
         for metric, part in self._states(status):
             metric.reset()
             metric.update(batch.y, y, weights)
