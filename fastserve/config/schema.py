@@ -698,6 +698,15 @@ class Launch(Section):
     start_timeout: Positive = Field(
         default=30.0, description="Seconds in which all ranks must have started."
     )
+    max_restarts: Natural = Field(
+        default=0,
+        description="How often the job may start again from its last checkpoint after "
+        "it has lost a rank, a host or a link.",
+    )
+    min_ranks: Count | None = Field(
+        default=None,
+        description="Ranks that must be left for a restart; null: as many as before.",
+    )
     slurm: Slurm = Field(default=Slurm(), description="What Slurm is asked for.")
 
 

@@ -15,6 +15,7 @@ from fastserve.errors import ArgumentError, DataError
 from fastserve.layers.graph import Graph
 from fastserve.losses import Loss
 from fastserve.metrics import Mean, Metric
+from fastserve.training.masks import apply_mask
 from fastserve.training.step import Trainer, _ignore
 
 
@@ -128,6 +129,7 @@ class OutputsTrainer(Trainer):
             target, gradient = self._of(batch.y, i), None
             if output.loss is not None:
                 prediction = self._logits(i) if output.fused else y
+                self._refuse_mask(output, self._of(root.output_mask(), i), prediction)
                 if scale is not None:
                     gradient = root.scratch(prediction.shape)
                 count = output.loss.count(prediction.shape)
@@ -147,6 +149,18 @@ class OutputsTrainer(Trainer):
         for metric, part in self._states(status):
             part += metric.state
         return total, gradients
+
+    def _refuse_mask(self, output: Output, mask: Any, prediction: Array) -> None:
+        """Raise DataError if a mask leaves losses out: their number on all ranks isn't
+        known before backward, and one for each output can't be put right after it."""
+        if apply_mask(Batch(mask, mask, None), mask, prediction.shape)[1]:
+            raise DataError(
+                "expected outputs without masked positions, for several outputs or "
+                "loss_weights",
+                f"output {output.name} with a mask",
+                "use one output, or take the mask away (mask_zero=False) and give "
+                "sample_weight 0 to what doesn't count",
+            )
 
     def _logits(self, i: int) -> Array:
         root = self.root
