@@ -64,6 +64,7 @@ from fastserve.training.records import (
     write_error,
 )
 from fastserve.training.samples import Samples
+from fastserve.training.saver import Saver
 
 USAGE = 2
 STOPPED_EARLY = 75
@@ -198,7 +199,9 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     if isinstance(plateau := extras.get("plateau"), ReduceLROnPlateau):
         plateau.say = progress.say
     comm.timeout = job.comm.timeout
-    best = BestCheckpoint(run_dir / "checkpoints", state)
+    folder = run_dir / "checkpoints"
+    saver = Saver(folder, trainer.store, trainer.optimizer, comm)
+    best = BestCheckpoint(saver, state)
     history = run(
         model,
         trainer,
@@ -215,7 +218,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
             *extras.values(),
             *([best] if job.checkpoint.best else []),
             Checkpoints(
-                run_dir / "checkpoints",
+                saver,
                 job.checkpoint.every,
                 job.checkpoint.keep,
                 job.checkpoint.at_end,
