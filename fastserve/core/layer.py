@@ -218,8 +218,8 @@ class Layer:
         return flat, single
 
     def arrange_outputs(self, outputs: list[Any]) -> Any:
-        """Return several outputs as callers want them: a list."""
-        return outputs
+        """Return outputs as callers want them: a list, or the only one by itself."""
+        return outputs if len(outputs) > 1 else outputs[0]
 
     def unbuilt(self) -> Layer | None:
         """Return a new layer from the same arguments; None if there is no such one."""
