@@ -847,6 +847,25 @@ def test_graphs_that_cannot_be() -> None:
         x[:, 9]
 
 
+def test_tensors_may_come_one_after_the_other() -> None:
+    a, b = fs.Input((4,)), fs.Input((4,))
+    assert L.Add()(a, b).shape == (None, 4)
+    state = fs.Input((3,))
+    x = fs.Input((5, 4))
+    for call in (
+        lambda layer: layer(x, [state, state]),
+        lambda layer: layer(x, initial_state=[state, state]),
+        lambda layer: layer(initial_state=[state, state], sequences=x),
+        lambda layer: layer([x, state, state]),
+    ):
+        assert call(L.LSTM(3)).shape == (None, 3)
+    with pytest.raises(ArgumentError) as error:
+        L.LSTM(3)(x, state=state)
+    assert "sequences, initial_state" in str(error.value)
+    with pytest.raises(ArgumentError):
+        L.LSTM(3)(initial_state=[state, state])
+
+
 def test_names_are_counted_in_each_model() -> None:
     for _ in range(2):
         x = fs.Input((4,))

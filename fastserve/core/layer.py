@@ -195,6 +195,8 @@ class Layer:
     ) -> tuple[list[Any], bool]:
         """Return a call's tensors in order, and whether it was one, not a list."""
         kind, names = type(self).__name__, self.call_inputs
+        if len(args) > 1 and len(names) == 1:
+            args = (list(args),)
         given = {k: v for k, v in kwargs.items() if v is not None}
         given |= {k: v for k, v in zip(names, args, strict=False) if v is not None}
         count = len(given)
