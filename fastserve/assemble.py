@@ -121,6 +121,7 @@ def check_wishes(job: config.Job, data: Data, model: Model) -> None:
         "train.eval_batches": job.train.eval_batches,
         "train.early_stop": job.train.early_stop,
         "checkpoint.best": job.checkpoint.best,
+        "schedule.type plateau": job.schedule.type == "plateau",
     }
     for key, value in wishes.items():
         if value and data.validation is None:

@@ -96,6 +96,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "cosine": {"type": "cosine", "warmup_steps": 5, "decay_steps": 40},
     "exponential": {"type": "exponential", "rate": 0.5, "decay_steps": 10},
     "step": {"type": "step", "step_size": 30, "gamma": 0.1},
+    "plateau": {"type": "plateau", "factor": 0.5, "patience": 2, "cooldown": 1},
 }
 
 
@@ -882,7 +883,9 @@ def test_round_trip_of_optimizers(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_round_trip_of_schedules(kind: str) -> None:
-    assert round_trip(schedule=SCHEDULES[kind]).schedule.type == kind
+    train = {"steps": 50, "eval_every": 10}
+    job = round_trip(schedule=SCHEDULES[kind], train=train)
+    assert job.schedule.type == kind
 
 
 def test_round_trip_of_the_quickstart() -> None:

@@ -345,6 +345,13 @@ class Train(Section):
         "before, or isn't finite; null: skip none, and end when it isn't finite.",
     )
     log_every: Count = Field(default=10, description="Steps between two logged lines.")
+    csv: bool = Field(
+        default=False, description="Write a line of metrics.csv for each validation."
+    )
+    tensorboard: bool = Field(
+        default=False,
+        description="Write files for TensorBoard, every log_every steps.",
+    )
     shuffle: bool = Field(
         default=True, description="Shuffle the samples in every epoch."
     )
@@ -569,6 +576,24 @@ class Step(Section):
     gamma: Factor = Field(default=0.1, description="Factor of each reduction.")
 
 
+class Plateau(Section):
+    """lr, and lower each time that the validation loss has stopped to fall."""
+
+    type: Literal["plateau"] = Field(description="The kind of schedule.")
+    warmup_steps: WarmupSteps = 0
+    min_lr: LeastRate = 0.0
+    factor: Factor = Field(default=0.1, description="The new rate is lr times this.")
+    patience: Count = Field(
+        default=10, description="Validations without a lower loss before a reduction."
+    )
+    min_delta: NotNegative = Field(
+        default=1e-4, description="A loss must be lower by more than this to count."
+    )
+    cooldown: Natural = Field(
+        default=0, description="Validations after a reduction that don't count."
+    )
+
+
 class Checkpoint(Section):
     """When to save, and how much to keep."""
 
@@ -715,6 +740,15 @@ class Launch(Section):
     start_timeout: Positive = Field(
         default=30.0, description="Seconds in which all ranks must have started."
     )
+    max_restarts: Natural = Field(
+        default=0,
+        description="How often the job may start again from its last checkpoint after "
+        "it has lost a rank, a host or a link.",
+    )
+    min_ranks: Count | None = Field(
+        default=None,
+        description="Ranks that must be left for a restart; null: as many as before.",
+    )
     slurm: Slurm = Field(default=Slurm(), description="What Slurm is asked for.")
 
 
@@ -733,7 +767,7 @@ Optimizer = (
     | Adadelta
     | Ftrl
 )
-Schedule = Constant | Linear | Cosine | Exponential | Step
+Schedule = Constant | Linear | Cosine | Exponential | Step | Plateau
 
 
 class Job(Section):

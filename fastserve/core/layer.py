@@ -94,6 +94,7 @@ class Layer:
     _graph: Any = None  # that graph
 
     _trainable = True
+    takes_strings = False  # the input holds texts
     synchronized = False  # its results depend on the rows of all ranks
     rows_apart = False  # the last axis is mapped linearly; there is backward_rows
 
@@ -253,6 +254,9 @@ class Layer:
         """Make a parameter; unless told, it decays if it is a matrix or more."""
         decay = len(shape) >= 2 if decay is None else decay
         shape = tuple(map(int, shape))
+        for rule in (regularizer, constraint):
+            if rule is not None:
+                rule.check(name, shape)
         parameter = Parameter(name, shape, init, decay, regularizer, constraint)
         parameter.trainable = self._trainable
         self._parameters.append(parameter)

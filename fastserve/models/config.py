@@ -274,6 +274,8 @@ def _to_json(layer: Layer, name: str, value: Any) -> Any:
         fields = dataclasses.asdict(value)
         kind = next((k for k, base in _KINDS.items() if isinstance(value, base)), None)
         return {kind or "initializer": type(value).__name__, **fields}
+    if isinstance(value, dict):
+        return {k: _to_json(layer, name, v) for k, v in value.items()}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise ArgumentError(
@@ -286,7 +288,9 @@ def _to_json(layer: Layer, name: str, value: Any) -> Any:
 def _from_json(value: Any) -> Any:
     if isinstance(value, dict):
         fields = dict(value)
-        place = next((k for k in _MODULES if k in fields), "initializer")
+        if not fields.keys() & _MODULES.keys():
+            return fields  # a name with its arguments
+        place = next(k for k in _MODULES if k in fields)
         kind = getattr(_MODULES[place], str(fields.pop(place, "")), None)
         if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
             raise DataError(f"expected a saved {place}", f"{value}", "save it again")

@@ -168,10 +168,11 @@ class GPT(Model):
         optimizer: Any = "adamw",
         loss: Any = None,
         metrics: str | Sequence[Any] | None = (),
+        weighted_metrics: str | Sequence[Any] | None = (),
     ) -> None:
         """As ``Model.compile``; the loss is the cross-entropy of the next token."""
         loss = loss or SparseCategoricalCrossentropy(from_logits=True)
-        super().compile(optimizer, loss, metrics)
+        super().compile(optimizer, loss, metrics, weighted_metrics)
 
     def generate(
         self,

@@ -31,6 +31,7 @@ from fastserve.errors import (
 from fastserve.layers.chain import skip_input_gradient
 from fastserve.layers.graph import Graph, arrange, flatten, snake_case
 from fastserve.metrics import Metric
+from fastserve.models import keras_files
 from fastserve.models.config import Reader, Writer
 from fastserve.models.functional import chain_graph, check_traceable, trace
 from fastserve.models.places import arrays_for, for_each, metrics_for_each
@@ -99,6 +100,7 @@ class Model:
         self.optimizer: Optimizer | None = None
         self.loss: Any = None
         self.metrics: Any = []
+        self.weighted_metrics: Any = []
         self.trainer: Trainer | None = None
         self.last_step: StepResult | None = None
         self.stop_training = False
@@ -302,7 +304,7 @@ class Model:
         arrays = self._inputs(x)
         if isinstance(arrays, tuple):
             return tuple(numeric(f"x[{i}]", array) for i, array in enumerate(arrays))
-        return numeric("x", arrays)
+        return numeric("x", arrays, self.root.takes_strings)
 
     def _targets(self, y: Any, weights: Any) -> tuple[Any, Any]:
         """Return targets and weights as arrays, or as tuples for several outputs."""
@@ -346,18 +348,19 @@ class Model:
         shapes = self.output_shape if len(names) > 1 else (self.output_shape,)
         weights = for_each("loss_weights", self.loss_weights, names)
         found = []
-        for i, (name, loss, metrics, shape) in enumerate(
+        for i, (name, loss, metrics, weighted, shape) in enumerate(
             zip(
                 names,
                 for_each("loss", self.loss, names),
                 metrics_for_each(self.metrics, names),
+                metrics_for_each(self.weighted_metrics, names),
                 shapes,
                 strict=True,
             )
         ):
             y = sample.y[i] if isinstance(sample.y, tuple) else sample.y
             made: list[Metric] = []
-            for metric in metrics:
+            if metrics or weighted:
                 if y is None:
                     raise ArgumentError(
                         f"compile: expected metrics of outputs with a loss, not {name}",
@@ -365,7 +368,7 @@ class Model:
                         "give it a loss; loss_weights may be 0",
                     )
                 like = loss or losses.MeanSquaredError()
-                made.append(metric_names.get(metric, like, y.shape[1:], shape))
+                made = metric_names.get_all(metrics, weighted, like, y.shape[1:], shape)
             weight = 1.0 if weights[i] is None else float(weights[i])
             found.append(Output(name, loss, weight, made))
         if all(output.loss is None for output in found):
@@ -383,6 +386,7 @@ class Model:
         optimizer: str | Optimizer = "rmsprop",
         loss: Any = None,
         metrics: Any = (),
+        weighted_metrics: Any = (),
         *,
         loss_weights: Any = None,
     ) -> None:
@@ -392,7 +396,9 @@ class Model:
             loss: of a model with several outputs one for all, or a list or dict with
                 one for each, None for those without.
             metrics: a list; of several outputs a list or dict with a metric or a list
-                of them for each.
+                of them for each. One whose result is an array isn't in the logs:
+                ``evaluate`` returns it.
+            weighted_metrics: metrics that count samples by their weights.
             loss_weights: a list or dict of factors of the losses in their sum.
 
         Raises UnknownNameError for a name that isn't known.
@@ -403,11 +409,8 @@ class Model:
             )
         self.optimizer = optimizers.get(optimizer)
         self.loss = _each(lambda one: one and losses.get(one), loss)
-        metrics = [metrics] if isinstance(metrics, str) else metrics or ()
-        for metric in _leaves(metrics):
-            if isinstance(metric, str) and metric not in metric_names.KNOWN:
-                raise UnknownNameError("metric", metric, metric_names.KNOWN)
-        self.metrics = metrics if isinstance(metrics, dict) else list(metrics)
+        self.metrics = _known_metrics(metrics)
+        self.weighted_metrics = _known_metrics(weighted_metrics)
         self.loss_weights = loss_weights
         if self._store is not None and self._store.stale:
             self._renew_store()
@@ -447,10 +450,13 @@ class Model:
                 )
             else:
                 loss = self._single(loss)
-                named = [
-                    metric_names.get(m, loss, sample.y.shape[1:], self.output_shape)
-                    for m in _leaves(self.metrics)
-                ]
+                named = metric_names.get_all(
+                    _leaves(self.metrics),
+                    _leaves(self.weighted_metrics),
+                    loss,
+                    sample.y.shape[1:],
+                    self.output_shape,
+                )
                 self.trainer = Trainer(
                     self.root, self.store, loss, optimizer, named, *rest
                 )
@@ -485,7 +491,8 @@ class Model:
         if y is None:
             raise DataError(f"{verb}: expected targets y", "None", f"{verb}(x, y)")
         x = self._inputs(x)
-        source = ArraySource(x, *self._targets(y, weights))
+        y, weights = self._targets(y, weights)
+        source = ArraySource(x, y, weights, self.root.takes_strings)
         self.check_source(source)
         return source
 
@@ -706,7 +713,7 @@ class Model:
             if given.ndim < weights.ndim:
                 given = given.reshape(*given.shape, *[1] * (weights.ndim - given.ndim))
             weights = weights * given
-        return ArraySource(source.x, source.y, weights)
+        return ArraySource(source.x, source.y, weights, source.strings)
 
     def _validation(self, data: Any, held_out: Source | None) -> Source | None:
         if data is None:
@@ -736,7 +743,8 @@ class Model:
     ) -> Any:
         """Return the loss, or [loss, *metrics], or a dict; every sample counts once.
 
-        ``x`` may be what ``fit`` takes; ``steps``: only so many batches.
+        ``x`` may be what ``fit`` takes; ``steps``: only so many batches. Metrics may be
+        arrays, such as a confusion matrix.
         """
         source = self._source("evaluate", x, y, sample_weight)
         trainer = self.prepare(source, "evaluate")
@@ -744,7 +752,7 @@ class Model:
         results = evaluate(trainer, source, batch_size or 32, steps, call)
         if _verbosity(verbose) and world().rank == 0:
             print(describe(results), flush=True)
-        return _shown(results, return_dict)
+        return _shown(trainer.with_arrays(results), return_dict)
 
     def predict(
         self,
@@ -858,7 +866,7 @@ class Model:
         sampler = Sampler(source.samples, source.samples, 0, shuffle=False, wrap=False)
         optimizer, _ = self._compiled("train_on_batch")
         self.last_step = trainer.train(source, sampler, optimizer.step)
-        return _shown(trainer.results(), return_dict)
+        return _shown(trainer.with_arrays(trainer.results()), return_dict)
 
     def test_on_batch(self, x: Any, y: Targets, sample_weight: Any = None) -> Any:
         """Return the loss, or [loss, *metrics], of one batch."""
@@ -881,21 +889,49 @@ class Model:
                 f"set_weights: expected {len(parameters)} arrays", f"{len(weights)}"
             )
         for parameter, value in zip(parameters, weights, strict=True):
+            parameter.check(value)
+        for parameter, value in zip(parameters, weights, strict=True):
             parameter.assign(value)
 
-    def _in_order(self) -> list[Parameter]:
+    def _built_root(self) -> Layer:
         self.store  # noqa: B018  raises if the model isn't built
-        return list({id(p): p for p in self.root.parameters()}.values())
+        return self.root
+
+    def _in_order(self) -> list[Parameter]:
+        return list({id(p): p for p in self._built_root().parameters()}.values())
 
     def save_weights(self, path: str | Path) -> None:
-        """Write the weights as safetensors, under the paths of the parameters."""
+        """Write the weights: as safetensors, under the paths of the parameters, or,
+        with the ending ``.weights.h5``, as Keras 3 does, which can read them."""
         if world().rank == 0:
-            checkpoint.save_weights(Path(path), self.store, {})
+            if keras_files.is_keras_file(path):
+                keras_files.save(Path(path), self._built_root())
+            else:
+                checkpoint.save_weights(Path(path), self.store, {})
         world().barrier()
 
-    def load_weights(self, path: str | Path) -> None:
-        """Read what ``save_weights`` or ``save`` wrote; all of it or nothing."""
-        checkpoint.load_weights(Path(path), self.store)
+    def load_weights(
+        self, path: str | Path, skip_mismatch: bool = False, by_name: bool = False
+    ) -> None:
+        """Read what ``save_weights`` or ``save`` wrote; all of it or nothing.
+
+        A file that ends in ``.h5`` or ``.hdf5`` is one of Keras 3, or of Keras 2.
+
+        Args:
+            skip_mismatch: of Keras' files: leave weights as they are that the file has
+                not, or in another shape, with a warning.
+            by_name: of Keras 2 files: only layers of the same name.
+        """
+        if keras_files.is_keras_file(path):
+            keras_files.load(Path(path), self._built_root(), skip_mismatch, by_name)
+        elif skip_mismatch or by_name:
+            raise ArgumentError(
+                "load_weights: expected skip_mismatch and by_name with Keras' files",
+                f"{path}",
+                "leave them out",
+            )
+        else:
+            checkpoint.load_weights(Path(path), self.store)
 
     def save(self, path: str | Path) -> None:
         """Write weights and architecture to one safetensors file."""
@@ -997,7 +1033,16 @@ def _leaves(values: Any) -> list[Any]:
     return [values]
 
 
-def _shown(results: dict[str, float], as_dict: bool) -> Any:
+def _known_metrics(metrics: Any) -> Any:
+    """Return a list or dict of metrics; raise UnknownNameError for unknown names."""
+    metrics = [metrics] if isinstance(metrics, (str, Metric)) else metrics or ()
+    for metric in _leaves(metrics):
+        if isinstance(metric, str) and metric not in metric_names.KNOWN:
+            raise UnknownNameError("metric", metric, metric_names.KNOWN)
+    return metrics if isinstance(metrics, dict) else list(metrics)
+
+
+def _shown(results: dict[str, Any], as_dict: bool) -> Any:
     if as_dict:
         return results
     values = list(results.values())

@@ -65,12 +65,15 @@ class OutputsTrainer(Trainer):
         losses = root.fused_losses if isinstance(root, Graph) else (root.fused_loss,)
         for output, fusable in zip(outputs, losses, strict=True):
             loss = output.loss
-            if loss is not None and loss.reduction == "sum":
+            if loss is not None and (loss.reduction == "sum" or loss.whole_batch):
                 raise ArgumentError(
-                    "expected mean losses for several outputs or loss_weights",
-                    f"{loss.name} with reduction 'sum'",
-                    "leave out reduction, and give the loss a larger weight",
+                    f"{output.name}: expected a loss that is a mean over the samples, "
+                    "for several outputs or loss_weights",
+                    f"{loss.name} of a whole batch, or with reduction 'sum'",
+                    "use reduction 'sum_over_batch_size', and axes of the samples",
                 )
+            if loss is not None:
+                loss.check_training(cut=False)
             if loss is not None and fusable and fusable == loss.fused_loss:
                 output.loss, output.fused = loss.with_logits(), True
         self.outputs = list(outputs)
@@ -100,13 +103,21 @@ class OutputsTrainer(Trainer):
         named = {"loss": float(totals[0] / totals[1]) if totals[1] else 0.0}
         for name, (metric, part) in zip(self._names, self._states(totals), strict=True):
             metric.state[...] = part
-            if name is not None:
-                named[name] = metric.result()
+            value = metric.result()
+            if name is not None and np.ndim(value) == 0:
+                named[name] = float(value)
         if self._evaluating:
             trained = [o for o in self.outputs if o.loss is not None]
             means = sum(o.weight * o.mean.result() for o in trained)
             named["loss"] = means + self._penalty()
         return named
+
+    def with_arrays(self, results: dict[str, float]) -> dict[str, Any]:
+        """Return the last results with those of metrics that are arrays, in order."""
+        named = [(n, m) for n, m in zip(self._names, self.metrics, strict=True) if n]
+        measured = {name: m.result() for name, m in named if name not in results}
+        known = {**results, **measured}
+        return {name: known[name] for name in ("loss", *(name for name, _ in named))}
 
     def evaluate_shares(self, *args: Any) -> dict[str, float]:
         self._evaluating = True
@@ -182,7 +193,8 @@ class OutputsTrainer(Trainer):
                 output.mean.add(loss, counted, None)
                 total += loss * share
             for metric in output.metrics:
-                metric.update(part.y, y, part.measured)
+                weights = part.weights if metric.weighted else part.measured
+                metric.update(part.y, y, weights)
             gradients.append(gradient)
         for metric, place in self._states(status):
             place += metric.state
