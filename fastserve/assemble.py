@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastserve import config, optimizers, schedules
+from fastserve import config, losses, metrics, optimizers, schedules
 from fastserve.assemble_data import Data, call_function
 from fastserve.config import schema
 from fastserve.data.sampler import Sampler
@@ -195,7 +195,8 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
     if isinstance(m, schema.GptModel):
         model.compile(optimizer)
     elif isinstance(m, schema.SequentialModel):
-        model.compile(optimizer, m.loss, m.metrics)
+        named = [m if isinstance(m, str) else metrics.make(m) for m in m.metrics]
+        model.compile(optimizer, losses.get(m.loss), named)
     elif model.loss is not None:
         model.compile(optimizer, model.loss, model.metrics)
     else:
