@@ -270,6 +270,16 @@ class Floor:
         return max(self.least, self.schedule(step))
 
 
+class Adjustable:
+    """A rate that can be set, with a linear warm-up to it over the first ``steps``."""
+
+    def __init__(self, rate: float, steps: int = 0) -> None:
+        self.rate, self.steps = rate, steps
+
+    def __call__(self, step: int) -> float:
+        return WarmUp(Constant(self.rate), self.rate, self.steps)(step)
+
+
 TYPES = (
     "constant",
     "linear",
@@ -279,6 +289,7 @@ TYPES = (
     "cosine_restarts",
     "polynomial",
     "piecewise",
+    "plateau",
 )
 
 
@@ -299,6 +310,7 @@ def from_config(
     cycle: bool = False,
     boundaries: Sequence[int] = (),
     factors: Sequence[float] = (),
+    **plateau: float,
 ) -> Schedule:
     """Return the schedule of a job's ``schedule`` section.
 
@@ -314,6 +326,8 @@ def from_config(
     - polynomial: from lr to ``min_lr`` as (1 - t / decay_steps) ** power; see
       ``PolynomialDecay``
     - piecewise: lr, from step ``boundaries[i]`` of the job on times ``factors[i]``
+    - plateau: an ``Adjustable`` lr; when it is lowered the callback knows, which has
+      the other arguments
 
     Raises:
         UnknownNameError: another ``type``.
@@ -323,6 +337,8 @@ def from_config(
         raise UnknownNameError("schedule", type, TYPES)
     last = steps if decay_steps is None else decay_steps
     _check_config(lr, steps, warmup_steps, min_lr)
+    if type == "plateau":
+        return Adjustable(lr, warmup_steps)
     if type == "constant":
         after: Schedule = Constant(lr)
     elif type == "piecewise":

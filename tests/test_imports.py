@@ -26,7 +26,7 @@ ORDER = [
     {"assemble", "bench"},
     {"summary"},
     {"worker", "estimate"},
-    {"exchange", "merge"},
+    {"exchange", "merge", "predictions"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

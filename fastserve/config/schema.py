@@ -155,6 +155,23 @@ class PythonModel(Section):
     arguments: dict[str, Any] = Field(default={}, description="Its keyword arguments.")
 
 
+class JsonModel(Section):
+    """A model whose architecture is in a file that ``model.to_json()`` gave."""
+
+    type: Literal["json"] = Field(description="The kind of model.")
+    file: File = Field(description="The JSON file, relative to the working folder.")
+    loss: Text | dict[Text, Text] = Field(
+        description="Name of the loss; of several outputs a name for each of them."
+    )
+    metrics: list[Text] | dict[Text, list[Text]] = Field(
+        default=[],
+        description="Names of the metrics to show; of several outputs a list for each.",
+    )
+    loss_weights: dict[Text, float] | None = Field(
+        default=None, description="Factors of the outputs' losses; null: 1."
+    )
+
+
 ResetAttention = Annotated[
     bool,
     Field(description="Keep documents apart: attention doesn't cross an end token."),
@@ -333,6 +350,13 @@ class Train(Section):
         "before, or isn't finite; null: skip none, and end when it isn't finite.",
     )
     log_every: Count = Field(default=10, description="Steps between two logged lines.")
+    csv: bool = Field(
+        default=False, description="Write a line of metrics.csv for each validation."
+    )
+    tensorboard: bool = Field(
+        default=False,
+        description="Write files for TensorBoard, every log_every steps.",
+    )
     shuffle: bool = Field(
         default=True, description="Shuffle the samples in every epoch."
     )
@@ -600,6 +624,24 @@ class Piecewise(Section):
     )
 
 
+class Plateau(Section):
+    """lr, and lower each time that the validation loss has stopped to fall."""
+
+    type: Literal["plateau"] = Field(description="The kind of schedule.")
+    warmup_steps: WarmupSteps = 0
+    min_lr: LeastRate = 0.0
+    factor: Factor = Field(default=0.1, description="The new rate is lr times this.")
+    patience: Count = Field(
+        default=10, description="Validations without a lower loss before a reduction."
+    )
+    min_delta: NotNegative = Field(
+        default=1e-4, description="A loss must be lower by more than this to count."
+    )
+    cooldown: Natural = Field(
+        default=0, description="Validations after a reduction that don't count."
+    )
+
+
 class Checkpoint(Section):
     """When to save, and how much to keep."""
 
@@ -746,10 +788,19 @@ class Launch(Section):
     start_timeout: Positive = Field(
         default=30.0, description="Seconds in which all ranks must have started."
     )
+    max_restarts: Natural = Field(
+        default=0,
+        description="How often the job may start again from its last checkpoint after "
+        "it has lost a rank, a host or a link.",
+    )
+    min_ranks: Count | None = Field(
+        default=None,
+        description="Ranks that must be left for a restart; null: as many as before.",
+    )
     slurm: Slurm = Field(default=Slurm(), description="What Slurm is asked for.")
 
 
-Model = GptModel | SequentialModel | PythonModel
+Model = GptModel | SequentialModel | PythonModel | JsonModel
 Data = TextData | TokensData | CompletionsData | ArraysData | PythonData | Labelled
 Optimizer = (
     Sgd
@@ -770,6 +821,7 @@ Schedule = (
     | Cosine
     | Exponential
     | Step
+    | Plateau
     | CosineRestarts
     | Polynomial
     | Piecewise

@@ -311,7 +311,7 @@ class GPT(Model):
         world().barrier()
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> GPT:
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> GPT:
         """Make a model from what ``get_config`` returned; its weights are new."""
         model = cls(**{k: v for k, v in config.items() if k not in ("class", "lora")})
         if "lora" in config:
