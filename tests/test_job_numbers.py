@@ -122,3 +122,21 @@ def test_loss_and_metrics_with_arguments(folder: Path) -> None:
     wrong = JOB["model"] | {"loss": {"Huber": {"width": 1}}}
     with pytest.raises(fs.errors.ArgumentError, match="Huber: expected arguments"):
         compiled(folder, model=wrong)
+
+
+def test_evaluate_prints_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from fastserve import worker
+    from launch import cli
+
+    found = {"loss": 0.25, "confusion_matrix": np.array([[3.0, 1.0], [0.0, 2.5]])}
+    monkeypatch.setattr(worker, "evaluate", lambda *_: found)
+    monkeypatch.setattr(cli, "_prepare", lambda: None)
+    result = CliRunner().invoke(cli.cli, ["evaluate", "runs/x"], catch_exceptions=False)
+    assert result.output.splitlines() == [
+        "loss 0.25",
+        "confusion_matrix",
+        "  3  1",
+        "  0  2.5",
+    ]
