@@ -692,7 +692,7 @@ def evaluate(
     which: str = checkpoint.LATEST,
     overrides: Sequence[str] = (),
     split: str = "validation",
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Return loss and metrics of the run's model on its validation data, or on the part
     ``split`` of its data: 'train', 'validation' or 'test'.
 
@@ -721,7 +721,8 @@ def evaluate(
     load_weights(run_dir, model, which)
     compile_model(job, model, total_steps(job, make_sampler(job, data)))
     trainer = model.prepare(part)
-    results = trainer.evaluate(part, job.train.global_batch)
+    measured = trainer.evaluate(part, job.train.global_batch)
+    results = trainer.with_arrays(measured)
     results |= language_measures(
         results["loss"], trainer.loss, part, data.bytes_per_token
     )

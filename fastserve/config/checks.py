@@ -277,6 +277,20 @@ def _decay(job: _Keys) -> None:
         job.fault("schedule.decay_steps", expected, decay)
 
 
+def _boundaries(job: _Keys) -> None:
+    places, factors = job["schedule.boundaries"], job["schedule.factors"]
+    if not places:
+        return
+    if len(places) != len(factors):
+        expected = f"a factor for each of {len(places)} boundaries"
+        job.fault("schedule.factors", expected, factors)
+    if sorted(set(places)) != list(places):
+        job.fault("schedule.boundaries", "steps that grow", places)
+    elif places[0] < job["schedule.warmup_steps"]:
+        expected = f"steps from warmup_steps ({show(job['schedule.warmup_steps'])}) on"
+        job.fault("schedule.boundaries", expected, places)
+
+
 def _last_rate(job: _Keys) -> None:
     last, first = job["schedule.min_lr"], job["optimizer.lr"]
     if last > first:
@@ -433,6 +447,7 @@ _CHECKS = (
     _nesterov,
     _warmup,
     _decay,
+    _boundaries,
     _last_rate,
     _exact,
     _overlap,
