@@ -169,6 +169,51 @@ class CosineDecay:
         return float(peak * ((1 - self.alpha) * cosine + self.alpha))
 
 
+@dataclass(frozen=True)
+class CosineDecayRestarts:
+    """Half cosines from ``initial_learning_rate`` down, again and again.
+
+    The first takes ``first_decay_steps``, each later one ``t_mul`` times as many as the
+    one before, and begins ``m_mul`` times as high; the rate never falls below ``alpha``
+    times the initial one (Loshchilov, Hutter, 2016: "SGDR").
+    """
+
+    initial_learning_rate: float
+    first_decay_steps: float
+    t_mul: float = 2.0
+    m_mul: float = 1.0
+    alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, first_decay_steps=self.first_decay_steps, t_mul=self.t_mul)
+        for name in ("initial_learning_rate", "m_mul", "alpha"):
+            _check_rate(self, name, getattr(self, name))
+        if self.t_mul < 1:
+            raise ArgumentError(
+                "CosineDecayRestarts: expected t_mul of 1 or more",
+                f"{self.t_mul}",
+                "periods that get shorter would come to an end",
+            )
+
+    def __call__(self, step: int) -> float:
+        done, span = step / self.first_decay_steps, self.t_mul
+        if span == 1:
+            period, part = divmod(done, 1)
+        else:
+            period = math.floor(math.log(1 + done * (span - 1)) / math.log(span))
+            # the logarithm may be a hair's breadth off where a period begins
+            if (span ** (period + 1) - 1) / (span - 1) <= done:
+                period += 1
+            begun = (span**period - 1) / (span - 1)
+            if begun > done:
+                period -= 1
+                begun = (span**period - 1) / (span - 1)
+            part = (done - begun) / span**period
+        cosine = 0.5 * self.m_mul**period * (1 + math.cos(math.pi * part))
+        level = (1 - self.alpha) * cosine + self.alpha
+        return float(self.initial_learning_rate * level)
+
+
 class PiecewiseConstantDecay:
     """``values[i]`` up to and including step ``boundaries[i]``, then the next value.
 
@@ -235,7 +280,17 @@ class Adjustable:
         return WarmUp(Constant(self.rate), self.rate, self.steps)(step)
 
 
-TYPES = ("constant", "linear", "cosine", "exponential", "step", "plateau")
+TYPES = (
+    "constant",
+    "linear",
+    "cosine",
+    "exponential",
+    "step",
+    "cosine_restarts",
+    "polynomial",
+    "piecewise",
+    "plateau",
+)
 
 
 def from_config(
@@ -248,6 +303,13 @@ def from_config(
     rate: float = 0.1,
     step_size: int | None = None,
     gamma: float = 0.1,
+    first_decay_steps: int | None = None,
+    t_mul: float = 2.0,
+    m_mul: float = 1.0,
+    power: float = 1.0,
+    cycle: bool = False,
+    boundaries: Sequence[int] = (),
+    factors: Sequence[float] = (),
     **plateau: float,
 ) -> Schedule:
     """Return the schedule of a job's ``schedule`` section.
@@ -260,6 +322,10 @@ def from_config(
       of the job (None: ``steps``), and kept
     - exponential: lr * rate ** (t / decay_steps), at least ``min_lr``
     - step: lr * gamma ** (t // step_size), at least ``min_lr``
+    - cosine_restarts: half cosines from lr to ``min_lr``; see ``CosineDecayRestarts``
+    - polynomial: from lr to ``min_lr`` as (1 - t / decay_steps) ** power; see
+      ``PolynomialDecay``
+    - piecewise: lr, from step ``boundaries[i]`` of the job on times ``factors[i]``
     - plateau: an ``Adjustable`` lr; when it is lowered the callback knows, which has
       the other arguments
 
@@ -275,6 +341,12 @@ def from_config(
         return Adjustable(lr, warmup_steps)
     if type == "constant":
         after: Schedule = Constant(lr)
+    elif type == "piecewise":
+        return _piecewise(lr, warmup_steps, boundaries, factors)
+    elif type == "cosine_restarts":
+        first = max(1, steps - warmup_steps)
+        first = first if first_decay_steps is None else first_decay_steps
+        after = CosineDecayRestarts(lr, first, t_mul, m_mul, alpha=min_lr / lr)
     elif type == "exponential":
         after = Floor(ExponentialDecay(lr, last, rate), min_lr)
     elif type == "step":
@@ -295,8 +367,31 @@ def from_config(
         span = max(1, last - warmup_steps)
         if type == "linear":
             after = LinearDecay(lr, span, min_lr)
+        elif type == "polynomial":
+            after = PolynomialDecay(lr, span, min_lr, power, cycle)
         else:
             after = CosineDecay(lr, span, alpha=min_lr / lr)
+    return WarmUp(after, lr, warmup_steps)
+
+
+def _piecewise(
+    lr: float, warmup_steps: int, boundaries: Sequence[int], factors: Sequence[float]
+) -> Schedule:
+    """Return the schedule whose values change at steps of the job, not after them."""
+    if len(boundaries) != len(factors):
+        raise ArgumentError(
+            "schedule piecewise: expected a factor for each boundary",
+            f"{len(boundaries)} boundaries, {len(factors)} factors",
+            "from boundaries[i] on the rate is lr x factors[i]",
+        )
+    if boundaries and boundaries[0] < max(1, warmup_steps):
+        raise ArgumentError(
+            "schedule piecewise: expected boundaries from the end of the warm-up on",
+            f"boundary {boundaries[0]}, warmup_steps {warmup_steps}",
+            "boundaries count from the start of the job, warm-up included",
+        )
+    places = [boundary - warmup_steps - 1 for boundary in boundaries]
+    after = PiecewiseConstantDecay(places, [lr, *(lr * f for f in factors)])
     return WarmUp(after, lr, warmup_steps)
 
 

@@ -436,20 +436,20 @@ FAULTS = [
         4,
         "  type: gtp",
         4,
-        "model.type: expected gpt, python or sequential, received 'gtp', "
+        "model.type: expected gpt, json, python or sequential, received 'gtp', "
         "did you mean 'gpt'?",
     ),
     (
         4,
         "  n_layre: 2",
         3,
-        "model.type: expected gpt, python or sequential, received nothing",
+        "model.type: expected gpt, json, python or sequential, received nothing",
     ),
     (
         4,
         "  type: [gpt]",
         4,
-        'model.type: expected gpt, python or sequential, received ["gpt"]',
+        'model.type: expected gpt, json, python or sequential, received ["gpt"]',
     ),
     (
         10,

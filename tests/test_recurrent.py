@@ -15,6 +15,7 @@ from fastserve.comm import Communicator, run_threads
 from fastserve.core import Layer, StepKey
 from fastserve.errors import ArgumentError, DataError, ShapeError, StateError
 from fastserve.models.config import layer_config, layer_from_config
+from fastserve.training.flops import flops_per_sample
 from fastserve.training.step import Options
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -379,6 +380,20 @@ def test_masking() -> None:
     model.build((None, 3))
     short = model.predict(x[1:, :2])
     np.testing.assert_allclose(model.predict(x[1:]), short, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sequences", [False, True])
+def test_operations_are_counted_for_all_steps(sequences: bool) -> None:
+    model = fs.models.Sequential(
+        [L.GRU(4, return_sequences=sequences, input_shape=(None, 3)), L.Dense(2)]
+    )
+    model.build((None, 3))
+    dense = 4 * 2 * (10 if sequences else 1)
+    wanted = 6 * (10 * 12 * (3 + 4) + dense)
+    assert flops_per_sample(model.root, time=10) == wanted
+    each = fs.models.Sequential([L.TimeDistributed(L.Dense(2), input_shape=(5, 3))])
+    each.build((5, 3))
+    assert flops_per_sample(each.root) == 6 * 5 * 3 * 2
 
 
 # -- files -----------------------------------------------------------------------------

@@ -150,6 +150,23 @@ class PythonModel(Section):
     arguments: dict[str, Any] = Field(default={}, description="Its keyword arguments.")
 
 
+class JsonModel(Section):
+    """A model whose architecture is in a file that ``model.to_json()`` gave."""
+
+    type: Literal["json"] = Field(description="The kind of model.")
+    file: File = Field(description="The JSON file, relative to the working folder.")
+    loss: Text | dict[Text, Text] = Field(
+        description="Name of the loss; of several outputs a name for each of them."
+    )
+    metrics: list[Text] | dict[Text, list[Text]] = Field(
+        default=[],
+        description="Names of the metrics to show; of several outputs a list for each.",
+    )
+    loss_weights: dict[Text, float] | None = Field(
+        default=None, description="Factors of the outputs' losses; null: 1."
+    )
+
+
 ResetAttention = Annotated[
     bool,
     Field(description="Keep documents apart: attention doesn't cross an end token."),
@@ -723,10 +740,19 @@ class Launch(Section):
     start_timeout: Positive = Field(
         default=30.0, description="Seconds in which all ranks must have started."
     )
+    max_restarts: Natural = Field(
+        default=0,
+        description="How often the job may start again from its last checkpoint after "
+        "it has lost a rank, a host or a link.",
+    )
+    min_ranks: Count | None = Field(
+        default=None,
+        description="Ranks that must be left for a restart; null: as many as before.",
+    )
     slurm: Slurm = Field(default=Slurm(), description="What Slurm is asked for.")
 
 
-Model = GptModel | SequentialModel | PythonModel
+Model = GptModel | SequentialModel | PythonModel | JsonModel
 Data = TextData | TokensData | CompletionsData | ArraysData | PythonData | Labelled
 Optimizer = (
     Sgd
