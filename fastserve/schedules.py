@@ -1,8 +1,8 @@
 """Learning rates as pure functions of the step: ``schedule(step) -> float``.
 
 ``step`` is the number of updates that were made before, so the first call is with 0.
-The classes are Keras', arguments and formulas (``name`` is a label alone);
-``from_config`` makes the schedules of the job's YAML, which add a linear warm-up.
+The classes are Keras', arguments and formulas (``name`` is a label); ``from_config`` makes the schedules of
+the job's YAML, which add a linear warm-up to each.
 """
 
 from __future__ import annotations
@@ -182,12 +182,11 @@ class CosineDecay(LearningRateSchedule):
 
 @dataclass(frozen=True)
 class CosineDecayRestarts(LearningRateSchedule):
-    """Cosines one after the other (Loshchilov, Hutter: "SGDR", 2016).
+    """Half cosines from ``initial_learning_rate`` down, again and again.
 
-    The first takes ``first_decay_steps``, each further one ``t_mul`` times as many as
-    the one before, and it starts at ``m_mul`` times its rate:
-
-        rate * ((1 - alpha) * m_mul^i * (1 + cos(pi * part)) / 2 + alpha)
+    The first takes ``first_decay_steps``, each later one ``t_mul`` times as many as the
+    one before, and begins ``m_mul`` times as high; the rate never falls below ``alpha``
+    times the initial one (Loshchilov, Hutter, 2016: "SGDR").
     """
 
     initial_learning_rate: float
@@ -198,26 +197,33 @@ class CosineDecayRestarts(LearningRateSchedule):
     name: str = "SGDRDecay"
 
     def __post_init__(self) -> None:
-        _check(self, first_decay_steps=self.first_decay_steps)
+        _check(self, first_decay_steps=self.first_decay_steps, t_mul=self.t_mul)
         for name in ("initial_learning_rate", "m_mul", "alpha"):
             _check_rate(self, name, getattr(self, name))
-        if not 1 <= self.t_mul < math.inf:
+        if self.t_mul < 1:
             raise ArgumentError(
                 "CosineDecayRestarts: expected t_mul of 1 or more",
-                str(self.t_mul),
-                "with less the periods would end",
+                f"{self.t_mul}",
+                "periods that get shorter would come to an end",
             )
 
     def __call__(self, step: int) -> float:
-        left, number = float(step), 0
-        span = float(self.first_decay_steps)
-        if self.t_mul == 1:
-            number, left = int(left // span), left % span
-        while left >= span:
-            left, number, span = left - span, number + 1, span * self.t_mul
-        height = 0.5 * self.m_mul**number * (1 + math.cos(math.pi * left / span))
-        rest = (1 - self.alpha) * height + self.alpha
-        return float(self.initial_learning_rate * rest)
+        done, span = step / self.first_decay_steps, self.t_mul
+        if span == 1:
+            period, part = divmod(done, 1)
+        else:
+            period = math.floor(math.log(1 + done * (span - 1)) / math.log(span))
+            # the logarithm may be a hair's breadth off where a period begins
+            if (span ** (period + 1) - 1) / (span - 1) <= done:
+                period += 1
+            begun = (span**period - 1) / (span - 1)
+            if begun > done:
+                period -= 1
+                begun = (span**period - 1) / (span - 1)
+            part = (done - begun) / span**period
+        cosine = 0.5 * self.m_mul**period * (1 + math.cos(math.pi * part))
+        level = (1 - self.alpha) * cosine + self.alpha
+        return float(self.initial_learning_rate * level)
 
 
 class PiecewiseConstantDecay(LearningRateSchedule):
@@ -282,7 +288,27 @@ class Floor(LearningRateSchedule):
         return max(self.least, self.schedule(step))
 
 
-TYPES = ("constant", "linear", "cosine", "exponential", "step")
+class Adjustable:
+    """A rate that can be set, with a linear warm-up to it over the first ``steps``."""
+
+    def __init__(self, rate: float, steps: int = 0) -> None:
+        self.rate, self.steps = rate, steps
+
+    def __call__(self, step: int) -> float:
+        return WarmUp(Constant(self.rate), self.rate, self.steps)(step)
+
+
+TYPES = (
+    "constant",
+    "linear",
+    "cosine",
+    "exponential",
+    "step",
+    "cosine_restarts",
+    "polynomial",
+    "piecewise",
+    "plateau",
+)
 
 
 def from_config(
@@ -295,6 +321,14 @@ def from_config(
     rate: float = 0.1,
     step_size: int | None = None,
     gamma: float = 0.1,
+    first_decay_steps: int | None = None,
+    t_mul: float = 2.0,
+    m_mul: float = 1.0,
+    power: float = 1.0,
+    cycle: bool = False,
+    boundaries: Sequence[int] = (),
+    factors: Sequence[float] = (),
+    **plateau: float,
 ) -> Schedule:
     """Return the schedule of a job's ``schedule`` section.
 
@@ -306,6 +340,12 @@ def from_config(
       of the job (None: ``steps``), and kept
     - exponential: lr * rate ** (t / decay_steps), at least ``min_lr``
     - step: lr * gamma ** (t // step_size), at least ``min_lr``
+    - cosine_restarts: half cosines from lr to ``min_lr``; see ``CosineDecayRestarts``
+    - polynomial: from lr to ``min_lr`` as (1 - t / decay_steps) ** power; see
+      ``PolynomialDecay``
+    - piecewise: lr, from step ``boundaries[i]`` of the job on times ``factors[i]``
+    - plateau: an ``Adjustable`` lr; when it is lowered the callback knows, which has
+      the other arguments
 
     Raises:
         UnknownNameError: another ``type``.
@@ -315,8 +355,16 @@ def from_config(
         raise UnknownNameError("schedule", type, TYPES)
     last = steps if decay_steps is None else decay_steps
     _check_config(lr, steps, warmup_steps, min_lr)
+    if type == "plateau":
+        return Adjustable(lr, warmup_steps)
     if type == "constant":
         after: Schedule = Constant(lr)
+    elif type == "piecewise":
+        return _piecewise(lr, warmup_steps, boundaries, factors)
+    elif type == "cosine_restarts":
+        first = max(1, steps - warmup_steps)
+        first = first if first_decay_steps is None else first_decay_steps
+        after = CosineDecayRestarts(lr, first, t_mul, m_mul, alpha=min_lr / lr)
     elif type == "exponential":
         after = Floor(ExponentialDecay(lr, last, rate), min_lr)
     elif type == "step":
@@ -337,8 +385,31 @@ def from_config(
         span = max(1, last - warmup_steps)
         if type == "linear":
             after = LinearDecay(lr, span, min_lr)
+        elif type == "polynomial":
+            after = PolynomialDecay(lr, span, min_lr, power, cycle)
         else:
             after = CosineDecay(lr, span, alpha=min_lr / lr)
+    return WarmUp(after, lr, warmup_steps)
+
+
+def _piecewise(
+    lr: float, warmup_steps: int, boundaries: Sequence[int], factors: Sequence[float]
+) -> Schedule:
+    """Return the schedule whose values change at steps of the job, not after them."""
+    if len(boundaries) != len(factors):
+        raise ArgumentError(
+            "schedule piecewise: expected a factor for each boundary",
+            f"{len(boundaries)} boundaries, {len(factors)} factors",
+            "from boundaries[i] on the rate is lr x factors[i]",
+        )
+    if boundaries and boundaries[0] < max(1, warmup_steps):
+        raise ArgumentError(
+            "schedule piecewise: expected boundaries from the end of the warm-up on",
+            f"boundary {boundaries[0]}, warmup_steps {warmup_steps}",
+            "boundaries count from the start of the job, warm-up included",
+        )
+    places = [boundary - warmup_steps - 1 for boundary in boundaries]
+    after = PiecewiseConstantDecay(places, [lr, *(lr * f for f in factors)])
     return WarmUp(after, lr, warmup_steps)
 
 

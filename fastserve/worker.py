@@ -40,7 +40,13 @@ from fastserve.models import GPT, Model, huggingface
 from fastserve.summary import conclusion, introduction, opening, sample
 from fastserve.training import checkpoint, files, shards
 from fastserve.training.balance import Balance
-from fastserve.training.callbacks import EarlyStopping
+from fastserve.training.callbacks import (
+    Callback,
+    CSVLogger,
+    EarlyStopping,
+    ReduceLROnPlateau,
+    TensorBoard,
+)
 from fastserve.training.head import pieces_of
 from fastserve.training.language import language_measures
 from fastserve.training.loop import Schedule, run
@@ -143,16 +149,25 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     own = numerics()
     _compare_ranks(job, comm)
     early = _early_stopping(job)
+    extras = _extras(job, run_dir)
     metrics = MetricsFile(run_dir / "metrics.jsonl", job.train.log_every)
     first, saved = _load(options, run_dir, model, data, comm, plan, early)
     metrics.set_state(saved.get("metrics", {}))
+    for name, callback in extras.items():
+        if name in saved:
+            callback.set_state(saved[name])
     if comm.rank == 0:
         _compare_numerics(job, saved.get("numerics"), own)
 
     def state() -> dict[str, Any]:
         # as text, because JSON has no NaN and no infinity
         totals = [repr(total) for total in trainer.totals.tolist()]
-        parts = {"early_stop": early, "spikes": trainer.guard, "metrics": metrics}
+        parts = {
+            "early_stop": early,
+            "spikes": trainer.guard,
+            "metrics": metrics,
+            **extras,
+        }
         states = {name: part.get_state() for name, part in parts.items() if part}
         return {"totals": totals, **states, **plan, "numerics": own}
 
@@ -180,6 +195,8 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
         first,
         validation_batches=job.train.eval_batches,
     )
+    if isinstance(plateau := extras.get("plateau"), ReduceLROnPlateau):
+        plateau.say = progress.say
     comm.timeout = job.comm.timeout
     best = BestCheckpoint(run_dir / "checkpoints", state)
     history = run(
@@ -195,6 +212,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
             Balance(),
             metrics,
             *([early] if early else []),  # before those that save its state
+            *extras.values(),
             *([best] if job.checkpoint.best else []),
             Checkpoints(
                 run_dir / "checkpoints",
@@ -244,6 +262,27 @@ def _samples(
 def _early_stopping(job: config.Job) -> EarlyStopping | None:
     patience = job.train.early_stop
     return None if patience is None else EarlyStopping(patience=patience)
+
+
+def _extras(job: config.Job, run_dir: Path) -> dict[str, Callback]:
+    """Return the callbacks that the job asks for, by the names of their states."""
+    found: dict[str, Callback] = {}
+    plateau = job.schedule
+    if isinstance(plateau, schema.Plateau):
+        found["plateau"] = ReduceLROnPlateau(
+            factor=plateau.factor,
+            patience=plateau.patience,
+            verbose=1,
+            min_delta=plateau.min_delta,
+            cooldown=plateau.cooldown,
+            min_lr=plateau.min_lr,
+        )
+    if job.train.csv:
+        found["csv"] = CSVLogger(run_dir / "metrics.csv")
+    if job.train.tensorboard:
+        folder, every = run_dir / "tensorboard", job.train.log_every
+        found["tensorboard"] = TensorBoard(folder, update_freq=every)
+    return found
 
 
 def _why_early(early: EarlyStopping, made: int, schedule: Schedule) -> str | None:

@@ -26,13 +26,14 @@ ORDER = [
     {"assemble", "bench"},
     {"summary"},
     {"worker", "estimate"},
-    {"exchange", "merge"},
+    {"exchange", "merge", "predictions"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 # within a line, who may use whom
 SIDEWAYS = {
     ("metrics", "losses"),
+    ("optimizers", "schedules"),
     ("comm", "ops"),
 }
 LAUNCH_MAY_USE = {"errors", "environment", "config"}

@@ -143,6 +143,8 @@ def _validation(job: _Keys) -> None:
         if job[wish]:
             job.fault(key, f"validation data, as {wish} is set", job[key])
             return
+    if job["schedule.type"] == "plateau":
+        job.fault(key, "validation data, as schedule.type is plateau", job[key])
 
 
 _NEED_VALIDATION = (
@@ -216,6 +218,13 @@ def _early_stop(job: _Keys) -> None:
     wanted = job["train.early_stop"] is not None and job["train.steps"] is not None
     if wanted and job["train.eval_every"] is None:
         expected = "steps between validations, as train.early_stop is set"
+        job.fault("train.eval_every", expected, None)
+
+
+def _plateau(job: _Keys) -> None:
+    wanted = job["schedule.type"] == "plateau" and job["train.steps"] is not None
+    if wanted and job["train.eval_every"] is None:
+        expected = "steps between validations, as schedule.type is plateau"
         job.fault("train.eval_every", expected, None)
 
 
@@ -418,6 +427,7 @@ _CHECKS = (
     _table,
     _vectorize,
     _early_stop,
+    _plateau,
     _samples,
     _vocabulary,
     _nesterov,

@@ -150,6 +150,23 @@ class PythonModel(Section):
     arguments: dict[str, Any] = Field(default={}, description="Its keyword arguments.")
 
 
+class JsonModel(Section):
+    """A model whose architecture is in a file that ``model.to_json()`` gave."""
+
+    type: Literal["json"] = Field(description="The kind of model.")
+    file: File = Field(description="The JSON file, relative to the working folder.")
+    loss: Text | dict[Text, Text] = Field(
+        description="Name of the loss; of several outputs a name for each of them."
+    )
+    metrics: list[Text] | dict[Text, list[Text]] = Field(
+        default=[],
+        description="Names of the metrics to show; of several outputs a list for each.",
+    )
+    loss_weights: dict[Text, float] | None = Field(
+        default=None, description="Factors of the outputs' losses; null: 1."
+    )
+
+
 ResetAttention = Annotated[
     bool,
     Field(description="Keep documents apart: attention doesn't cross an end token."),
@@ -328,6 +345,13 @@ class Train(Section):
         "before, or isn't finite; null: skip none, and end when it isn't finite.",
     )
     log_every: Count = Field(default=10, description="Steps between two logged lines.")
+    csv: bool = Field(
+        default=False, description="Write a line of metrics.csv for each validation."
+    )
+    tensorboard: bool = Field(
+        default=False,
+        description="Write files for TensorBoard, every log_every steps.",
+    )
     shuffle: bool = Field(
         default=True, description="Shuffle the samples in every epoch."
     )
@@ -552,6 +576,24 @@ class Step(Section):
     gamma: Factor = Field(default=0.1, description="Factor of each reduction.")
 
 
+class Plateau(Section):
+    """lr, and lower each time that the validation loss has stopped to fall."""
+
+    type: Literal["plateau"] = Field(description="The kind of schedule.")
+    warmup_steps: WarmupSteps = 0
+    min_lr: LeastRate = 0.0
+    factor: Factor = Field(default=0.1, description="The new rate is lr times this.")
+    patience: Count = Field(
+        default=10, description="Validations without a lower loss before a reduction."
+    )
+    min_delta: NotNegative = Field(
+        default=1e-4, description="A loss must be lower by more than this to count."
+    )
+    cooldown: Natural = Field(
+        default=0, description="Validations after a reduction that don't count."
+    )
+
+
 class Checkpoint(Section):
     """When to save, and how much to keep."""
 
@@ -710,7 +752,7 @@ class Launch(Section):
     slurm: Slurm = Field(default=Slurm(), description="What Slurm is asked for.")
 
 
-Model = GptModel | SequentialModel | PythonModel
+Model = GptModel | SequentialModel | PythonModel | JsonModel
 Data = TextData | TokensData | CompletionsData | ArraysData | PythonData | Labelled
 Optimizer = (
     Sgd
@@ -725,7 +767,7 @@ Optimizer = (
     | Adadelta
     | Ftrl
 )
-Schedule = Constant | Linear | Cosine | Exponential | Step
+Schedule = Constant | Linear | Cosine | Exponential | Step | Plateau
 
 
 class Job(Section):

@@ -173,6 +173,23 @@ class Graph(Layer):
         for layer in self.layers:
             yield from layer.parameters()
 
+    def before(self, layer: Layer) -> list[str]:
+        """Return the names of what a layer's calls are given, as in Keras' summary: a
+        layer's name, [number of its call] and [place of its output] if not 0."""
+        calls: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            calls.setdefault(id(node.layer), []).append(node)
+        found = []
+        for node in calls.get(id(layer), ()):
+            for tensor in node.inputs:
+                name = self.name_of(tensor.node.layer)
+                among = calls.get(id(tensor.node.layer), [tensor.node])
+                number = among.index(tensor.node)
+                if len(among) > 1 or len(tensor.node.outputs) > 1:
+                    name += f"[{number}][{tensor.index}]"
+                found.append(name)
+        return found
+
     @property
     def input_names(self) -> list[str]:
         if isinstance(self.inputs_like, Mapping):

@@ -70,7 +70,7 @@ class Recurrent(Layer):
     states = 1
     _kernel_t: Array  # (G H, F), for backward
     several_inputs = True  # or one
-    call_inputs = ("x", "initial_state")
+    call_inputs = ("sequences", "initial_state")
 
     def __init__(
         self,

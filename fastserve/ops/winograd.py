@@ -75,8 +75,8 @@ def _matrices(height: int, width: int, dtype: str) -> tuple[Array, Array, Array]
 def pays(h: Axis, w: Axis, inputs: int, filters: int) -> bool:
     """Return whether a forward and backward are faster here than with patches.
 
-    In units of a multiplication: the products are counted, and for each element that
-    is moved about what was measured.
+    In units of a multiplication: the products are counted, what it takes to move a
+    number was measured.
     """
     for axis in (h, w):
         if axis.stride != 1 or axis.dilation != 1 or axis.kernel >= TILE:
@@ -84,10 +84,10 @@ def pays(h: Axis, w: Axis, inputs: int, filters: int) -> bool:
     p = _points(h.kernel) * _points(w.kernel)
     mh, mw = outputs(h.kernel), outputs(w.kernel)
     q, k = mh * mw, h.kernel * w.kernel
-    transforms = 3 * p * inputs + 2 * q * filters + 75 * (inputs + filters)
+    c, o = inputs, filters
     tiles = -(-h.out // mh) * -(-w.out // mw)
-    here = tiles * p * (3 * inputs * filters + transforms)
-    return k > 1 and here < h.out * w.out * k * inputs * (3 * filters + 125)
+    here = tiles * p * (3 * c * o + 3 * p * c + 2 * q * o + 47 * (c + o) + 1260)
+    return k > 1 and here < h.out * w.out * k * c * (3 * o + 60)
 
 
 def _rows(slot: int, rows: int, tiles: int, channels: int, like: Array) -> Array:
