@@ -1,8 +1,8 @@
 """Learning rates as pure functions of the step: ``schedule(step) -> float``.
 
 ``step`` is the number of updates that were made before, so the first call is with 0.
-The classes are Keras', arguments and formulas (``name`` is a label); ``from_config`` makes the schedules of
-the job's YAML, which add a linear warm-up to each.
+The classes are Keras', arguments and formulas (``name`` is a label); ``from_config``
+makes the schedules of the job's YAML, which add a linear warm-up to each.
 """
 
 from __future__ import annotations
