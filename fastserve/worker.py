@@ -33,6 +33,7 @@ from fastserve.core import without_initial_values
 from fastserve.data import preprocessing
 from fastserve.data.completions import CompletionSource
 from fastserve.data.encode import share_text
+from fastserve.data.linear import linear_r2, r2
 from fastserve.data.token_files import open_token_file
 from fastserve.data.tokenizers import Tokenizer, load_tokenizer
 from fastserve.errors import CheckpointError, CommError, DataError, FastserveError
@@ -726,6 +727,10 @@ def evaluate(
     results |= language_measures(
         results["loss"], trainer.loss, part, data.bytes_per_token
     )
+    if data.target_value is not None:
+        results["r2"] = r2(model.forward, part)
+        linear = linear_r2(data.train, part)
+        results |= {} if linear is None else {"linear_r2": linear}
     if isinstance(part, CompletionSource):
         # logits of so many rows that they aren't too large
         rows = 16 // pieces_of(16 * part.block_size, model.root)
