@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from fastserve import config, environment
 from fastserve.assemble import (
@@ -71,6 +71,7 @@ USAGE = 2
 STOPPED_EARLY = 75
 _MEETING_SECONDS = 60.0
 log = logging.getLogger("fastserve")
+_held: list[IO[str]] = []  # run folders, until the process ends
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -412,6 +413,8 @@ def _load(
     state = None
     loaded: list[Path] = []
     if comm.rank == 0:
+        if run_dir.exists():
+            _hold(run_dir)
         goals = trainer.store, trainer.optimizer, loaded.append
         if (source / "state.json").exists():
             _check_kept(source.parent.parent, data)
@@ -535,12 +538,18 @@ def _check_kept(run_dir: Path, data: Data) -> None:
     )
 
 
+def _hold(run_dir: Path) -> None:
+    """Keep other jobs out of the run folder; raises CheckpointError if one is in it."""
+    if not _held:
+        _held.append(files.hold(run_dir))
+
+
 def _start_folder(
     run_dir: Path, job: config.Job, data: Data, comm: Communicator, fresh: bool
 ) -> None:
     if comm.rank == 0:
         with files.writing(run_dir):
-            run_dir.mkdir(parents=True, exist_ok=True)
+            _hold(run_dir)
         if fresh:
             for name in ("checkpoints", "errors", "logs", "plots"):
                 shutil.rmtree(run_dir / name, ignore_errors=True)

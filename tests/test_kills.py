@@ -104,3 +104,25 @@ def _lines(run_dir: Path) -> list[dict[str, float]]:
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     timed = ("time", "tokens_per_s", "gflops")
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+
+
+@pytest.mark.mpi
+def test_a_second_job_is_kept_out_of_a_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB)
+    python = str(require("openmpi") / "bin" / "python")
+    command = [python, "-m", "launch.cli", "run", "job.yaml", "-n", "1"]
+    states = tmp_path / "runs/tiny/checkpoints"
+    with Started([*command, "--set", "train.steps=100000"], cwd=tmp_path) as first:
+        limit = time.monotonic() + 60
+        while not list(states.glob("step-*/state.json")):
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        for more in (["--overwrite"], ["--resume", "auto", "--overwrite"]):
+            with Started([*command, *more], cwd=tmp_path) as second:
+                done = second.finish(60)
+            assert done.returncode == 2, done.stderr
+            assert "in use by process" in done.stderr
+            assert "to do: wait for its end or stop it" in done.stderr
+        assert list(states.glob("step-*/state.json"))
+        first.process.send_signal(signal.SIGTERM)
+        assert first.finish(60).returncode == 75

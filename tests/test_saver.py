@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,7 +16,7 @@ import fastserve as fs
 from fastserve.comm import Communicator, run_threads, world
 from fastserve.core import Array
 from fastserve.errors import CheckpointError
-from fastserve.training import checkpoint, saver
+from fastserve.training import checkpoint, files, saver
 from fastserve.training.records import BestCheckpoint, Checkpoints
 from fastserve.training.saver import Saver
 from fastserve.training.step import Options
@@ -151,3 +153,36 @@ def test_ranks_save_the_same_as_one(tmp_path: Path, shard: bool) -> None:
         checkpoint.read_state(tmp_path / str(n) / "step-00000001") for n in (1, 2)
     )
     assert one == two == {"step": 1}
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from fastserve.training import files
+kept = files.hold(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_belongs_to_one_process(tmp_path: Path) -> None:
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout is not None
+    assert other.stdin is not None
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(CheckpointError, match=f"in use by process {other.pid} on"):
+            files.hold(tmp_path / "run")
+    finally:
+        other.kill()
+        other.wait(10)
+        other.stdout.close()
+        other.stdin.close()
+    with files.hold(tmp_path / "run"):
+        pass
+    files.hold(tmp_path / "run").close()
