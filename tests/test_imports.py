@@ -18,7 +18,7 @@ ORDER = [
     {"ops", "config", "comm"},
     {"core"},
     {"layers"},
-    {"losses", "metrics", "optimizers", "schedules", "data"},
+    {"losses", "metrics", "optimizers", "schedules", "data", "utils"},
     {"training"},
     {"models"},
     {"assemble_labelled"},
