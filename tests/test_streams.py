@@ -348,3 +348,20 @@ def test_an_error_in_a_generator_comes_out() -> None:
 
     with pytest.raises(OSError, match="the disk is gone"):
         classifier().fit(data(), epochs=1, verbose=0)
+
+
+def test_what_predict_shows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = classifier()
+    model.predict(X, SIZE)
+    assert capsys.readouterr().out == ""
+    model.predict(X, SIZE, verbose=2)
+    assert capsys.readouterr().out == "predict: 4 batches  0:00\n"
+    monkeypatch.setenv("FASTSERVE_TERMINAL", "80")
+    monkeypatch.setattr("fastserve.training.progress.REDRAWS", 1e9)
+    model.predict(X, SIZE)
+    shown = capsys.readouterr().out
+    assert f"predict: batch 2/4  {'━' * 10}{'╺' * 10}" in shown
+    model.evaluate(batches(), verbose=1)
+    assert "evaluate: batch 3\r" in capsys.readouterr().out
