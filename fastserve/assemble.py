@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastserve import config, optimizers, schedules
+from fastserve import config, losses, metrics, optimizers, schedules
 from fastserve.assemble_data import Data, call_function
 from fastserve.config import schema
 from fastserve.data.sampler import Sampler
@@ -217,12 +217,15 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
     if isinstance(m, schema.GptModel):
         model.compile(optimizer)
     elif isinstance(m, schema.SequentialModel):
-        model.compile(optimizer, m.loss, m.metrics)
+        named = [m if isinstance(m, str) else metrics.make(m) for m in m.metrics]
+        model.compile(optimizer, losses.get(m.loss), named)
     elif isinstance(m, schema.JsonModel):
         weights = m.loss_weights
         model.compile(optimizer, m.loss, m.metrics, loss_weights=weights)
     elif model.loss is not None:
-        more = {}
+        more: dict[str, Any] = {}
+        if model.weighted_metrics:
+            more["weighted_metrics"] = model.weighted_metrics
         if model.loss_weights is not None:
             more["loss_weights"] = model.loss_weights
         model.compile(optimizer, model.loss, model.metrics, **more)

@@ -357,7 +357,12 @@ def evaluate(run: str, which: str, split: str, overrides: tuple[str, ...]) -> in
     from fastserve import worker
 
     for name, value in worker.evaluate(run, which, overrides, split).items():
-        click.echo(f"{name} {value:.6g}")
+        if isinstance(value, float):
+            click.echo(f"{name} {value:.6g}")
+            continue
+        click.echo(name)  # an array, such as a confusion matrix: a line for each row
+        for row in value.reshape(-1, value.shape[-1]).tolist():
+            click.echo("  " + "  ".join(f"{number:.6g}" for number in row))
     return 0
 
 

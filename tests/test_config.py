@@ -55,8 +55,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "sequential": {
         "type": "sequential",
         "layers": [{"Dense": {"units": 8, "activation": "relu"}}, "Flatten"],
-        "loss": "mse",
-        "metrics": ["accuracy"],
+        "loss": {"Huber": {"delta": 2.0}},
+        "metrics": ["accuracy", {"Precision": {"class_id": 1}}],
         "input_shape": [28, 28],
     },
     "python": {
@@ -96,6 +96,9 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "cosine": {"type": "cosine", "warmup_steps": 5, "decay_steps": 40},
     "exponential": {"type": "exponential", "rate": 0.5, "decay_steps": 10},
     "step": {"type": "step", "step_size": 30, "gamma": 0.1},
+    "cosine_restarts": {"type": "cosine_restarts", "first_decay_steps": 9, "t_mul": 1},
+    "polynomial": {"type": "polynomial", "power": 2, "cycle": True},
+    "piecewise": {"type": "piecewise", "boundaries": [5, 9], "factors": [0.5, 0]},
     "plateau": {"type": "plateau", "factor": 0.5, "patience": 2, "cooldown": 1},
 }
 

@@ -277,6 +277,20 @@ def _decay(job: _Keys) -> None:
         job.fault("schedule.decay_steps", expected, decay)
 
 
+def _boundaries(job: _Keys) -> None:
+    places, factors = job["schedule.boundaries"], job["schedule.factors"]
+    if not places:
+        return
+    if len(places) != len(factors):
+        expected = f"a factor for each of {len(places)} boundaries"
+        job.fault("schedule.factors", expected, factors)
+    if sorted(set(places)) != list(places):
+        job.fault("schedule.boundaries", "steps that grow", places)
+    elif places[0] < job["schedule.warmup_steps"]:
+        expected = f"steps from warmup_steps ({show(job['schedule.warmup_steps'])}) on"
+        job.fault("schedule.boundaries", expected, places)
+
+
 def _last_rate(job: _Keys) -> None:
     last, first = job["schedule.min_lr"], job["optimizer.lr"]
     if last > first:
@@ -396,8 +410,9 @@ def _file(job: _Keys, key: str, endings: tuple[str, ...]) -> None:
     if "/" in endings and (endings == _FOLDER or not path.endswith(endings)):
         if not os.path.isdir(path):
             place = "" if os.path.isabs(path) else f"looked in {os.getcwd()}"
-            files = f", or a file that ends in {listed(endings[1:])}"
-            more = files if endings[1:] else ""
+            more = ""
+            if endings != _FOLDER:
+                more = f", or a file that ends in {listed(endings[1:])}"
             job.fault(key, f"an existing folder{more}", path, place)
         return
     if endings == _TOKEN_FILES and os.path.isdir(path):
@@ -433,6 +448,7 @@ _CHECKS = (
     _nesterov,
     _warmup,
     _decay,
+    _boundaries,
     _last_rate,
     _exact,
     _overlap,

@@ -26,6 +26,7 @@ from .base import (
     Level,
     Line,
     Memory,
+    NamedEntry,
     Natural,
     NotNegative,
     Positive,
@@ -131,8 +132,12 @@ class SequentialModel(Section):
         description="The layers by their Python names, first to last: a bare name, or "
         "one name with a mapping of its arguments.",
     )
-    loss: Text = Field(min_length=1, description="Name of the loss.")
-    metrics: list[Text] = Field(default=[], description="Names of the metrics to show.")
+    loss: NamedEntry = Field(
+        description="The loss: a name, or one name with a mapping of its arguments."
+    )
+    metrics: list[NamedEntry] = Field(
+        default=[], description="The metrics to show, written like the loss."
+    )
     input_shape: list[Count] | None = Field(
         default=None,
         description="Shape of one sample; null: taken from the first batch.",
@@ -576,6 +581,49 @@ class Step(Section):
     gamma: Factor = Field(default=0.1, description="Factor of each reduction.")
 
 
+class CosineRestarts(Section):
+    """Half cosines down to min_lr, again and again."""
+
+    type: Literal["cosine_restarts"] = Field(description="The kind of schedule.")
+    warmup_steps: WarmupSteps = 0
+    min_lr: LeastRate = 0.0
+    first_decay_steps: Count | None = Field(
+        default=None, description="Steps of the first cosine; null: the job's steps."
+    )
+    t_mul: Annotated[float, Field(ge=1)] = Field(
+        default=2.0, description="How many times longer each cosine is than the last."
+    )
+    m_mul: NotNegative = Field(
+        default=1.0, description="How many times higher each begins than the last."
+    )
+
+
+class Polynomial(Section):
+    """(1 - steps after the warm-up / decay_steps) ** power down to min_lr."""
+
+    type: Literal["polynomial"] = Field(description="The kind of schedule.")
+    warmup_steps: WarmupSteps = 0
+    min_lr: LeastRate = 0.0
+    decay_steps: LastStep = None
+    power: Positive = Field(default=1.0, description="1: a straight line.")
+    cycle: bool = Field(
+        default=False, description="Begin again from a smaller rate at the end."
+    )
+
+
+class Piecewise(Section):
+    """lr, and from each boundary on lr times that boundary's factor."""
+
+    type: Literal["piecewise"] = Field(description="The kind of schedule.")
+    warmup_steps: WarmupSteps = 0
+    boundaries: list[Count] = Field(
+        min_length=1, description="Steps of the job, growing."
+    )
+    factors: list[NotNegative] = Field(
+        min_length=1, description="Factors of lr, one for each boundary."
+    )
+
+
 class Plateau(Section):
     """lr, and lower each time that the validation loss has stopped to fall."""
 
@@ -767,7 +815,17 @@ Optimizer = (
     | Adadelta
     | Ftrl
 )
-Schedule = Constant | Linear | Cosine | Exponential | Step | Plateau
+Schedule = (
+    Constant
+    | Linear
+    | Cosine
+    | Exponential
+    | Step
+    | Plateau
+    | CosineRestarts
+    | Polynomial
+    | Piecewise
+)
 
 
 class Job(Section):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastserve import losses
-from fastserve.core import Shape
+from fastserve.core import Shape, named
 from fastserve.errors import ArgumentError, UnknownNameError
 from fastserve.losses import Loss
 from fastserve.metrics.accuracy import (
@@ -110,7 +110,36 @@ NAMED: dict[str, type[Metric]] = {
 _BINARY = (losses.BinaryCrossentropy, losses.BinaryFocalCrossentropy)
 KNOWN = ("accuracy", "acc", "perplexity", "Perplexity", *NAMED, *losses.NAMED)
 
+_BY_CLASS: dict[str, type[Metric]] = {
+    **NAMED,
+    **{
+        cls.__name__: cls
+        for cls in (
+            IoU,
+            MeanIoU,
+            OneHotIoU,
+            OneHotMeanIoU,
+            PrecisionAtRecall,
+            RecallAtPrecision,
+            SensitivityAtSpecificity,
+            SpecificityAtSensitivity,
+            BinaryCrossentropy,
+            CategoricalCrossentropy,
+            SparseCategoricalCrossentropy,
+            Perplexity,
+        )
+    },
+}
 MetricLike = str | Metric | type[Metric] | Callable[..., Any]
+
+
+def make(entry: Mapping[str, Any]) -> Metric:
+    """Return the metric of ``{"Precision": {"class_id": 1}}``, named after its class.
+
+    Raises UnknownNameError for other names, ArgumentError for other arguments.
+    """
+    made: Metric = named.make("metric", entry, _BY_CLASS)
+    return made
 
 
 def get(
@@ -284,6 +313,7 @@ __all__ = [
     "TruePositives",
     "get",
     "get_all",
+    "make",
     "perplexity",
     "row_weights",
 ]

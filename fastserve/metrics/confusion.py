@@ -64,12 +64,19 @@ class Counts(Metric):
                     f"{what}={number}",
                     f"choose another {what}",
                 )
+        self._arrange()
         self._single = single or len(self.thresholds) == 1
         self.top_k, self.class_id = top_k, class_id
         self._even = _evenly(self.thresholds)
         self.size = 2 * (len(self.thresholds) + 1)
         super().__init__(name)
         self._targets = Targets(self.name)
+
+    def _arrange(self) -> None:
+        """Keep the thresholds sorted, and the place of each among them."""
+        order = np.argsort(self.thresholds, kind="stable")
+        self._sorted = np.asarray(self.thresholds, np.float32)[order]
+        self._ranks = np.argsort(order)
 
     def update(self, y_true: Any, y_pred: Any, weights: Any = None) -> None:
         shape = np.shape(y_pred)
@@ -117,7 +124,7 @@ class Counts(Metric):
             if self.thresholds[0] < 0:
                 above = np.maximum(above, 1)
         else:
-            above = np.searchsorted(np.sort(np.asarray(self.thresholds, np.float32)), x)
+            above = np.searchsorted(self._sorted, x)
         return np.where(np.isnan(x), 0, above).astype(np.int64)
 
     def _counts(self) -> tuple[Array, Array]:
@@ -129,8 +136,7 @@ class Counts(Metric):
     def _found(self, counts: Array) -> Array:
         """Return how many are above each threshold, in the order of ``thresholds``."""
         above = counts[::-1].cumsum(axis=0)[::-1][1:]
-        ranks = np.argsort(np.argsort(self.thresholds, kind="stable"))
-        return above[ranks]
+        return above[self._ranks]
 
     @property
     def true_positives(self) -> Array:
@@ -382,6 +388,7 @@ class AUC(Counts):
         super().__init__([0.0, *sorted(between), 1.0], name=name)
         # so that all are above the first, and none above the last
         self.thresholds[0], self.thresholds[-1] = -_EPSILON, 1 + _EPSILON
+        self._arrange()
         self._single = False
         self.curve, self.summation_method = curve.upper(), summation_method.lower()
         self.multi_label, self.from_logits = multi_label, from_logits
