@@ -177,6 +177,23 @@ def test_without_steps_an_epoch_is_all_there_is(
     assert history.epoch == [3, 4]
 
 
+def test_a_first_epoch_skips_nothing_of_a_generator() -> None:
+    drawn = []
+
+    def data() -> Iterator[Any]:
+        for i, item in enumerate(batches(9)):
+            drawn.append(i)
+            yield item
+
+    model = classifier()
+    history = model.fit(data(), epochs=3, initial_epoch=1, steps_per_epoch=4, verbose=0)
+    assert history.epoch == [1, 2]
+    assert drawn == list(range(8))
+    again = classifier()
+    again.fit(X, LABELS, SIZE, 2, 0, shuffle=False)
+    assert model.store.values.tobytes() == again.store.values.tobytes()
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 5])
 def test_evaluate_and_predict(ranks: int) -> None:
     def program(comm: Communicator) -> Any:
