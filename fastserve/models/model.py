@@ -749,7 +749,10 @@ class Model(Lists):
         """
         source = self._source("evaluate", x, y, sample_weight)
         trainer = self.prepare(source, "evaluate")
-        call = self._callbacks(callbacks, verbose, "evaluate")
+        made = source.batches if isinstance(source, Stream) else None
+        if not isinstance(source, Stream):
+            made = -(-source.samples // (batch_size or 32))
+        call = self._callbacks(callbacks, verbose, "evaluate", made, steps)
         results = evaluate(trainer, source, batch_size or 32, steps, call)
         if _verbosity(verbose) and world().rank == 0:
             print(describe(results), flush=True)
@@ -776,18 +779,22 @@ class Model(Lists):
         """
         comm = world()
         batch_size = 32 if batch_size is None else batch_size
-        stream, parts = self._shares(x, batch_size)
+        stream, parts, made = self._shares(x, batch_size)
         if steps is not None:
             parts = islice(parts, steps)
         if verbose == "auto":
             verbose = 1 if terminal_width() else 0
-        call = self._callbacks(callbacks, verbose, "predict")
-        with closing(load(parts, Pace())) as loaded:
+        call = self._callbacks(callbacks, verbose, "predict", made, steps)
+        source = x if isinstance(x, Source) else None
+        with closing(load(parts, Pace(), source)) as loaded:
             alike = agreed(loaded, comm) if stream and comm.size > 1 else loaded
             return self._arranged(predict(self.forward, alike, comm, call))
 
-    def _shares(self, x: Any, batch_size: int) -> tuple[Stream | None, Iterator[Share]]:
-        """Return this rank's rows of each batch, and the stream they come from."""
+    def _shares(
+        self, x: Any, batch_size: int
+    ) -> tuple[Stream | None, Iterator[Share], int | None]:
+        """Return the stream they come from, this rank's rows of each batch, and the
+        number of batches, if it is known."""
         comm = world()
 
         def rows_of(total: int, full: int) -> slice:
@@ -804,12 +811,13 @@ class Model(Lists):
 
             stream.transform = check
             steps = OPEN if stream.batches is None else range(stream.batches)
-            return stream, stream.shares(steps, rows_of)
+            return stream, stream.shares(steps, rows_of), stream.batches
         if isinstance(x, Source):
             order = Sampler(x.samples, batch_size, 0, shuffle=False, wrap=False)
             rows = np.zeros(1, np.int64)
             self._build_for(x.batch(rows, rows).x)
-            return None, shares(x, order, range(order.steps_per_epoch), rows_of)
+            made = order.steps_per_epoch
+            return None, shares(x, order, range(made), rows_of), made
         inputs = self._numbers(x)
         self._build_for(inputs)
         samples = {len(array) for array in flatten(inputs)}
@@ -819,17 +827,25 @@ class Model(Lists):
                 ", ".join(str(len(array)) for array in inputs),
             )
         order = Sampler(samples.pop(), batch_size, 0, shuffle=False, wrap=False)
-        return None, slices(inputs, order.batch, comm)
+        return None, slices(inputs, order.batch, comm), order.steps_per_epoch
 
     def predict_on_batch(self, x: Any) -> Any:
         """Return the outputs of one batch; see ``predict``."""
         return self.predict(x, max(map(len, flatten(self._inputs(x)))), 0)
 
-    def _callbacks(self, callbacks: Any, verbose: str | int, verb: str) -> CallbackList:
+    def _callbacks(
+        self,
+        callbacks: Any,
+        verbose: str | int,
+        verb: str,
+        batches: int | None,
+        wanted: int | None,
+    ) -> CallbackList:
         level = _verbosity(verbose)
+        of = min((n for n in (batches, wanted) if n is not None), default=None)
         callbacks = [callbacks] if isinstance(callbacks, Callback) else callbacks or ()
-        shown = [BatchProgress(verb)] if level == 1 else []
-        return CallbackList([*shown, *callbacks], self, {"verbose": level})
+        shown = [BatchProgress(verb)] if level else []
+        return CallbackList([*shown, *callbacks], self, {"verbose": level, "steps": of})
 
     def forward(self, x: Any) -> Any:
         """Return the output for one batch in the model's own memory: the next call
