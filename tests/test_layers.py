@@ -540,6 +540,163 @@ ROWS = [
             ("softmax masked", "Softmax", (8,), {}, (), ()),
         )
     ),
+    *(
+        Row(
+            f"{name} {shape}",
+            lambda kind=kind, arguments=arguments: getattr(L, kind)(**arguments),
+            shape,
+            output,
+            integers=integers,
+            training=training,
+        )
+        for name, kind, shape, arguments, output, training, integers in (
+            ("rescaling", "Rescaling", (3, 4), {"scale": 0.5}, None, KEY, 0),
+            (
+                "rescaling of channels",
+                "Rescaling",
+                (3, 2),
+                {"scale": [2.0, 3.0], "offset": [1.0, -1.0]},
+                None,
+                KEY,
+                0,
+            ),
+            (
+                "normalization",
+                "Normalization",
+                (3, 2),
+                {"mean": [1.0, 2.0], "variance": [4.0, 0.0]},
+                None,
+                KEY,
+                0,
+            ),
+            (
+                "normalization inverted",
+                "Normalization",
+                (3, 2),
+                {"axis": None, "mean": 1.0, "variance": 4.0, "invert": True},
+                None,
+                KEY,
+                0,
+            ),
+            (
+                "bins counted",
+                "Discretization",
+                (4,),
+                {"bin_boundaries": [1, 3], "output_mode": "count"},
+                (3,),
+                KEY,
+                5,
+            ),
+            ("categories", "CategoryEncoding", (4,), {"num_tokens": 5}, (5,), KEY, 5),
+            (
+                "categories one hot",
+                "CategoryEncoding",
+                (4,),
+                {"num_tokens": 5, "output_mode": "one_hot"},
+                (4, 5),
+                KEY,
+                5,
+            ),
+            (
+                "crop",
+                "CenterCrop",
+                (5, 6, 2),
+                {"height": 2, "width": 4},
+                (2, 4, 2),
+                1,
+                0,
+            ),
+            (
+                "crop up",
+                "CenterCrop",
+                (3, 4, 2),
+                {"height": 5, "width": 3},
+                (5, 3, 2),
+                1,
+                0,
+            ),
+            *(
+                ("resizing", "Resizing", (5, 6, channels), arguments, out, KEY, 0)
+                for channels, arguments, out in (
+                    (2, {"height": 7, "width": 3}, (7, 3, 2)),
+                    (5, {"height": 7, "width": 3, "antialias": True}, (7, 3, 5)),
+                    (
+                        1,
+                        {"height": 3, "width": 4, "interpolation": "nearest"},
+                        (3, 4, 1),
+                    ),
+                    (
+                        3,
+                        {"height": 3, "width": 3, "crop_to_aspect_ratio": True},
+                        (3, 3, 3),
+                    ),
+                )
+            ),
+            ("flip", "RandomFlip", (4, 3, 2), {}, None, KEY, 0),
+            ("flip", "RandomFlip", (4, 5, 1), {"mode": "horizontal"}, None, KEY, 0),
+            ("flip", "RandomFlip", (4, 3, 1), {"mode": "vertical"}, None, KEY, 0),
+            (
+                "random crop",
+                "RandomCrop",
+                (6, 7, 2),
+                {"height": 3, "width": 4},
+                (3, 4, 2),
+                KEY,
+                0,
+            ),
+            (
+                "random crop not training",
+                "RandomCrop",
+                (6, 7, 2),
+                {"height": 3, "width": 4},
+                (3, 4, 2),
+                False,
+                0,
+            ),
+            *(
+                (f"{kind} {mode} {how}", kind, (5, 6, 2), arguments, None, KEY, 0)
+                for kind, factors in (
+                    ("RandomRotation", {"factor": 0.3}),
+                    (
+                        "RandomTranslation",
+                        {"height_factor": 0.4, "width_factor": [0.1, 0.6]},
+                    ),
+                    ("RandomZoom", {"height_factor": 0.5}),
+                    ("RandomZoom", {"height_factor": 0.5, "width_factor": 0.3}),
+                )
+                for mode in ("reflect", "wrap", "constant", "nearest")
+                for how in ("bilinear", "nearest")
+                for arguments in [{**factors, "fill_mode": mode, "interpolation": how}]
+            ),
+            (
+                "contrast",
+                "RandomContrast",
+                (4, 5, 2),
+                {"factor": 0.5, "value_range": (-3, 3)},
+                None,
+                KEY,
+                0,
+            ),
+            (
+                "brightness",
+                "RandomBrightness",
+                (4, 5, 2),
+                {"factor": 0.2, "value_range": (-3, 3)},
+                None,
+                KEY,
+                0,
+            ),
+            (
+                "brightness",
+                "RandomBrightness",
+                (4, 5, 2),
+                {"factor": 0.2},
+                None,
+                False,
+                0,
+            ),
+        )
+    ),
     Row("norm", lambda: L.LayerNormalization(), (6,), weights=("gamma", "beta")),
     Row("norm 3-D", lambda: L.LayerNormalization(), (4, 6), weights=("gamma", "beta")),
     Row(

@@ -67,6 +67,43 @@ CASES: dict[str, Case] = {
     "elu": ("ELU", {"alpha": 0.6}, [(4, 6)], {}),
     "prelu": ("PReLU", {}, [(4, 3, 5)], {}),
     "prelu shared": ("PReLU", {"shared_axes": [1, 2]}, [(2, 3, 4, 5)], {}),
+    "rescaling": ("Rescaling", {"scale": 0.5, "offset": -1.0}, [(2, 3)], {}),
+    "normalization given": (
+        "Normalization",
+        {"mean": [1.0, 2.0], "variance": [4.0, 0.5]},
+        [(3, 4, 2)],
+        {},
+    ),
+    "normalization of two axes": (
+        "Normalization",
+        {"axis": [1, 3], "mean": [1.0, 2.0], "variance": [4.0, 0.5], "invert": True},
+        [(3, 4, 5, 2)],
+        {},
+    ),
+    "center crop": ("CenterCrop", {"height": 3, "width": 4}, [(2, 6, 7, 2)], {}),
+    "center crop up": ("CenterCrop", {"height": 3, "width": 8}, [(2, 6, 7, 2)], {}),
+    **{
+        f"resizing {i}": ("Resizing", arguments, [(2, 6, 7, channels)], {})
+        for i, (channels, arguments) in enumerate(
+            [
+                (2, {"height": 9, "width": 4}),
+                (5, {"height": 4, "width": 11}),
+                (2, {"height": 4, "width": 11, "interpolation": "nearest"}),
+                (2, {"height": 3, "width": 3, "antialias": True}),
+                (2, {"height": 9, "width": 4, "crop_to_aspect_ratio": True}),
+                (
+                    2,
+                    {
+                        "height": 9,
+                        "width": 4,
+                        "pad_to_aspect_ratio": True,
+                        "fill_value": 2.0,
+                    },
+                ),
+                (1, {"height": 4, "width": 12, "pad_to_aspect_ratio": True}),
+            ]
+        )
+    },
     "softmax": ("Softmax", {"axis": 1}, [(2, 3, 4)], {}),
     "softmax axes": ("Softmax", {"axis": [1, 2]}, [(2, 3, 4)], {}),
     "softmax masked": ("Softmax", {}, [(3, 6)], {"mask": (3, 6)}),
