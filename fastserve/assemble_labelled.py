@@ -105,10 +105,9 @@ def _idx_pair(images: str, labels: str) -> tuple[Array, Array]:
     return x, y.astype(np.int64)
 
 
-def _table(
-    data: labelled.CsvData | labelled.JsonlData, kept: Preprocessing | None
-) -> tuple[Examples, Others, str]:
-    options = Options(
+def table_options(data: labelled.CsvData | labelled.JsonlData) -> Options:
+    """Return how the job wants its table to be read."""
+    return Options(
         data.target,
         data.task,
         data.features,
@@ -120,6 +119,12 @@ def _table(
         data.delimiter if isinstance(data, labelled.CsvData) else ",",
         data.encoding,
     )
+
+
+def _table(
+    data: labelled.CsvData | labelled.JsonlData, kept: Preprocessing | None
+) -> tuple[Examples, Others, str]:
+    options = table_options(data)
     known = _TABLES.get(data.file) if isinstance(data, labelled.CsvData) else None
     path = datasets.find(known) if known else Path(data.file)
     others = _others(data, lambda file, made: Table(Path(file), options, made))

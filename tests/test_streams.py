@@ -197,6 +197,42 @@ def test_evaluate_and_predict(ranks: int) -> None:
     assert whole[0] != some[0]
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_several_inputs_and_outputs_by_name(ranks: int) -> None:
+    y = X[:, :1]
+
+    def make() -> Any:
+        one, two = fs.Input((6,), name="one"), fs.Input((6,), name="two")
+        both = fs.layers.Add()([fs.layers.Dense(4)(one), fs.layers.Dense(4)(two)])
+        outputs = [
+            fs.layers.Dense(1, name="a")(both),
+            fs.layers.Dense(3, name="b")(both),
+        ]
+        model = fs.Model([one, two], outputs, seed=1)
+        model.compile("adam", ["mse", None])
+        return model
+
+    def data() -> Iterator[Any]:
+        for start in range(0, 60, SIZE):
+            rows = slice(start, start + SIZE)
+            yield {"two": X[rows] ** 2, "one": X[rows]}, {"a": y[rows]}
+
+    def program(comm: Communicator) -> Any:
+        found = []
+        for arrays in (True, False):
+            model = make()
+            x, target = ([X, X**2], [y, None]) if arrays else (data(), None)
+            history = model.fit(x, target, SIZE, 1, 0, shuffle=False)
+            inputs = [X, X**2] if arrays else (item[0] for item in data())
+            a, b = model.predict(inputs, SIZE)
+            found.append((history.history, a.tobytes(), b.tobytes()))
+        assert found[0] == found[1]
+        return found[0]
+
+    results = run_threads(ranks, program)
+    assert all(result == results[0] for result in results)
+
+
 # -- predict ---------------------------------------------------------------------------
 
 
@@ -278,7 +314,11 @@ def test_ranks_with_other_batches_are_told_apart() -> None:
         ([(X, LABELS), (X, LABELS[:3])], DataError, "batch 1: expected as many rows"),
         ([(X, LABELS), (X[:, :2], LABELS)], ShapeError, r"\(batch, 6\)"),
         ([(X, LABELS), (X, LABELS + 9)], DataError, "label"),
-        ([(X, LABELS), (X * np.nan, LABELS)], DataError, "x of batch 1"),
+        (
+            [(X, LABELS), (X * np.nan, LABELS)],
+            DataError,
+            "x of batch 1",
+        ),
         ([(X, LABELS, WEIGHTS, 1)], DataError, "4 parts"),
     ],
 )

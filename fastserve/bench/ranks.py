@@ -1,6 +1,7 @@
 """``fastserve bench step -n 2``: a step over several ranks, beside PyTorch's DDP.
 
 All train the same GPT on the same global batch, an equal share a rank, in turns: ours;
+with ``comm.algorithm: exact``, whose result has the same bits on any number of ranks;
 rank 0 alone on its share, for the rate of one rank; PyTorch's DistributedDataParallel
 over gloo, in float32 and under bfloat16 autocast. Times are from all ranks ready to all
 done.
@@ -29,6 +30,8 @@ from fastserve.comm.single import SingleCommunicator
 from fastserve.comm.world import in_thread
 from fastserve.errors import ArgumentError
 from fastserve.models import GPT
+from fastserve.training.exact import make_shards
+from fastserve.training.step import Options
 
 Run = Callable[[], float]
 ALONE = "rank 0 alone"
@@ -60,6 +63,11 @@ def measure(
     model = compiled_gpt(options)
     peers = _ddp(comm, options, model, x, y)  # they take the weights as they are now
     sides: dict[str, Run] = {"fastserve": our_step(model, x, y, first, batch)}
+    shards = make_shards(batch, batch, None, comm.size)
+    if rows % shards.rows == 0:  # each rank has the same rows as with the others
+        exact = compiled_gpt(options)
+        exact.options = Options(algorithm="exact")
+        sides["exact"] = our_step(exact, x, y, first, batch)
     with in_thread(SingleCommunicator()):
         alone = our_step(compiled_gpt(options), x, y)
     sides[ALONE] = lambda: alone() if comm.rank == 0 else 0.0
@@ -135,7 +143,7 @@ def table(result: dict[str, Any]) -> str:
         )
     share = result["sides"][ALONE]["ratio"]
     lines.append(f"{ranks} ranks make {share:.1%} of {ranks} times what one makes")
-    if len(result["sides"]) == 2:
+    if not any(name.startswith("pytorch") for name in result["sides"]):
         lines.append(INSTALL)
     return "\n".join(lines)
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from fastserve.bench.peer import INSTALL, import_torch, torch_gpt, torch_step
 from fastserve.core import Array
+from fastserve.data.prefetch import Share
 from fastserve.data.sources import Batch, Source
 from fastserve.models import GPT
 from fastserve.models.model import Model
@@ -118,7 +119,9 @@ def our_step(
     """
     batch, mine = Batch(x, y, None), slice(first_row, first_row + len(x))
     trainer = model.prepare(_One(batch))
-    return lambda: trainer.train_batch(batch, mine, total or len(x), 0).loss
+    rows = total or len(x)
+    share = Share(batch, mine, rows, rows)
+    return lambda: trainer.train_share(share, 0).loss
 
 
 class _One(Source):

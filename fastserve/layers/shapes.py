@@ -42,6 +42,7 @@ class InputLayer(Layer):
             raise ArgumentError(
                 "Input: expected a dtype of numbers", repr(dtype), "for example 'int32'"
             )
+        self.wanted_dtype = dtype
         self.integers = None if not kind else kind != "f"
         self.takes_integers = bool(self.integers)
 

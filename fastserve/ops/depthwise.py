@@ -23,6 +23,7 @@ from fastserve.ops.windows import (
     piece_inputs,
     pieces,
     scatter,
+    turned,
     windows,
 )
 
@@ -141,21 +142,13 @@ def input_gradient(dy: Array, kernel: Array, dx: Array, axes: Axes) -> None:
     """Write dx: without strides it is a convolution with the kernel turned round."""
     times = kernel.shape[3]
     joined = _joined(kernel)
-    if all(axis.stride == 1 for axis in axes):
+    if axes[0].stride == axes[1].stride == 1:
         into, finish = _part_of(dx), None
         if times > 1:
             into, finish = _summed(dx, times)
-        _correlate(dy, joined[::-1, ::-1], 1, _turned(axes), into, finish)
+        _correlate(dy, joined[::-1, ::-1], 1, turned(axes), into, finish)
     else:
         _scatter(dy, joined, dx, axes, times)
-
-
-def _turned(axes: Axes) -> Axes:
-    """The windows of the outputs that an input goes into."""
-    return tuple(  # type: ignore[return-value]
-        Axis(a.out, a.kernel, 1, a.dilation, a.span - 1 - a.before, a.size)
-        for a in axes
-    )
 
 
 def _summed(

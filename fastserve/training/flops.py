@@ -8,6 +8,8 @@ from typing import Any
 from fastserve.core import Layer, is_several
 from fastserve.layers import Embedding, MultiHeadAttention, PositionEmbedding
 from fastserve.layers.graph import Graph
+from fastserve.layers.recurrent import Recurrent
+from fastserve.layers.sequences import TimeDistributed
 
 
 def flops_per_sample(root: Layer, time: int = 1) -> float:
@@ -23,6 +25,8 @@ def flops_per_sample(root: Layer, time: int = 1) -> float:
         time: length of a sample, for axes of unknown length.
     """
     inner = sum(flops_per_sample(part, time) for part in _inside(root))
+    if isinstance(root, TimeDistributed):
+        inner *= (root.input_shape or (None,))[0] or time
     return _own_flops(root, time) + inner
 
 
@@ -36,12 +40,15 @@ def _inside(layer: Layer) -> list[Layer]:
 def _own_flops(layer: Layer, time: int) -> float:
     if isinstance(layer, (Embedding, PositionEmbedding)):
         return 0.0  # rows are looked up
-    shape: Any = layer.output_shape or ()
+    recurrent = isinstance(layer, Recurrent)  # its output may be the last step's alone
+    shape: Any = (layer.input_shape if recurrent else layer.output_shape) or ()
     if is_several(shape):
         shape = shape[0]
     shape = [time if n is None else n for n in shape]
     positions = math.prod(shape[:-1])
     matrices = [p for p in layer.own_parameters() if len(p.shape) == 2]
+    if recurrent:
+        matrices = matrices[:2]  # without a GRU's two biases
     total = 2.0 * positions * sum(p.size * (3 if p.trainable else 2) for p in matrices)
     if isinstance(layer, MultiHeadAttention):
         width = layer.num_heads * (layer.key_dim or 0)
