@@ -25,7 +25,7 @@ from fastserve.data.end_token import WithEnd
 from fastserve.data.examples import ScaledSource
 from fastserve.data.preprocessing import ArrayInput, Preprocessing
 from fastserve.data.sources import ArraySource, Source, TokenSource
-from fastserve.data.targets import Classes
+from fastserve.data.targets import Classes, Values
 from fastserve.data.text import bigram_loss
 from fastserve.data.token_files import Shards, open_token_file
 from fastserve.data.tokenizers import (
@@ -71,6 +71,12 @@ class Data:
     def classes(self) -> int | None:
         """Number of classes, None if there are none or it isn't known."""
         return self.preprocessing.classes if self.preprocessing else None
+
+    @property
+    def target_value(self) -> Values | None:
+        """The number that is to be predicted, None if it is something else."""
+        target = self.preprocessing.target if self.preprocessing else None
+        return target if isinstance(target, Values) else None
 
     def baseline(self, samples: int | None = None) -> float | None:
         """Return the validation loss of a 2-gram model, in nats a token.

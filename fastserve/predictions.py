@@ -35,7 +35,6 @@ from fastserve.worker import load_weights, open_job
 
 _ROWS = 256  # samples that are computed at once
 _ARRAYS = (".npy", ".npz")
-_IDX = (".idx", "-ubyte", ".gz")
 OUTPUTS = (".csv", ".jsonl", ".npy")
 
 
@@ -318,13 +317,6 @@ def _pixels_of(path: Path, kind: ArrayInput) -> Pixels:
 def _array(path: Path, shape: tuple[int, ...]) -> Array:
     """Return the samples of a .npy, .npz or IDX file, of a shape that fits."""
     if path.suffix not in _ARRAYS:
-        if not str(path).endswith(_IDX):
-            raise DataError(
-                f"expected an image ({', '.join(ENDINGS)}), or an array (.npy, .npz, "
-                "IDX)",
-                str(path),
-                "convert it",
-            )
         array = read_idx(path)
     else:
         try:

@@ -1,8 +1,8 @@
 """Learning rates as pure functions of the step: ``schedule(step) -> float``.
 
 ``step`` is the number of updates that were made before, so the first call is with 0.
-The classes are Keras', arguments and formulas; ``from_config`` makes the schedules of
-the job's YAML, which add a linear warm-up to each.
+The classes are Keras', arguments and formulas (``name`` is a label); ``from_config``
+makes the schedules of the job's YAML, which add a linear warm-up to each.
 """
 
 from __future__ import annotations
@@ -15,6 +15,13 @@ from dataclasses import dataclass
 from fastserve.errors import ArgumentError, UnknownNameError
 
 Schedule = Callable[[int], float]
+
+
+class LearningRateSchedule:
+    """Base of the schedules, also of a user's own: ``__call__(step)`` is the rate."""
+
+    def __call__(self, step: int) -> float:
+        raise NotImplementedError(f"{type(self).__name__}.__call__")
 
 
 def _check(schedule: object, **positive: float) -> None:
@@ -37,7 +44,7 @@ def _check_rate(schedule: object, name: str, value: float) -> None:
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(LearningRateSchedule):
     """The same rate at every step."""
 
     learning_rate: float
@@ -50,7 +57,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class ExponentialDecay:
+class ExponentialDecay(LearningRateSchedule):
     """initial_learning_rate * decay_rate ** (step / decay_steps).
 
     With ``staircase`` the exponent is rounded down.
@@ -60,6 +67,7 @@ class ExponentialDecay:
     decay_steps: float
     decay_rate: float
     staircase: bool = False
+    name: str = "ExponentialDecay"
 
     def __post_init__(self) -> None:
         _check(self, decay_steps=self.decay_steps, decay_rate=self.decay_rate)
@@ -71,7 +79,7 @@ class ExponentialDecay:
 
 
 @dataclass(frozen=True)
-class InverseTimeDecay:
+class InverseTimeDecay(LearningRateSchedule):
     """initial_learning_rate / (1 + decay_rate * step / decay_steps).
 
     With ``staircase`` the quotient of the steps is rounded down.
@@ -81,6 +89,7 @@ class InverseTimeDecay:
     decay_steps: float
     decay_rate: float
     staircase: bool = False
+    name: str = "InverseTimeDecay"
 
     def __post_init__(self) -> None:
         _check(self, decay_steps=self.decay_steps)
@@ -93,7 +102,7 @@ class InverseTimeDecay:
 
 
 @dataclass(frozen=True)
-class PolynomialDecay:
+class PolynomialDecay(LearningRateSchedule):
     """(initial - end) * (1 - step / decay_steps) ** power + end.
 
     From ``decay_steps`` on the rate stays at ``end_learning_rate``; with ``cycle``,
@@ -105,6 +114,7 @@ class PolynomialDecay:
     end_learning_rate: float = 0.0001
     power: float = 1.0
     cycle: bool = False
+    name: str = "PolynomialDecay"
 
     def __post_init__(self) -> None:
         _check(self, decay_steps=self.decay_steps, power=self.power)
@@ -133,7 +143,7 @@ class LinearDecay(PolynomialDecay):
 
 
 @dataclass(frozen=True)
-class CosineDecay:
+class CosineDecay(LearningRateSchedule):
     """Half a cosine from the initial rate to ``alpha`` times it (Loshchilov, 2016).
 
         rate * ((1 - alpha) * (1 + cos(pi * step / decay_steps)) / 2 + alpha)
@@ -147,6 +157,7 @@ class CosineDecay:
     initial_learning_rate: float
     decay_steps: float
     alpha: float = 0.0
+    name: str = "CosineDecay"
     warmup_target: float | None = None
     warmup_steps: int = 0
 
@@ -170,7 +181,7 @@ class CosineDecay:
 
 
 @dataclass(frozen=True)
-class CosineDecayRestarts:
+class CosineDecayRestarts(LearningRateSchedule):
     """Half cosines from ``initial_learning_rate`` down, again and again.
 
     The first takes ``first_decay_steps``, each later one ``t_mul`` times as many as the
@@ -183,6 +194,7 @@ class CosineDecayRestarts:
     t_mul: float = 2.0
     m_mul: float = 1.0
     alpha: float = 0.0
+    name: str = "SGDRDecay"
 
     def __post_init__(self) -> None:
         _check(self, first_decay_steps=self.first_decay_steps, t_mul=self.t_mul)
@@ -214,13 +226,19 @@ class CosineDecayRestarts:
         return float(self.initial_learning_rate * level)
 
 
-class PiecewiseConstantDecay:
+class PiecewiseConstantDecay(LearningRateSchedule):
     """``values[i]`` up to and including step ``boundaries[i]``, then the next value.
 
     There is one value more than there are boundaries, and boundaries grow.
     """
 
-    def __init__(self, boundaries: Sequence[float], values: Sequence[float]) -> None:
+    def __init__(
+        self,
+        boundaries: Sequence[float],
+        values: Sequence[float],
+        name: str = "PiecewiseConstant",
+    ) -> None:
+        self.name = name
         if len(boundaries) != len(values) - 1:
             raise ArgumentError(
                 "PiecewiseConstantDecay: expected one value more than boundaries",
@@ -242,7 +260,7 @@ class PiecewiseConstantDecay:
 
 
 @dataclass(frozen=True)
-class WarmUp:
+class WarmUp(LearningRateSchedule):
     """A linear warm-up to ``target``, then ``schedule`` from its own step 0 on.
 
     The first of ``steps`` updates uses target / steps, not 0, so that it isn't lost;
@@ -260,7 +278,7 @@ class WarmUp:
 
 
 @dataclass(frozen=True)
-class Floor:
+class Floor(LearningRateSchedule):
     """The schedule's rate, but never below ``least``."""
 
     schedule: Schedule

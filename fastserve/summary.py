@@ -10,6 +10,7 @@ from fastserve.assemble_data import Data
 from fastserve.comm import Communicator
 from fastserve.core import generator
 from fastserve.data.end_token import WithEnd
+from fastserve.data.linear import linear_r2, r2
 from fastserve.data.sampler import Sampler
 from fastserve.data.tokenizers import Tokenizer
 from fastserve.errors import DataError
@@ -110,6 +111,7 @@ def conclusion(
     if loss is not None:
         lines.append(f"val_loss {number(loss)}{_meaning(job, data, loss, results)}")
     lines += [f"{name:8} {number(value)}" for name, value in results.items()]
+    lines += _explained(data, model)
     if best_step is not None:
         where = short(run_dir / "checkpoints" / "best")
         lines.append(f"best     of step {best_step}, in {where}")
@@ -121,6 +123,16 @@ def conclusion(
         prompt = shlex.quote(data.prompt) if data.prompt else opening(data.tokenizer)
         lines.append(f"next     fastserve generate {short(run_dir)} --prompt {prompt}")
     return "\n".join(lines)
+
+
+def _explained(data: Data, model: Model) -> list[str]:
+    """Say how much of a number's variance the model explains, and a linear one."""
+    held = data.validation
+    if held is None or data.target_value is None:
+        return []
+    found, linear = r2(model.forward, held), linear_r2(data.train, held)
+    beside = "" if linear is None else f", a linear model's {linear:.4f}"
+    return [f"R2       {found:.4f} to validate{beside}"]
 
 
 def opening(tokenizer: Tokenizer | WithEnd) -> str:

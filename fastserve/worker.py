@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from fastserve import config, environment
 from fastserve.assemble import (
@@ -33,6 +33,7 @@ from fastserve.core import without_initial_values
 from fastserve.data import preprocessing
 from fastserve.data.completions import CompletionSource
 from fastserve.data.encode import share_text
+from fastserve.data.linear import linear_r2, r2
 from fastserve.data.token_files import open_token_file
 from fastserve.data.tokenizers import Tokenizer, load_tokenizer
 from fastserve.errors import CheckpointError, CommError, DataError, FastserveError
@@ -64,11 +65,13 @@ from fastserve.training.records import (
     write_error,
 )
 from fastserve.training.samples import Samples
+from fastserve.training.saver import Saver
 
 USAGE = 2
 STOPPED_EARLY = 75
 _MEETING_SECONDS = 60.0
 log = logging.getLogger("fastserve")
+_held: list[IO[str]] = []  # run folders, until the process ends
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -198,7 +201,9 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     if isinstance(plateau := extras.get("plateau"), ReduceLROnPlateau):
         plateau.say = progress.say
     comm.timeout = job.comm.timeout
-    best = BestCheckpoint(run_dir / "checkpoints", state)
+    folder = run_dir / "checkpoints"
+    saver = Saver(folder, trainer.store, trainer.optimizer, comm)
+    best = BestCheckpoint(saver, state)
     history = run(
         model,
         trainer,
@@ -215,7 +220,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
             *extras.values(),
             *([best] if job.checkpoint.best else []),
             Checkpoints(
-                run_dir / "checkpoints",
+                saver,
                 job.checkpoint.every,
                 job.checkpoint.keep,
                 job.checkpoint.at_end,
@@ -408,6 +413,8 @@ def _load(
     state = None
     loaded: list[Path] = []
     if comm.rank == 0:
+        if run_dir.exists():
+            _hold(run_dir)
         goals = trainer.store, trainer.optimizer, loaded.append
         if (source / "state.json").exists():
             _check_kept(source.parent.parent, data)
@@ -531,12 +538,18 @@ def _check_kept(run_dir: Path, data: Data) -> None:
     )
 
 
+def _hold(run_dir: Path) -> None:
+    """Keep other jobs out of the run folder; raises CheckpointError if one is in it."""
+    if not _held:
+        _held.append(files.hold(run_dir))
+
+
 def _start_folder(
     run_dir: Path, job: config.Job, data: Data, comm: Communicator, fresh: bool
 ) -> None:
     if comm.rank == 0:
         with files.writing(run_dir):
-            run_dir.mkdir(parents=True, exist_ok=True)
+            _hold(run_dir)
         if fresh:
             for name in ("checkpoints", "errors", "logs", "plots"):
                 shutil.rmtree(run_dir / name, ignore_errors=True)
@@ -723,6 +736,10 @@ def evaluate(
     results |= language_measures(
         results["loss"], trainer.loss, part, data.bytes_per_token
     )
+    if data.target_value is not None:
+        results["r2"] = r2(model.forward, part)
+        linear = linear_r2(data.train, part)
+        results |= {} if linear is None else {"linear_r2": linear}
     if isinstance(part, CompletionSource):
         # logits of so many rows that they aren't too large
         rows = 16 // pieces_of(16 * part.block_size, model.root)

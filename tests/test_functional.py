@@ -282,6 +282,48 @@ def test_dicts_of_inputs_and_outputs() -> None:
     }
 
 
+def test_a_list_of_one_is_that_one() -> None:
+    x = fs.Input((6,))
+    data, targets = reference("x")[0], reference("y")[1]
+    plain = fs.Model(x, L.Dense(2, name="out")(x))
+    listed = fs.Model([x], [plain(x)])
+    named = fs.Model({"x": x}, {"y": plain(x)})
+    wanted = plain.predict(data)
+    np.testing.assert_array_equal(listed.predict([data]), wanted)
+    np.testing.assert_array_equal(listed.predict(data), wanted)
+    np.testing.assert_array_equal(named.predict({"x": data})["y"], wanted)
+    assert set(named(x)) == {"y"}
+    for model, inputs, outputs in (
+        (plain, data, targets),
+        (plain, {"input_layer": data}, {"out": targets}),
+        (listed, [data], [targets]),
+        (named, {"x": data}, {"y": targets}),
+    ):
+        model.compile(fs.optimizers.SGD(1e-3), "mse", ["mae"])
+        history = model.fit(inputs, outputs, verbose=0).history
+        assert list(history) == ["loss", "mae"]
+
+
+def test_inputs_may_be_lists_of_numbers() -> None:
+    model = two_by_two()
+    x = reference("x")
+    found = model.predict([array.tolist() for array in x])
+    np.testing.assert_allclose(found[0], model.predict(x)[0], rtol=1e-6)
+
+
+def test_predictions_are_the_same_on_every_rank() -> None:
+    x = reference("x")
+
+    def predict(comm: Communicator) -> list[Array]:
+        found: list[Array] = two_by_two().predict(x, batch_size=5)
+        return found
+
+    alone = two_by_two().predict(x)
+    for found in run_threads(3, predict):
+        for ours, theirs in zip(found, alone, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
 def test_an_output_without_a_loss() -> None:
     model = two_by_two()
     model.compile("sgd", {"score": "mse"}, loss_weights={"score": 0.5})
@@ -803,6 +845,25 @@ def test_graphs_that_cannot_be() -> None:
         x[0]
     with pytest.raises(ShapeError):
         x[:, 9]
+
+
+def test_tensors_may_come_one_after_the_other() -> None:
+    a, b = fs.Input((4,)), fs.Input((4,))
+    assert L.Add()(a, b).shape == (None, 4)
+    state = fs.Input((3,))
+    x = fs.Input((5, 4))
+    for call in (
+        lambda layer: layer(x, [state, state]),
+        lambda layer: layer(x, initial_state=[state, state]),
+        lambda layer: layer(initial_state=[state, state], sequences=x),
+        lambda layer: layer([x, state, state]),
+    ):
+        assert call(L.LSTM(3)).shape == (None, 3)
+    with pytest.raises(ArgumentError) as error:
+        L.LSTM(3)(x, state=state)
+    assert "sequences, initial_state" in str(error.value)
+    with pytest.raises(ArgumentError):
+        L.LSTM(3)(initial_state=[state, state])
 
 
 def test_names_are_counted_in_each_model() -> None:

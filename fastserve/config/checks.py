@@ -410,8 +410,9 @@ def _file(job: _Keys, key: str, endings: tuple[str, ...]) -> None:
     if "/" in endings and (endings == _FOLDER or not path.endswith(endings)):
         if not os.path.isdir(path):
             place = "" if os.path.isabs(path) else f"looked in {os.getcwd()}"
-            files = f", or a file that ends in {listed(endings[1:])}"
-            more = files if endings[1:] else ""
+            more = ""
+            if endings != _FOLDER:
+                more = f", or a file that ends in {listed(endings[1:])}"
             job.fault(key, f"an existing folder{more}", path, place)
         return
     if endings == _TOKEN_FILES and os.path.isdir(path):

@@ -196,6 +196,8 @@ class Layer:
     ) -> tuple[list[Any], bool]:
         """Return a call's tensors in order, and whether it was one, not a list."""
         kind, names = type(self).__name__, self.call_inputs
+        if len(args) > 1 and len(names) == 1:
+            args = (list(args),)
         given = {k: v for k, v in kwargs.items() if v is not None}
         given |= {k: v for k, v in zip(names, args, strict=False) if v is not None}
         count = len(given)
@@ -219,8 +221,8 @@ class Layer:
         return flat, single
 
     def arrange_outputs(self, outputs: list[Any]) -> Any:
-        """Return several outputs as callers want them: a list."""
-        return outputs
+        """Return outputs as callers want them: a list, or the only one by itself."""
+        return outputs if len(outputs) > 1 else outputs[0]
 
     def unbuilt(self) -> Layer | None:
         """Return a new layer from the same arguments; None if there is no such one."""

@@ -162,8 +162,7 @@ def call(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         )
     training = training if isinstance(training, (bool, int)) else None
     node = Node(layer, values, single, None if training is None else bool(training))
-    outputs = list(node.outputs)
-    return layer.arrange_outputs(outputs) if node.several_outputs else outputs[0]
+    return layer.arrange_outputs(list(node.outputs))
 
 
 def _compute(layer: Layer, values: list[Any], single: bool, training: Any) -> Any:

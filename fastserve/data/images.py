@@ -198,7 +198,9 @@ class ImageFolder(Examples):
         files = list_classes(folder, ENDINGS)
         self.files = [path for path, _ in files]
         self.samples = len(files)
-        classes = kept.target if kept else Classes.of(kind for _, kind in files)
+        classes = (
+            kept.target if kept else Classes.of((kind for _, kind in files), folder)
+        )
         assert isinstance(classes, Classes)
         self.preprocessing = Preprocessing(pixels, classes)
         self.targets: Array = np.empty(self.samples, np.int64)

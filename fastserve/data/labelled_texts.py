@@ -109,7 +109,7 @@ class Texts(Examples):
         kept: Preprocessing | None = None,
     ) -> None:
         self.read, self.samples = read, len(labels)
-        classes = kept.target if kept else Classes.of(labels)
+        classes = kept.target if kept else Classes.of(labels, where(0))
         assert isinstance(classes, Classes)
         if kept is not None:
             assert isinstance(kept.input, TextEncoder)

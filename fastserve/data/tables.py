@@ -204,7 +204,7 @@ class Table(Examples):
             self.targets: Array = np.array(labels, np.float64)
             target = target or Values(options.target)
         else:
-            target = target or Classes.of(labels)
+            target = target or Classes.of(labels, path)
             assert isinstance(target, Classes)  # the task is the run's
             self.targets = self._numbers(target, labels)
         self.preprocessing = Preprocessing(columns or self._columns(), target)

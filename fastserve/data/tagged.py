@@ -146,7 +146,7 @@ class Tagged(Examples):
         self.read, self.samples = read, len(lengths)
         self._lengths = np.asarray(lengths, np.int64)
         self._tags, self._wanted = tags, (most, least)
-        classes = kept.target if kept else Classes.of(tags)
+        classes = kept.target if kept else Classes.of(tags, where())
         assert isinstance(classes, Classes)
         for tag in tags:
             if classes.number(tag) is None:

@@ -25,14 +25,17 @@ class Classes:
     kind = "classes"
 
     @classmethod
-    def of(cls, labels: Iterable[str]) -> Classes:
-        """Return the classes that occur, by name; numbers by their size."""
+    def of(cls, labels: Iterable[str], where: object = "the data") -> Classes:
+        """Return the classes that occur, by name; numbers by their size.
+
+        Raises DataError that names ``where`` if there are too few or too many.
+        """
         names = sorted(set(labels))
         if all(_NUMBER.fullmatch(name) for name in names):
             names.sort(key=float)
         if not 2 <= len(names) <= MOST:
             raise DataError(
-                f"expected from 2 to {MOST:,} classes",
+                f"{where}: expected from 2 to {MOST:,} classes",
                 f"{len(names)}: {', '.join(map(repr, names[:3]))}",
                 "check which labels the data has",
             )

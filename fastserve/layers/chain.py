@@ -34,6 +34,13 @@ class Chain(Layer):
         self.child(layer.name or str(len(self.layers)), layer)
         self.layers.append(layer)
 
+    def pop(self) -> Layer:
+        """Remove the last layer and return it."""
+        layer = self.layers.pop()
+        kept = {name: one for name, one in self._children.items() if one is not layer}
+        self._children = kept
+        return layer
+
     def build(self, input_shape: Shape) -> Shape:
         shape = input_shape
         for layer in self.layers:

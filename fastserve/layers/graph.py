@@ -40,10 +40,13 @@ def flatten(values: Any) -> list[Any]:
 
 
 def arrange(values: Sequence[Any], like: Any) -> Any:
-    """Return the values as a list or dict like ``like``, or the only one by itself."""
+    """Return the values as a list or dict like ``like``, or the only one by itself.
+
+    A list of one is that one by itself, as in Keras.
+    """
     if isinstance(like, Mapping):
         return dict(zip(like, values, strict=True))
-    return list(values) if isinstance(like, (list, tuple)) else values[0]
+    return list(values) if len(values) > 1 else values[0]
 
 
 def snake_case(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ from fastserve.metrics import Metric
 from fastserve.models import keras_files
 from fastserve.models.config import Reader, Writer
 from fastserve.models.functional import chain_graph, check_traceable, trace
+from fastserve.models.lists import Lists
 from fastserve.models.places import arrays_for, for_each, metrics_for_each
 from fastserve.optimizers import Optimizer
 from fastserve.training import checkpoint
@@ -52,7 +53,7 @@ from fastserve.training.step import Options, StepResult, Trainer
 Targets = Any
 
 
-class Model:
+class Model(Lists):
     """A network with what is needed to train it; base of ``Sequential`` and ``GPT``.
 
     ``Model(inputs, outputs)`` is what layers made of the inputs by being called. A
@@ -868,12 +869,14 @@ class Model:
         self.last_step = trainer.train(source, sampler, optimizer.step)
         return _shown(trainer.with_arrays(trainer.results()), return_dict)
 
-    def test_on_batch(self, x: Any, y: Targets, sample_weight: Any = None) -> Any:
-        """Return the loss, or [loss, *metrics], of one batch."""
+    def test_on_batch(
+        self, x: Any, y: Targets, sample_weight: Any = None, return_dict: bool = False
+    ) -> Any:
+        """Return the loss, or [loss, *metrics], or a dict, of one batch."""
         rows = len(flatten(x)[0]) if isinstance(x, (tuple, dict)) else len(x)
         if isinstance(x, list) and isinstance(x[0], np.ndarray):
             rows = len(x[0])
-        return self.evaluate(x, y, rows, 0, sample_weight)
+        return self.evaluate(x, y, rows, 0, sample_weight, return_dict=return_dict)
 
     # -- weights -----------------------------------------------------------------
 
@@ -980,10 +983,14 @@ class Model:
         """Number of all weights, trained or not."""
         return self.store.count + sum(p.size for p in self.store.frozen_parameters)
 
-    def summary(self) -> None:
-        """Print the layers with their output shapes and numbers of weights."""
+    def summary(self, *, print_fn: Callable[[str], Any] | None = None) -> None:
+        """Print the layers with their output shapes and numbers of weights.
+
+        ``print_fn`` gets each line in place of ``print``.
+        """
         if world().rank == 0:
-            print(self.describe())
+            for line in self.describe().splitlines():
+                (print_fn or print)(line)
 
     def describe(self) -> str:
         """Return the table that ``summary`` prints."""

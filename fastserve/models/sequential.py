@@ -60,6 +60,19 @@ class Sequential(Model):
             )
         self.chain.append(layer)
 
+    def pop(self) -> Layer:
+        """Remove the last layer and return it.
+
+        Raises StateError if the model has its weights already, or no layer.
+        """
+        if self.built or self.chain.built or not self.layers:
+            raise StateError(
+                "Sequential.pop: expected a model with layers that isn't built yet",
+                "a model with weights" if self.layers else "no layers",
+                "make another model of the layers that are wanted",
+            )
+        return self.chain.pop()
+
     @property
     def known_input_shape(self) -> tuple[int | None, ...] | None:
         return self.layers[0].input_shape if self.layers else None

@@ -11,6 +11,7 @@ the cache.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -158,18 +159,30 @@ def _kernel_gradient(x: Array, dy: Array, dkernel: Array, axes: Axes) -> None:
 
 def _scattered(dy: Array, kernel: Array, dx: Array, axes: Axes) -> None:
     """Write dx as the sums of dP where patches overlap."""
-    patches = _Patches(*axes, kernel.shape[2])
-    matrix = _matrix(kernel)
-    by_channel = patches.short(patches.channels)
-    for piece in patches.pieces(dy.shape[0], kernel.shape[3]):
-        rows = _flat(dy, piece)
+    h, step = axes[0], _columns_back(axes[1], kernel.shape[2])
+    by_column = step > 1 and dy.flags.c_contiguous
+    step = step if by_column else 1
+    w, wide = _wide_axis(axes[1], step), _wide(dy, step)
+    patches = _Patches(h, w, kernel.shape[2])
+    matrix = _matrix(_widen(kernel, axes[1], step))
+    by_channel = not by_column and patches.short(patches.channels)
+    for piece in patches.pieces(dy.shape[0], wide.shape[3]):
+        rows = _flat(wide, piece)
         if patches.plain:
             np.matmul(rows, matrix.T, out=_flat(dx, piece))
             continue
         samples = piece.samples.stop - piece.samples.start
         found, places = patches.memory(piece, samples, dy, by_channel)
         np.matmul(rows, matrix.T, out=found)
-        scatter(lambda *at, of=places: of[at], axes, piece, dx, _IMAGE, by_channel)
+        if by_column:  # few additions of long runs, all columns of a window together
+            places = places.transpose(0, 4, 1, 2, 3, 5)
+        part = functools.partial(_part, places)
+        scatter(part, (h, w), piece, dx, _IMAGE, by_channel, by_column)
+
+
+def _part(places: Array, i: int, j: int) -> Array:
+    part: Array = places[i, j]
+    return part
 
 
 # -- several columns at a time -------------------------------------------------------
@@ -185,6 +198,12 @@ def _columns(w: Axis, filters: int) -> int:
     if w.kernel == 1:
         return 1
     most = max(1, WIDE // filters)
+    return max(g for g in range(1, most + 1) if w.out % g == 0)
+
+
+def _columns_back(w: Axis, channels: int) -> int:
+    """Return g for the sums of what windows get back: where they overlap much."""
+    most = w.kernel if w.kernel >= 5 and channels >= 3 else 1
     return max(g for g in range(1, most + 1) if w.out % g == 0)
 
 

@@ -16,6 +16,7 @@ from fastserve.ops.linear import ones
 from fastserve.ops.windows import (
     Axis,
     Piece,
+    copy_pixels,
     padded,
     piece_inputs,
     pieces,
@@ -60,20 +61,14 @@ def maximum(x: Array, y: Array, winner: Array | None, axes: Axes) -> None:
             number_there = room(_NUMBER, best.shape, won.dtype)
         for number, there in enumerate(_places(x, piece, axes, -np.inf)):
             if number == 0:
-                _copy_pixels(there, best)
+                copy_pixels(best, there)
                 continue
-            _copy_pixels(there, value)
+            copy_pixels(value, there)
             if winner is not None:  # the last one that is better is the winner
                 np.greater(value, best, out=better)
                 np.multiply(better, won.dtype.type(number), out=number_there)
                 np.maximum(won, number_there, out=won)
             np.maximum(best, value, out=best)
-
-
-def _copy_pixels(view: Array, out: Array) -> None:
-    """Copy (N, H, W, C) that lies in steps, all channels of a pixel at once."""
-    pixel = np.dtype((np.void, view.shape[-1] * view.itemsize))
-    np.copyto(out.view(pixel), view.view(pixel))
 
 
 def maximum_gradient(dy: Array, winner: Array, dx: Array, axes: Axes) -> None:
