@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gradcheck import frozen, prepare, run
+from gradcheck import check_layer, frozen, prepare, run
 
 import fastserve as fs
 from fastserve import layers as L
@@ -316,3 +316,14 @@ def test_a_model_of_them_trains_and_is_rebuilt() -> None:
     again = fs.models.Sequential.from_config(model.get_config())
     again.set_weights(model.get_weights())
     np.testing.assert_array_equal(again.predict(x), model.predict(x))
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+def test_a_residual_block_may_use_the_output_again(activation: str | None) -> None:
+    chain = L.Residual(
+        L.Conv2D(3, 3, padding="same", activation="relu"),
+        L.Conv2D(3, 3, padding="same", activation=activation),
+    )
+    store = prepare(chain, (5, 4, 3))
+    x = np.random.default_rng(1).standard_normal((2, 5, 4, 3))
+    check_layer(chain, store, x, True)

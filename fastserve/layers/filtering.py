@@ -221,6 +221,9 @@ class Filtering(Layer):
     def output_mask(self) -> None:
         return None
 
+    def output_spare(self) -> bool:
+        return self.activation.name == "linear"
+
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         if self.activation.name == "linear":
             return self.backward_logits(dy, done)

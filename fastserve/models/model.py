@@ -23,6 +23,7 @@ from fastserve.data.sources import ArraySource, Batch, Source, check_input, nume
 from fastserve.data.streams import OPEN, Stream, agreed, as_stream
 from fastserve.errors import (
     ArgumentError,
+    CheckpointError,
     DataError,
     ShapeError,
     StateError,
@@ -919,18 +920,22 @@ class Model(Lists):
     def _in_order(self) -> list[Parameter]:
         return list({id(p): p for p in self._built_root().parameters()}.values())
 
-    def save_weights(self, path: str | Path) -> None:
+    def save_weights(self, filepath: str | Path, overwrite: bool = True) -> None:
         """Write the weights: as safetensors, under the paths of the parameters, or,
-        with the ending ``.weights.h5``, as Keras 3 does, which can read them."""
+        with the ending ``.weights.h5``, as Keras 3 does, which can read them.
+
+        Raises CheckpointError if the file is there and ``overwrite`` is false.
+        """
+        _check_absent(filepath, overwrite)
         if world().rank == 0:
-            if keras_files.is_keras_file(path):
-                keras_files.save(Path(path), self._built_root())
+            if keras_files.is_keras_file(filepath):
+                keras_files.save(Path(filepath), self._built_root())
             else:
-                checkpoint.save_weights(Path(path), self.store, {})
+                checkpoint.save_weights(Path(filepath), self.store, {})
         world().barrier()
 
     def load_weights(
-        self, path: str | Path, skip_mismatch: bool = False, by_name: bool = False
+        self, filepath: str | Path, skip_mismatch: bool = False, by_name: bool = False
     ) -> None:
         """Read what ``save_weights`` or ``save`` wrote; all of it or nothing.
 
@@ -941,22 +946,26 @@ class Model(Lists):
                 not, or in another shape, with a warning.
             by_name: of Keras 2 files: only layers of the same name.
         """
-        if keras_files.is_keras_file(path):
-            keras_files.load(Path(path), self._built_root(), skip_mismatch, by_name)
+        if keras_files.is_keras_file(filepath):
+            keras_files.load(Path(filepath), self._built_root(), skip_mismatch, by_name)
         elif skip_mismatch or by_name:
             raise ArgumentError(
                 "load_weights: expected skip_mismatch and by_name with Keras' files",
-                f"{path}",
+                f"{filepath}",
                 "leave them out",
             )
         else:
-            checkpoint.load_weights(Path(path), self.store)
+            checkpoint.load_weights(Path(filepath), self.store)
 
-    def save(self, path: str | Path) -> None:
-        """Write weights and architecture to one safetensors file."""
+    def save(self, filepath: str | Path, overwrite: bool = True) -> None:
+        """Write weights and architecture to one safetensors file.
+
+        Raises CheckpointError if the file is there and ``overwrite`` is false.
+        """
+        _check_absent(filepath, overwrite)
         metadata = {"fastserve": json.dumps(self.get_config())}
         if world().rank == 0:
-            checkpoint.save_weights(Path(path), self.store, metadata)
+            checkpoint.save_weights(Path(filepath), self.store, metadata)
         world().barrier()
 
     def get_config(self) -> dict[str, Any]:
@@ -1031,6 +1040,16 @@ class Model(Lists):
             rest = self.count_params - self.store.count
             lines[-1] += f", {self.store.count:,} of them trained, {rest:,} not"
         return "\n".join(lines)
+
+
+def _check_absent(filepath: str | Path, overwrite: bool) -> None:
+    """Raise CheckpointError, alike on all ranks, for a file that is to be kept."""
+    if not overwrite and world().broadcast_obj(Path(filepath).exists()):
+        raise CheckpointError(
+            "expected a path where no file is, as overwrite is false",
+            f"{filepath}",
+            "take another path, or leave out overwrite",
+        )
 
 
 def _each(function: Any, values: Any) -> Any:
