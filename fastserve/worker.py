@@ -556,7 +556,10 @@ def _start_folder(
             (run_dir / "metrics.jsonl").unlink(missing_ok=True)
         for name in ("done.json", "stopped.json"):
             (run_dir / name).unlink(missing_ok=True)
-        files.write_atomically(run_dir / "config.yaml", config.dump_job(job))
+        # values of launch.env may be secrets, and a run folder may be shared
+        public = job.launch.model_copy(update={"env": {}})
+        kept = job.model_copy(update={"launch": public})
+        files.write_atomically(run_dir / "config.yaml", config.dump_job(kept))
         if data.tokenizer is not None:
             text = json.dumps(data.tokenizer.to_json())
             files.write_atomically(run_dir / "tokenizer.json", text)

@@ -37,7 +37,6 @@ LEFT_OUT = {
     "layers.JaxLayer": "of another framework",
     "layers.TFSMLayer": "of another framework",
     "layers.TorchModuleWrapper": "of another framework",
-    "layers.InputLayer": "Input does this",
     "layers.Wrapper": "a base class for wrappers; Layer serves",
     "layers.GroupQueryAttention": "MultiHeadAttention(num_kv_heads=...)",
     "layers.ReversibleEmbedding": "GPT(tied=True)",
@@ -74,6 +73,7 @@ LEFT_OUT = {
     "optimizers.MultiOptimizer": "one optimizer trains all weights",
     "optimizers.Muon": "matrices only; the optimizers here work on flat vectors",
     "optimizers.ScheduleFreeAdamW": "rarely used",
+    "callbacks.SwapEMAWeights": "fit ends with optimizer.finalize(), as in Keras",
     "callbacks.OrbaxCheckpoint": "of another framework",
     "callbacks.ProgbarLogger": "verbose=1 shows progress",
     "callbacks.RemoteMonitor": "needs a server and another package",
@@ -85,6 +85,7 @@ LEFT_OUT = {
 # here, but not for users, or of another kind
 OWN = (
     "callbacks.CallbackList",
+    "layers.InputLayer",
     "layers.Layer",
     "losses.Loss",
     "metrics.MeanMetricWrapper",
@@ -114,13 +115,23 @@ LEFT_OUT_ARGUMENTS = {
     "layers.Bidirectional(weights)": "set_weights after the model is built",
     "layers.MultiHeadAttention(attention_axes)": "attention is over time",
     "layers.TextVectorization(ragged)": "arrays here aren't ragged",
-    "layers.TextVectorization(sparse)": "arrays here aren't sparse",
+    "layers.*(sparse)": "arrays here aren't sparse",
+    "layers.IntegerLookup(oov_method)": "unknown numbers aren't hashed",
+    "layers.*Lookup(salt)": "unknown words aren't hashed",
+    "layers.MultiHeadAttention(sliding_window)": "rarely used",
+    "layers.MultiHeadAttention(use_gate)": "rarely used",
+    "layers.Layer(autocast)": "of half precision",
     "metrics.*TopK*(from_sorted_ids)": "of recommenders",
     "model.add(rebuild)": "a model is built once it knows its input",
+    "model.pop(rebuild)": "a model is built once it knows its input",
     "model.compile(jit_compile)": "nothing is compiled",
     "model.compile(run_eagerly)": "all runs eagerly",
     "model.compile(steps_per_execution)": "all runs eagerly",
     "model.compile(auto_scale_loss)": "of half precision",
+    "model.save_weights(max_shard_size)": "weights are one file",
+    "models.clone_model(*input_tensors)": "a clone has inputs of its own",
+    "models.clone_model(*function)": "change what get_config returns",
+    "models.clone_model(recursive)": "it always is",
     "model.summary(line_length)": "the table is as wide as it has to be",
     "model.summary(positions)": "the table is as wide as it has to be",
     "model.summary(expand_nested)": "layers of layers are one line",
@@ -134,11 +145,17 @@ LEFT_OUT_ARGUMENTS = {
 }
 # GROUP.NAME(ARGUMENT) -> our default, and why it differs from Keras'
 OTHER_DEFAULTS: dict[str, tuple[str, str]] = {
+    "layers.CategoryEncoding(num_tokens)": ("required", "it isn't learned"),
+    "layers.Embedding(embeddings_initializer)": (
+        "'random_uniform'",
+        "the same by its other name",
+    ),
+    "layers.PReLU(alpha_initializer)": ("'zeros'", "the same by its other name"),
+    "model.build(input_shape)": ("required", "there is nothing to do without it"),
     "model.evaluate(batch_size)": ("32", "what Keras' None means"),
     "model.evaluate(x)": ("required", "there is nothing to do without it"),
     "model.fit(batch_size)": ("32", "what Keras' None means"),
     "model.fit(x)": ("required", "there is nothing to do without it"),
-    "model.predict(batch_size)": ("32", "what Keras' None means"),
     "model.test_on_batch(y)": ("required", "there is no loss without it"),
     "model.train_on_batch(y)": ("required", "there is no loss without it"),
 }
@@ -192,7 +209,7 @@ def differences(group: str, name: str) -> Iterator[str]:
         yield f"{key}: missing"
         return
     wanted = SURFACE[group][name]
-    if not callable(found) or not wanted:
+    if isinstance(found, property) or not callable(found) or not wanted:
         return
     ours = arguments(found)
     missing = [

@@ -922,6 +922,18 @@ def test_layers_without_weights_compute_on_arrays() -> None:
         L.Dense(3)(a)
 
 
+def test_indices_stay_integers_on_their_way() -> None:
+    a, b = fs.Input((3,), dtype="int32"), fs.Input((2,), dtype="int32")
+    joined = L.concatenate([a, b])[:, ::-1]
+    model = fs.Model([a, b], L.Embedding(9, 2)(joined))
+    model.compile("sgd", "mse")
+    x = np.arange(6).reshape(2, 3), np.arange(4).reshape(2, 2)
+    model.fit(list(x), np.zeros((2, 5, 2)), verbose=0)
+    table = model.get_weights()[0]
+    found = model.predict(list(x))
+    np.testing.assert_array_equal(found, table[np.hstack(x)[:, ::-1]])
+
+
 def test_masks_go_along_the_tensors() -> None:
     seen: list[Any] = []
 

@@ -105,7 +105,7 @@ def documents(rope_theta: float | None = None, dropout: float = 0.0) -> Layer:
         L.Embedding(9, 8, name="tokens"),
         L.PositionEmbedding(TILE + 40),
         L.MultiHeadAttention(
-            2, None, dropout, causal=True, num_kv_heads=1, rope_theta=rope_theta
+            2, dropout=dropout, causal=True, num_kv_heads=1, rope_theta=rope_theta
         ),
     )
     chain.end = 2
@@ -196,6 +196,12 @@ NESTED = (
     *(f"other.chain.1.{w}" for w in DENSE),
 )
 HEADS = ("qkv.kernel", "qkv.bias", "output.kernel", "output.bias")
+QV = ((4, 5), (6, 5))
+CROSS = tuple(
+    f"cross.{part}.{w}"
+    for part in ("query", "key", "value", "attention_output")
+    for w in DENSE
+)
 NORM = ("norm.gamma", "norm.beta")
 BLOCK = (
     *(f"attention.{w}" for w in NORM),
@@ -726,6 +732,107 @@ ROWS = [
         (3, 4),
         weights=GATED[::2],
     ),
+    *(
+        Row(
+            f"{kind} {name}",
+            lambda kind=kind, arguments=arguments: getattr(L, kind)(**arguments),
+            shapes,
+            output,
+            weights,
+            integers=integers,
+            masked=masked,
+        )
+        for kind, name, arguments, shapes, output, weights, integers, masked in (
+            ("Attention", "dot", {}, QV, (4, 5), (), 0, False),
+            (
+                "Attention",
+                "scaled causal dropout",
+                {"use_scale": True, "causal": True, "dropout": 0.3},
+                ((4, 3), (6, 5), (6, 3)),
+                (4, 5),
+                ("scale",),
+                0,
+                False,
+            ),
+            (
+                "Attention",
+                "concat",
+                {"score_mode": "concat"},
+                QV,
+                (4, 5),
+                ("concat_score_weight",),
+                0,
+                False,
+            ),
+            (
+                "Attention",
+                "concat scaled masked",
+                {"score_mode": "concat", "use_scale": True},
+                ((8, 3), (8, 3)),
+                (8, 3),
+                ("scale", "concat_score_weight"),
+                0,
+                (True, True),
+            ),
+            (
+                "AdditiveAttention",
+                "",
+                {},
+                ((4, 3), (6, 5), (6, 3)),
+                (4, 5),
+                ("scale",),
+                0,
+                False,
+            ),
+            (
+                "AdditiveAttention",
+                "in pieces",
+                {"use_scale": False},
+                ((70, 9), (90, 9)),
+                (70, 9),
+                (),
+                0,
+                False,
+            ),
+            (
+                "MultiHeadAttention",
+                "of a value",
+                {"num_heads": 2, "key_dim": 3},
+                ((4, 5), (6, 7)),
+                (4, 5),
+                CROSS,
+                0,
+                False,
+            ),
+            (
+                "MultiHeadAttention",
+                "of all",
+                {
+                    "num_heads": 2,
+                    "key_dim": 3,
+                    "value_dim": 4,
+                    "output_shape": 9,
+                    "dropout": 0.3,
+                    "causal": True,
+                },
+                ((8, 5), (8, 7), (8, 6)),
+                (8, 9),
+                CROSS,
+                0,
+                (True, True, True),
+            ),
+            (
+                "MultiHeadAttention",
+                "with a mask",
+                {"num_heads": 2, "key_dim": 3, "use_bias": False},
+                ((4, 5), (6, 7), (6, 5), (4, 6)),
+                (4, 5),
+                CROSS[::2],
+                (0, 0, 0, 2),
+                False,
+            ),
+        )
+    ),
     Row("attention", heads(2), (5, 6), weights=HEADS),
     Row("attention causal", heads(2, causal=True), (5, 6), weights=HEADS),
     Row("attention masked", heads(2), (8, 6), weights=HEADS, masked=True),
@@ -739,7 +846,7 @@ ROWS = [
     Row("attention dropout", heads(2, dropout=0.3), (5, 6), weights=HEADS),
     Row(
         "attention causal masked dropout",
-        heads(2, 4, 0.3, causal=True),
+        heads(2, 4, dropout=0.3, causal=True),
         (8, 6),
         weights=HEADS,
         masked=True,
@@ -757,7 +864,7 @@ ROWS = [
     Row("attention tiles causal", heads(2, 2, causal=True), (150, 4), weights=HEADS),
     Row(
         "attention tiles masked dropout",
-        heads(2, 2, 0.2, causal=True),
+        heads(2, 2, dropout=0.2, causal=True),
         (150, 4),
         weights=HEADS,
         masked=True,
@@ -778,7 +885,7 @@ ROWS = [
     ),
     Row(
         "attention grouped rotary masked dropout",
-        heads(4, 2, 0.3, True, True, num_kv_heads=2, rope_theta=10.0),
+        heads(4, 2, dropout=0.3, causal=True, num_kv_heads=2, rope_theta=10.0),
         (8, 6),
         weights=HEADS,
         masked=True,

@@ -177,6 +177,23 @@ def test_without_steps_an_epoch_is_all_there_is(
     assert history.epoch == [3, 4]
 
 
+def test_a_first_epoch_skips_nothing_of_a_generator() -> None:
+    drawn = []
+
+    def data() -> Iterator[Any]:
+        for i, item in enumerate(batches(9)):
+            drawn.append(i)
+            yield item
+
+    model = classifier()
+    history = model.fit(data(), epochs=3, initial_epoch=1, steps_per_epoch=4, verbose=0)
+    assert history.epoch == [1, 2]
+    assert drawn == list(range(8))
+    again = classifier()
+    again.fit(X, LABELS, SIZE, 2, 0, shuffle=False)
+    assert model.store.values.tobytes() == again.store.values.tobytes()
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 5])
 def test_evaluate_and_predict(ranks: int) -> None:
     def program(comm: Communicator) -> Any:
@@ -348,3 +365,20 @@ def test_an_error_in_a_generator_comes_out() -> None:
 
     with pytest.raises(OSError, match="the disk is gone"):
         classifier().fit(data(), epochs=1, verbose=0)
+
+
+def test_what_predict_shows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = classifier()
+    model.predict(X, SIZE)
+    assert capsys.readouterr().out == ""
+    model.predict(X, SIZE, verbose=2)
+    assert capsys.readouterr().out == "predict: 4 batches  0:00\n"
+    monkeypatch.setenv("FASTSERVE_TERMINAL", "80")
+    monkeypatch.setattr("fastserve.training.progress.REDRAWS", 1e9)
+    model.predict(X, SIZE)
+    shown = capsys.readouterr().out
+    assert f"predict: batch 2/4  {'━' * 10}{'╺' * 10}" in shown
+    model.evaluate(batches(), verbose=1)
+    assert "evaluate: batch 3\r" in capsys.readouterr().out

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import fastserve as fs
-from fastserve.errors import DataError, ShapeError, StateError, UnknownNameError
+from fastserve.errors import (
+    ArgumentError,
+    CheckpointError,
+    DataError,
+    ShapeError,
+    StateError,
+    UnknownNameError,
+)
 from fastserve.utils import normalize, pad_sequences, to_categorical
 
 
@@ -87,3 +96,26 @@ def test_cosines_with_restarts(
     np.testing.assert_allclose(
         [schedule(step) for step in steps[: len(rates)]], rates, atol=6e-8
     )
+
+
+def test_files_that_shall_stay_stay(tmp_path: Path) -> None:
+    model = fs.Sequential([fs.Input((2, 2)), fs.layers.Flatten(), fs.layers.Dense(1)])
+    for name in ("save", "save_weights"):
+        path = tmp_path / f"{name}.safetensors"
+        write = getattr(model, name)
+        write(path, overwrite=False)
+        before = path.read_bytes()
+        with pytest.raises(CheckpointError, match="overwrite"):
+            write(path, overwrite=False)
+        assert path.read_bytes() == before
+        write(path)
+
+
+def test_a_clone_has_weights_of_its_own() -> None:
+    model = fs.Sequential([fs.Input((2, 2)), fs.layers.Flatten(), fs.layers.Dense(1)])
+    clone = fs.models.clone_model(model)
+    assert clone.get_config() == model.get_config()
+    model.set_weights([w + 1 for w in model.get_weights()])
+    assert not (clone.get_weights()[0] == model.get_weights()[0]).any()
+    with pytest.raises(ArgumentError, match="channels_last"):
+        fs.layers.Flatten("channels_first")

@@ -25,6 +25,7 @@ from fastserve.layers.convolution import (
     Convolution2D,
     Convolution2DTranspose,
 )
+from fastserve.layers.cross_attention import AdditiveAttention, Attention
 from fastserve.layers.dense import Activation, Dense
 from fastserve.layers.depthwise import (
     DepthwiseConv1D,
@@ -116,8 +117,10 @@ __all__ = [
     "LSTM",
     "Activation",
     "Add",
+    "AdditiveAttention",
     "Affine",
     "AlphaDropout",
+    "Attention",
     "Average",
     "AveragePooling1D",
     "AveragePooling2D",

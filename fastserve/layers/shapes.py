@@ -78,6 +78,21 @@ class Flatten(Layer):
 
     _shape: tuple[int, ...] | None = None
 
+    def __init__(
+        self,
+        data_format: str | None = None,
+        input_shape: Shape | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(input_shape, name)
+        if data_format not in (None, "channels_last"):
+            raise ArgumentError(
+                "Flatten: expected data_format 'channels_last'",
+                repr(data_format),
+                "transpose the images to (height, width, channels)",
+            )
+        self.data_format = data_format
+
     def build(self, input_shape: Shape) -> Shape:
         return (math.prod(known("Flatten", input_shape)),)
 

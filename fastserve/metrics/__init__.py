@@ -228,7 +228,7 @@ def _named(name: str, loss: Loss, y_shape: Shape, output_shape: Shape) -> Metric
     if name.lower() in ("accuracy", "acc"):
         cls = _accuracy(y_shape, output_shape)
     if cls is BinaryAccuracy:
-        return BinaryAccuracy(0.0 if loss.from_logits else 0.5)
+        return BinaryAccuracy(threshold=0.0 if loss.from_logits else 0.5)
     if cls is not None and loss.from_logits and isinstance(loss, _BINARY):
         if cls is AUC:
             return AUC(from_logits=True)

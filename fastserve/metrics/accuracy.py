@@ -37,7 +37,7 @@ class BinaryAccuracy(RowMetric):
     name = "binary_accuracy"
     targets = Targets(name)
 
-    def __init__(self, threshold: float = 0.5, name: str | None = None) -> None:
+    def __init__(self, name: str | None = None, threshold: float = 0.5) -> None:
         super().__init__(name)
         self.threshold = threshold
 

@@ -176,11 +176,15 @@ class MeanLoss(Averaged):
     def update(self, y_true: Any, y_pred: Any, weights: Any = None) -> None:
         x = np.asarray(y_pred)
         x = x if x.dtype.kind == "f" else x.astype(np.float32)
+        keep = self.loss.counted(y_true)
         w = None
-        if weights is not None:
-            w = np.empty(self.loss.count(x.shape))
+        if weights is not None or keep is not None:
+            w = np.ones(self.loss.count(x.shape))
+        if w is not None and weights is not None:
             shape = (*self.loss.loss_shape(x.shape), 1)
             spread_weights(weights, shape, w, self.name)
+        if w is not None and keep is not None:
+            w *= keep.reshape(-1)
         total = self.loss.sum_and_gradient(y_true, x, weights)
         self.add(total, self.loss.count(x.shape), w)
 

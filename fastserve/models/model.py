@@ -23,6 +23,7 @@ from fastserve.data.sources import ArraySource, Batch, Source, check_input, nume
 from fastserve.data.streams import OPEN, Stream, agreed, as_stream
 from fastserve.errors import (
     ArgumentError,
+    CheckpointError,
     DataError,
     ShapeError,
     StateError,
@@ -749,7 +750,10 @@ class Model(Lists):
         """
         source = self._source("evaluate", x, y, sample_weight)
         trainer = self.prepare(source, "evaluate")
-        call = self._callbacks(callbacks, verbose, "evaluate")
+        made = source.batches if isinstance(source, Stream) else None
+        if not isinstance(source, Stream):
+            made = -(-source.samples // (batch_size or 32))
+        call = self._callbacks(callbacks, verbose, "evaluate", made, steps)
         results = evaluate(trainer, source, batch_size or 32, steps, call)
         if _verbosity(verbose) and world().rank == 0:
             print(describe(results), flush=True)
@@ -776,18 +780,22 @@ class Model(Lists):
         """
         comm = world()
         batch_size = 32 if batch_size is None else batch_size
-        stream, parts = self._shares(x, batch_size)
+        stream, parts, made = self._shares(x, batch_size)
         if steps is not None:
             parts = islice(parts, steps)
         if verbose == "auto":
             verbose = 1 if terminal_width() else 0
-        call = self._callbacks(callbacks, verbose, "predict")
-        with closing(load(parts, Pace())) as loaded:
+        call = self._callbacks(callbacks, verbose, "predict", made, steps)
+        source = x if isinstance(x, Source) else None
+        with closing(load(parts, Pace(), source)) as loaded:
             alike = agreed(loaded, comm) if stream and comm.size > 1 else loaded
             return self._arranged(predict(self.forward, alike, comm, call))
 
-    def _shares(self, x: Any, batch_size: int) -> tuple[Stream | None, Iterator[Share]]:
-        """Return this rank's rows of each batch, and the stream they come from."""
+    def _shares(
+        self, x: Any, batch_size: int
+    ) -> tuple[Stream | None, Iterator[Share], int | None]:
+        """Return the stream they come from, this rank's rows of each batch, and the
+        number of batches, if it is known."""
         comm = world()
 
         def rows_of(total: int, full: int) -> slice:
@@ -804,12 +812,13 @@ class Model(Lists):
 
             stream.transform = check
             steps = OPEN if stream.batches is None else range(stream.batches)
-            return stream, stream.shares(steps, rows_of)
+            return stream, stream.shares(steps, rows_of), stream.batches
         if isinstance(x, Source):
             order = Sampler(x.samples, batch_size, 0, shuffle=False, wrap=False)
             rows = np.zeros(1, np.int64)
             self._build_for(x.batch(rows, rows).x)
-            return None, shares(x, order, range(order.steps_per_epoch), rows_of)
+            made = order.steps_per_epoch
+            return None, shares(x, order, range(made), rows_of), made
         inputs = self._numbers(x)
         self._build_for(inputs)
         samples = {len(array) for array in flatten(inputs)}
@@ -819,17 +828,25 @@ class Model(Lists):
                 ", ".join(str(len(array)) for array in inputs),
             )
         order = Sampler(samples.pop(), batch_size, 0, shuffle=False, wrap=False)
-        return None, slices(inputs, order.batch, comm)
+        return None, slices(inputs, order.batch, comm), order.steps_per_epoch
 
     def predict_on_batch(self, x: Any) -> Any:
         """Return the outputs of one batch; see ``predict``."""
         return self.predict(x, max(map(len, flatten(self._inputs(x)))), 0)
 
-    def _callbacks(self, callbacks: Any, verbose: str | int, verb: str) -> CallbackList:
+    def _callbacks(
+        self,
+        callbacks: Any,
+        verbose: str | int,
+        verb: str,
+        batches: int | None,
+        wanted: int | None,
+    ) -> CallbackList:
         level = _verbosity(verbose)
+        of = min((n for n in (batches, wanted) if n is not None), default=None)
         callbacks = [callbacks] if isinstance(callbacks, Callback) else callbacks or ()
-        shown = [BatchProgress(verb)] if level == 1 else []
-        return CallbackList([*shown, *callbacks], self, {"verbose": level})
+        shown = [BatchProgress(verb)] if level else []
+        return CallbackList([*shown, *callbacks], self, {"verbose": level, "steps": of})
 
     def forward(self, x: Any) -> Any:
         """Return the output for one batch in the model's own memory: the next call
@@ -903,18 +920,22 @@ class Model(Lists):
     def _in_order(self) -> list[Parameter]:
         return list({id(p): p for p in self._built_root().parameters()}.values())
 
-    def save_weights(self, path: str | Path) -> None:
+    def save_weights(self, filepath: str | Path, overwrite: bool = True) -> None:
         """Write the weights: as safetensors, under the paths of the parameters, or,
-        with the ending ``.weights.h5``, as Keras 3 does, which can read them."""
+        with the ending ``.weights.h5``, as Keras 3 does, which can read them.
+
+        Raises CheckpointError if the file is there and ``overwrite`` is false.
+        """
+        _check_absent(filepath, overwrite)
         if world().rank == 0:
-            if keras_files.is_keras_file(path):
-                keras_files.save(Path(path), self._built_root())
+            if keras_files.is_keras_file(filepath):
+                keras_files.save(Path(filepath), self._built_root())
             else:
-                checkpoint.save_weights(Path(path), self.store, {})
+                checkpoint.save_weights(Path(filepath), self.store, {})
         world().barrier()
 
     def load_weights(
-        self, path: str | Path, skip_mismatch: bool = False, by_name: bool = False
+        self, filepath: str | Path, skip_mismatch: bool = False, by_name: bool = False
     ) -> None:
         """Read what ``save_weights`` or ``save`` wrote; all of it or nothing.
 
@@ -925,22 +946,26 @@ class Model(Lists):
                 not, or in another shape, with a warning.
             by_name: of Keras 2 files: only layers of the same name.
         """
-        if keras_files.is_keras_file(path):
-            keras_files.load(Path(path), self._built_root(), skip_mismatch, by_name)
+        if keras_files.is_keras_file(filepath):
+            keras_files.load(Path(filepath), self._built_root(), skip_mismatch, by_name)
         elif skip_mismatch or by_name:
             raise ArgumentError(
                 "load_weights: expected skip_mismatch and by_name with Keras' files",
-                f"{path}",
+                f"{filepath}",
                 "leave them out",
             )
         else:
-            checkpoint.load_weights(Path(path), self.store)
+            checkpoint.load_weights(Path(filepath), self.store)
 
-    def save(self, path: str | Path) -> None:
-        """Write weights and architecture to one safetensors file."""
+    def save(self, filepath: str | Path, overwrite: bool = True) -> None:
+        """Write weights and architecture to one safetensors file.
+
+        Raises CheckpointError if the file is there and ``overwrite`` is false.
+        """
+        _check_absent(filepath, overwrite)
         metadata = {"fastserve": json.dumps(self.get_config())}
         if world().rank == 0:
-            checkpoint.save_weights(Path(path), self.store, metadata)
+            checkpoint.save_weights(Path(filepath), self.store, metadata)
         world().barrier()
 
     def get_config(self) -> dict[str, Any]:
@@ -1015,6 +1040,16 @@ class Model(Lists):
             rest = self.count_params - self.store.count
             lines[-1] += f", {self.store.count:,} of them trained, {rest:,} not"
         return "\n".join(lines)
+
+
+def _check_absent(filepath: str | Path, overwrite: bool) -> None:
+    """Raise CheckpointError, alike on all ranks, for a file that is to be kept."""
+    if not overwrite and world().broadcast_obj(Path(filepath).exists()):
+        raise CheckpointError(
+            "expected a path where no file is, as overwrite is false",
+            f"{filepath}",
+            "take another path, or leave out overwrite",
+        )
 
 
 def _each(function: Any, values: Any) -> Any:

@@ -220,7 +220,7 @@ class OutputsTrainer(Trainer):
         loss = self.outputs[i].loss
         if loss is None:
             return part, 0
-        part, hidden = apply_mask(part, self._masks()[i], y.shape)
+        part, hidden = apply_mask(part, self._masks()[i], y.shape, loss)
         return part, loss.count(y.shape) - hidden
 
     def _logits(self, i: int) -> Array:

@@ -346,7 +346,9 @@ class Trainer:
         y = root.forward(self._input(batch.x), key)
         prediction = root.logits() if self.fused else y
         gradient = root.scratch(prediction.shape)
-        batch, hidden = apply_mask(batch, root.output_mask(), prediction.shape)
+        batch, hidden = apply_mask(
+            batch, root.output_mask(), prediction.shape, self.loss
+        )
         self._status[1] -= hidden
         total = self.loss.sum_and_gradient(
             batch.y, prediction, batch.weights, scale, gradient
@@ -438,7 +440,9 @@ class Trainer:
         y = self.root.forward(self._input(part.x), False)
         prediction = self.root.logits() if self.fused else y
         status[1] += _losses(part, self.loss.count(prediction.shape))
-        part, hidden = apply_mask(part, self.root.output_mask(), prediction.shape)
+        part, hidden = apply_mask(
+            part, self.root.output_mask(), prediction.shape, self.loss
+        )
         status[1] -= hidden
         status[0] += times * self.loss.sum_and_gradient(
             part.y, prediction, part.weights, 1.0, None
