@@ -34,16 +34,20 @@ class CategoricalCrossentropy(MeanLoss):
         name: str | None = None,
         from_logits: bool = False,
         label_smoothing: float = 0.0,
+        axis: int = -1,
     ) -> None:
-        loss = losses.CategoricalCrossentropy(from_logits, label_smoothing)
+        loss = losses.CategoricalCrossentropy(from_logits, label_smoothing, axis)
         super().__init__(loss, name)
 
 
 class SparseCategoricalCrossentropy(MeanLoss):
     """Mean of ``losses.SparseCategoricalCrossentropy``."""
 
-    def __init__(self, name: str | None = None, from_logits: bool = False) -> None:
-        super().__init__(losses.SparseCategoricalCrossentropy(from_logits), name)
+    def __init__(
+        self, name: str | None = None, from_logits: bool = False, axis: int = -1
+    ) -> None:
+        loss = losses.SparseCategoricalCrossentropy(from_logits, axis=axis)
+        super().__init__(loss, name)
 
 
 class _Plain(MeanLoss):
@@ -131,6 +135,10 @@ class CosineSimilarity(_Plain):
 
     name = "cosine_similarity"
     of = losses.CosineSimilarity
+
+    def __init__(self, name: str | None = None, axis: int = -1) -> None:
+        refuse_axis(self.name, axis)
+        super().__init__(name)
 
     def result(self) -> float:
         return -super().result()

@@ -1,6 +1,6 @@
 """Keras 3's names and arguments: here too, or left out for a reason that is told.
 
-``python tests/keras_surface.py`` prints what differs.
+``python tests/test_keras_surface.py`` prints what differs.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ LEFT_OUT_ARGUMENTS = {
     "layers.MultiHeadAttention(use_gate)": "rarely used",
     "layers.Layer(autocast)": "of half precision",
     "metrics.*TopK*(from_sorted_ids)": "of recommenders",
+    "metrics.SparseCategoricalCrossentropy(ignore_class)": "the loss has it",
     "model.add(rebuild)": "a model is built once it knows its input",
     "model.pop(rebuild)": "a model is built once it knows its input",
     "model.compile(jit_compile)": "nothing is compiled",
