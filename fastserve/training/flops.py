@@ -21,10 +21,10 @@ from fastserve.layers.sequences import TimeDistributed
 def flops_per_sample(root: Layer, time: int = 1) -> float:
     """Return the operations of the matrix products of one sample's training step.
 
-    Two for each number of a matrix, or a filter, and position forward, twice that backward, or once
-    if the matrix isn't trained; of a causal attention only what lies below the
-    diagonal. Look-ups, element-wise work and the optimizer don't count. Compare Kaplan
-    et al., "Scaling laws for neural language models", 2020, section 2.1.
+    Two for each number of a matrix, or a filter, and position forward, twice that
+    backward, or once if it isn't trained; of a causal attention only what lies below
+    the diagonal. Look-ups, element-wise work and the optimizer don't count. Compare
+    Kaplan et al., "Scaling laws for neural language models", 2020, section 2.1.
 
     Args:
         root: a built layer.
