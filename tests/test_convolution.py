@@ -327,3 +327,56 @@ def test_a_residual_block_may_use_the_output_again(activation: str | None) -> No
     store = prepare(chain, (5, 4, 3))
     x = np.random.default_rng(1).standard_normal((2, 5, 4, 3))
     check_layer(chain, store, x, True)
+
+
+LAYERS: dict[str, Callable[[], Layer]] = {
+    "patches": lambda: L.Conv2D(3, 3, 2),
+    "1 x 1": lambda: L.Conv2D(3, 1),
+    "winograd": lambda: L.Conv2D(32, 3, activation="silu"),
+    "groups": lambda: L.Conv2D(6, 3, groups=2),
+    "transpose": lambda: L.Conv2DTranspose(3, 3, 2),
+    "depthwise": lambda: L.DepthwiseConv2D(3, depth_multiplier=2),
+    "depthwise strides": lambda: L.DepthwiseConv2D(3, 2, "same"),
+    "separable": lambda: L.SeparableConv2D(3, 3),
+    "max": lambda: L.MaxPooling2D(),
+    "max same": lambda: L.MaxPooling2D(3, 2, "same"),
+    "average": lambda: L.AveragePooling2D(),
+    "global average": lambda: L.GlobalAveragePooling2D(),
+    "global max": lambda: L.GlobalMaxPooling2D(),
+    "up": lambda: L.UpSampling2D(),
+    "bilinear": lambda: L.UpSampling2D(interpolation="bilinear"),
+    "padding": lambda: L.ZeroPadding2D(),
+    "cropping": lambda: L.Cropping2D(1),
+    "permute": lambda: L.Permute((2, 1, 3)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_arrays_of_another_order_in_memory(name: str) -> None:
+    """Images that were transposed to channels last, and no copy of them."""
+    x = np.random.default_rng(0).standard_normal((2, 9, 8, 24))
+    layer = LAYERS[name]()
+    store = prepare(layer, x.shape[1:])
+    y, dy, dx = run(layer, x)
+    kept = store.grads.copy()
+
+    def reordered(a: Array) -> Array:
+        return np.moveaxis(np.moveaxis(a, -1, 1).copy(), 1, -1)
+
+    np.testing.assert_allclose(layer.forward(reordered(x), True), y, atol=1e-12)
+    np.testing.assert_allclose(layer.backward(reordered(dy)), dx, atol=1e-12)
+    np.testing.assert_allclose(store.grads, kept, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_samples(name: str) -> None:
+    """A rank may have no rows in a step; its gradients are zeros."""
+    layer = LAYERS[name]()
+    store = prepare(layer, (9, 8, 24))
+    store.grads.fill(np.nan)
+    y, _, dx = run(layer, np.zeros((0, 9, 8, 24)))
+    assert y.shape[0] == 0
+    assert dx is not None
+    assert dx.shape == (0, 9, 8, 24)
+    for parameter in store.parameters:
+        assert not parameter.grad.any()

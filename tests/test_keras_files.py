@@ -248,3 +248,22 @@ def test_files_of_keras_2(tmp_path: Path, inside: bool) -> None:
     model.save_weights(path)
     with pytest.raises(ArgumentError, match="files of Keras 2"):
         model.load_weights(path, by_name=True)
+
+
+def test_a_cudnn_lstm_of_keras_2_becomes_an_lstm(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    kernel, recurrent = rng.uniform(size=(3, 8)), rng.uniform(size=(2, 8))
+    biases = rng.uniform(size=(2, 8))
+    # in such a file a gate's matrix (features, units) lies as (units, features)
+    gates = [g.T.ravel().reshape(3, 2) for g in np.hsplit(kernel, 4)]
+    states = [g.T for g in np.hsplit(recurrent, 4)]
+    path = tmp_path / "old.hdf5"
+    weights = [np.hstack(gates), np.hstack(states), biases.ravel()]
+    old_file(path, {"rnn": weights}, True)
+    model = fs.models.Sequential([L.LSTM(2, input_shape=(5, 3))])
+    model.build((5, 3))
+    model.load_weights(path)
+    for found, wanted in zip(
+        model.get_weights(), (kernel, recurrent, biases.sum(axis=0)), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)

@@ -1375,6 +1375,24 @@ def test_done_reports_every_layer_with_weights(row: Row) -> None:
 
 BIG = [
     *(
+        (name, lambda name=name, options=options: getattr(L, name)(**options), s, KEY)
+        for name, options, s in (
+            ("BatchNormalization", {}, (32, 32, 16)),
+            ("GroupNormalization", {"groups": 4}, (32, 32, 16)),
+            ("LayerNormalization", {"axis": [1, 2]}, (32, 32, 16)),
+            ("UnitNormalization", {}, (32, 32, 16)),
+            ("ReLU", {"max_value": 1.0, "negative_slope": 0.1}, (32, 32, 16)),
+            ("PReLU", {"shared_axes": [1, 2]}, (32, 32, 16)),
+            ("ELU", {}, (32, 32, 16)),
+            ("Softmax", {}, (32, 32, 16)),
+            ("AlphaDropout", {"rate": 0.2}, (32, 32, 16)),
+            ("GaussianNoise", {"stddev": 0.2}, (32, 32, 16)),
+            ("Rescaling", {"scale": 0.2}, (32, 32, 16)),
+            ("Resizing", {"height": 32, "width": 24}, (32, 32, 16)),
+            ("RandomFlip", {}, (32, 32, 16)),
+        )
+    ),
+    *(
         (
             kind,
             lambda kind=kind: getattr(L, kind)(64, return_sequences=True),

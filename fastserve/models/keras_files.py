@@ -222,6 +222,8 @@ def _old_weights(
         if len(arrays) != len(datasets):
             faults.append(f"{name} has {len(datasets)} weights, not {len(arrays)}")
             continue
+        if _is_cudnn(arrays, datasets):
+            datasets = _from_cudnn([_read(path, dataset) for dataset in datasets])
         for i, (array, dataset) in enumerate(zip(arrays, datasets, strict=True)):
             fault = _fault(f"{name}, weight {i}", array, dataset)
             if fault is None:
@@ -229,6 +231,26 @@ def _old_weights(
             else:
                 faults.append(fault)
     return found, faults
+
+
+def _is_cudnn(arrays: list[Array], datasets: list[Any]) -> bool:
+    """Return whether these are the weights of a CuDNNLSTM for an LSTM."""
+    shapes = [array.shape for array in arrays]
+    if len(shapes) != 3 or shapes[2] != (4 * shapes[1][0],):
+        return False
+    return [d.shape for d in datasets] == [*shapes[:2], (2 * shapes[2][0],)]
+
+
+def _from_cudnn(weights: list[Array]) -> list[Array]:
+    """Return a CuDNNLSTM's kernel, recurrent kernel and bias as those of an LSTM.
+
+    Each gate's matrices are transposed in it, the first in place of its shape, and
+    there are two biases, of the input and of the states, which are added.
+    """
+    kernel, recurrent, bias = weights
+    gates = [g.T.reshape(g.shape, order="F") for g in np.hsplit(kernel, 4)]
+    states = [g.T for g in np.hsplit(recurrent, 4)]
+    return [np.hstack(gates), np.hstack(states), np.add(*np.split(bias, 2))]
 
 
 def _old_layers(root: Layer) -> Iterator[tuple[str, list[Array]]]:

@@ -70,6 +70,9 @@ def backward(
     groups: int = 1,
 ) -> None:
     """Write dkernel and dx, each unless it is None; x is needed for dkernel alone."""
+    if len(dy) == 0 and dkernel is not None:
+        dkernel.fill(0)
+        return
     way = _way(axes, kernel.shape[2], kernel.shape[3] // groups)
     for c, o in _groups(kernel, groups):
         way.backward(

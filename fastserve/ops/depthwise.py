@@ -49,7 +49,8 @@ def _views(full: Array, axes: Axes, rows: int) -> Array:
     """
     w = axes[1]
     view = windows(full, axes, (rows, w.out))
-    if w.stride > 1 or full.strides[2] != full.shape[3] * full.itemsize:
+    pixel = (full.shape[3] * full.itemsize, full.itemsize)
+    if w.stride > 1 or full.strides[2:] != pixel:
         return view
     shape = (*view.shape[:4], w.out * full.shape[3])
     return as_strided(full, shape, (*view.strides[:4], full.itemsize))
@@ -117,6 +118,8 @@ def kernel_gradient(x: Array, dy: Array, dkernel: Array, axes: Axes) -> None:
     h, w = axes
     times, dw = dkernel.shape[3], _joined(dkernel)
     c = dw.shape[2]
+    if len(x) == 0:
+        dkernel.fill(0)
     for i, piece in enumerate(pieces(x.shape[0], h.out, w.padded * c, SIZE)):
         before = (h.before, w.before)
         rows = piece_inputs(h, piece)

@@ -215,8 +215,10 @@ def copy_pixels(out: Array, view: Array) -> None:
 
     All channels of a pixel are copied at once, which takes half of the time.
     """
-    pixel = np.dtype((np.void, view.shape[-1] * view.itemsize))
-    np.copyto(out.view(pixel), view.view(pixel))
+    if view.strides[-1] == view.itemsize:
+        pixel = np.dtype((np.void, view.shape[-1] * view.itemsize))
+        out, view = out.view(pixel), view.view(pixel)
+    np.copyto(out, view)
 
 
 def piece_inputs(h: Axis, piece: Piece) -> tuple[int, int]:
