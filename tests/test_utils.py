@@ -16,6 +16,7 @@ from fastserve.errors import (
     StateError,
     UnknownNameError,
 )
+from fastserve.training.flops import flops_per_sample
 from fastserve.utils import normalize, pad_sequences, to_categorical
 
 
@@ -119,3 +120,20 @@ def test_a_clone_has_weights_of_its_own() -> None:
     assert not (clone.get_weights()[0] == model.get_weights()[0]).any()
     with pytest.raises(ArgumentError, match="channels_last"):
         fs.layers.Flatten("channels_first")
+
+
+def test_operations_of_convolutions_are_counted() -> None:
+    layers = fs.layers
+    model = fs.Sequential(
+        [
+            fs.Input((7, 7, 8)),
+            layers.Conv2DTranspose(4, 3, strides=2),  # 15 x 15
+            layers.DepthwiseConv2D(3),  # 13 x 13
+            layers.SeparableConv2D(5, 3),  # 11 x 11
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    model.build((7, 7, 8))
+    products = 49 * 9 * 8 * 4 + 169 * 9 * 4 + 121 * (9 * 4 + 4 * 5) + 121 * 5 * 2
+    assert flops_per_sample(model.root) == 6 * products
