@@ -158,10 +158,10 @@ def _texts(
 
 
 def _text_encoder(options: labelled.Vectorize) -> TextEncoder:
-    arguments = options.model_dump()
+    arguments = options.model_dump(exclude={"sublinear"})
     if options.standardize == "none":
         arguments["standardize"] = None
-    return TextEncoder(arguments)
+    return TextEncoder(arguments, options.sublinear)
 
 
 def _tagged(

@@ -209,6 +209,9 @@ def _vectorize(job: _Keys) -> None:
     if mode == "int" and length is None:
         expected = "a number of tokens for the output_mode int"
         job.fault("data.vectorize.output_sequence_length", expected, None)
+    if mode in ("int", "multi_hot") and job["data.vectorize.sublinear"]:
+        expected = f"false for the output_mode {mode}"
+        job.fault("data.vectorize.sublinear", expected, True)
     if mode != "int" and length is not None:
         expected = f"null for the output_mode {mode}"
         job.fault("data.vectorize.output_sequence_length", expected, length)

@@ -59,6 +59,10 @@ class Vectorize(Section):
         description="A text becomes the numbers of its tokens, or for each known token "
         "whether, how often, or how tellingly it is in the text.",
     )
+    sublinear: bool = Field(
+        default=False,
+        description="Of count and tf_idf: n occurrences count as 1 + log n.",
+    )
     ngrams: Count = Field(
         default=1, description="Tokens are words, and up to so many in a row."
     )

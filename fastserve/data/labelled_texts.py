@@ -49,11 +49,13 @@ class TextEncoder:
 
     Args:
         arguments: those of ``TextVectorization``.
+        sublinear: n occurrences of a token count as 1 + log n.
     """
 
     kind = "text"
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
+    def __init__(self, arguments: dict[str, Any], sublinear: bool = False) -> None:
+        self.sublinear = sublinear
         self.layer = TextVectorization(**arguments)
 
     @property
@@ -73,22 +75,28 @@ class TextEncoder:
     def encode(self, texts: Sequence[str]) -> Array:
         """Return (texts, time) int64, or (texts, vocabulary) float32."""
         found: Array = self.layer(list(texts))
+        if self.sublinear:
+            rows, tokens = np.nonzero(found)
+            once = self.layer.idf_weights
+            each = np.float32(1) if once is None else once[tokens]
+            found[rows, tokens] = each * (1 + np.log(found[rows, tokens] / each))
         return found
 
     def fit(self, texts: Iterator[list[str]]) -> None:
         self.layer.adapt(texts)
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, **self.layer.get_config()}
+        arguments = self.layer.get_config()
+        return {"kind": self.kind, "sublinear": self.sublinear, **arguments}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TextEncoder:
-        given = {key: value for key, value in data.items() if key != "kind"}
+        given = {k: v for k, v in data.items() if k not in ("kind", "sublinear")}
         if unknown := given.keys() - _KEYS:
             raise ValueError(f"unknown keys {sorted(unknown)}")
         if not isinstance(given["vocabulary"], list):
             raise ValueError("a vocabulary that isn't a list")
-        return cls(given)
+        return cls(given, bool(data["sublinear"]))
 
 
 class Texts(Examples):
