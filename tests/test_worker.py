@@ -92,6 +92,7 @@ def test_what_a_run_leaves(alone: Path) -> None:
     files = {"model.safetensors", "optimizer.safetensors", "state.json"}
     assert found == {
         *(f"{step}/{file}" for step in steps for file in files),
+        ".lock",
         "checkpoints/latest",
         "config.yaml",
         "done.json",

@@ -258,6 +258,7 @@ def write_error(run_dir: Path, comm: Communicator, error: BaseException) -> int:
         "message": str(error),
         "traceback": describe_error(error),
         "status": status,
+        "job": environment.setting("JOB"),
     }
     folder = run_dir / "errors"
     folder.mkdir(parents=True, exist_ok=True)
