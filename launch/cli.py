@@ -518,13 +518,13 @@ def verify(
 
     For runs with comm.algorithm exact; others only agree to rounding.
     """
-    from .verify import parse_ranks
+    from .verify import ALONE, parse_ranks
     from .verify import verify as verify_run
 
     _refuse_as_a_rank()
     config = Path(run, "config.yaml")
     ranks = parse_ranks(counts)
-    job = _load(str(config), overrides, ranks=max(ranks), **where)
+    job = _load(str(config), (*ALONE, *overrides), ranks=max(ranks), **where)
     if job.comm.algorithm != "exact":
         raise LaunchError(
             "verify: expected a run with comm.algorithm exact",
@@ -537,7 +537,9 @@ def verify(
         if value:
             arguments.append(f"--{name}")
             arguments += [str(value)] if value is not True else []
-    return 0 if verify_run(config, ranks, steps, arguments, click.echo) else 1
+    shared = Path(run).absolute() if job.launch.hosts or job.launch.hostfile else None
+    same = verify_run(config, ranks, steps, arguments, click.echo, shared)
+    return 0 if same else 1
 
 
 @cli.command("import")

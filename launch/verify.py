@@ -15,6 +15,8 @@ from fastserve.errors import ArgumentError, LaunchError
 
 STOPPED = 75
 _COMMAND = (sys.executable, "-c", "from launch.cli import main; main()", "run")
+# of a run, what doesn't fit a few steps on other numbers of ranks
+ALONE = "launch.min_ranks=null", "launch.max_restarts=0", "checkpoint.at_end=true"
 _SHOWN = 16  # digits of a hash
 _TAIL = 15  # lines of a job that failed
 
@@ -51,15 +53,18 @@ def verify(
     steps: int,
     arguments: Sequence[str],
     say: Callable[[str], None],
+    beside: Path | None = None,
 ) -> bool:
     """Make the first steps of a job on each number of ranks; print a line for each.
 
     Returns whether all came to the same bits. ``arguments`` are further ones of
-    ``fastserve run``. Raises LaunchError if a job fails.
+    ``fastserve run``; ``beside`` is a folder that several hosts share.
+    Raises LaunchError if a job fails.
     """
     say(f"{'ranks':>5}  {'weights':{_SHOWN}}  {'optimizer':{_SHOWN}}  seconds")
     outcomes = []
-    with tempfile.TemporaryDirectory(prefix="fastserve-verify-") as folder:
+    prefix = ".verify-" if beside else "fastserve-verify-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=beside) as folder:
         for count in ranks:
             made = _train(config, Path(folder, str(count)), count, steps, arguments)
             outcomes.append(made)
@@ -81,7 +86,10 @@ def _train(
     config: Path, folder: Path, ranks: int, steps: int, arguments: Sequence[str]
 ) -> Outcome:
     command = [*_COMMAND, str(config), "-n", str(ranks), "--oversubscribe"]
-    command += ["--stop-after", str(steps), "--set", f"run_dir={folder}", *arguments]
+    command += ["--stop-after", str(steps)]
+    for override in (*ALONE, f"run_dir={folder}"):
+        command += ["--set", override]
+    command += arguments
     start = time.perf_counter()
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True

@@ -92,9 +92,8 @@ def test_arguments_of_ssh_are_single_words(text: str) -> None:
 @pytest.mark.parametrize("text", [t for t in EVIL if "\n" not in t])
 def test_a_batch_script_has_the_same_words(text: str) -> None:
     words = [f"/work/{text}", "--set", text]
-    made = submit.script(
-        batch_job(), Path("/runs"), Path("/"), words, f"/{text}/python"
-    )
+    folder, python = Path("/runs"), f"/{text}/python"
+    made = submit.script(batch_job(), folder, Path("/"), words, python)
     assert subprocess.run(["bash", "-n"], input=made, text=True).returncode == 0
     line = next(line for line in made.splitlines() if "launch.cli" in line)
     assert shlex.split(line) == [python, *RUN, *words, "&"]

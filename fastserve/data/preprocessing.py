@@ -98,6 +98,12 @@ def _readers() -> dict[str, Callable[[dict[str, Any]], Encoder]]:
     return {kind.kind: kind.from_json for kind in kinds}
 
 
+_WRONG = (
+    *(DataError, ValueError, KeyError, TypeError),
+    *(RecursionError, OverflowError),  # of lists in lists, and of int(1e999)
+)
+
+
 def loads(text: str, where: str) -> Preprocessing:
     """Return what ``dumps`` wrote. Raises CheckpointError if it isn't that."""
     try:
@@ -112,7 +118,7 @@ def loads(text: str, where: str) -> Preprocessing:
         elif target is not None:
             numbers = float(target["mean"]), float(target["std"])
             made = Values(str(target["name"]), *numbers)
-    except (DataError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except _WRONG as error:
         raise CheckpointError(
             f"expected a {FILE} that fastserve wrote",
             f"{where}: {type(error).__name__}: {error}",
