@@ -332,11 +332,9 @@ class Model(Lists):
 
     @property
     def _weighs_outputs(self) -> bool:
-        """Whether the losses of the outputs must be put together, or their number in a
-        sample is only known when the model has run."""
-        if self.loss_weights is not None or not isinstance(self.root, Graph):
-            return self.loss_weights is not None
-        return self.root.several_outputs or None in (self.root.output_shape or ())
+        """Whether the losses of the outputs must be put together."""
+        several = isinstance(self.root, Graph) and self.root.several_outputs
+        return several or self.loss_weights is not None
 
     def _single(self, value: Any) -> Any:
         """Return the value that a list or dict has for a model's only output."""
@@ -487,6 +485,7 @@ class Model(Lists):
                     "let it yield (x, y, sample_weight)",
                 )
             stream.arrange = self._arrange_parts
+            stream.strings = self.root.takes_strings
             self.check_source(stream)
             stream.transform = self._checked
             return stream
@@ -593,17 +592,14 @@ class Model(Lists):
                 "epochs is the number of the final epoch",
             )
         freq = validation_freq
-        for name, value in (
-            (
-                "validation_freq",
-                freq if isinstance(freq, int) else min(freq, default=0),
-            ),
-            ("validation_steps", validation_steps),
-            ("validation_batch_size", validation_batch_size),
-            ("steps_per_epoch", steps_per_epoch),
-        ):
-            if value is not None and value < 1:
-                raise ArgumentError(f"fit: expected a {name} of 1 or more", f"{value}")
+        _check_counts(
+            "fit",
+            batch_size=batch_size,
+            validation_freq=freq if isinstance(freq, int) else min(freq, default=0),
+            validation_steps=validation_steps,
+            validation_batch_size=validation_batch_size,
+            steps_per_epoch=steps_per_epoch,
+        )
         batch_size = 32 if batch_size is None else batch_size
         callbacks = [callbacks] if isinstance(callbacks, Callback) else callbacks or ()
         source, held_out = self._split(x, y, sample_weight, validation_split, shuffle)
@@ -677,7 +673,7 @@ class Model(Lists):
             check = source.transform
 
             def weigh(batch: Batch) -> Batch:
-                arrays = ArraySource(*check(batch)[:3])
+                arrays = ArraySource(*check(batch)[:3], source.strings)
                 weighed = self._weigh_classes(arrays, class_weight)
                 assert isinstance(weighed, ArraySource)
                 return batch._replace(weights=weighed.weights)
@@ -748,6 +744,7 @@ class Model(Lists):
         ``x`` may be what ``fit`` takes; ``steps``: only so many batches. Metrics may be
         arrays, such as a confusion matrix.
         """
+        _check_counts("evaluate", batch_size=batch_size, steps=steps)
         source = self._source("evaluate", x, y, sample_weight)
         trainer = self.prepare(source, "evaluate")
         made = source.batches if isinstance(source, Stream) else None
@@ -780,6 +777,7 @@ class Model(Lists):
         """
         comm = world()
         batch_size = 32 if batch_size is None else batch_size
+        _check_counts("predict", batch_size=batch_size, steps=steps)
         stream, parts, made = self._shares(x, batch_size)
         if steps is not None:
             parts = islice(parts, steps)
@@ -804,6 +802,7 @@ class Model(Lists):
         stream = as_stream(x, targets=False)
         if stream is not None:
             stream.arrange = self._arrange_parts
+            stream.strings = self.root.takes_strings
             self._build_for(stream.example.x)
 
             def check(batch: Batch) -> Batch:
@@ -1082,6 +1081,12 @@ def _known_metrics(metrics: Any) -> Any:
         if isinstance(metric, str) and metric not in metric_names.KNOWN:
             raise UnknownNameError("metric", metric, metric_names.KNOWN)
     return metrics if isinstance(metrics, dict) else list(metrics)
+
+
+def _check_counts(verb: str, **counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ArgumentError(f"{verb}: expected a {name} of 1 or more", f"{value}")
 
 
 def _shown(results: dict[str, Any], as_dict: bool) -> Any:
