@@ -218,17 +218,17 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
         model.compile(optimizer)
     elif isinstance(m, schema.SequentialModel):
         named = [m if isinstance(m, str) else metrics.make(m) for m in m.metrics]
-        model.compile(optimizer, losses.get(m.loss), named)
+        model.compile(optimizer, losses.get(m.loss), metrics=named)
     elif isinstance(m, schema.JsonModel):
         weights = m.loss_weights
-        model.compile(optimizer, m.loss, m.metrics, loss_weights=weights)
+        model.compile(optimizer, m.loss, metrics=m.metrics, loss_weights=weights)
     elif model.loss is not None:
         more: dict[str, Any] = {}
         if model.weighted_metrics:
             more["weighted_metrics"] = model.weighted_metrics
         if model.loss_weights is not None:
             more["loss_weights"] = model.loss_weights
-        model.compile(optimizer, model.loss, model.metrics, **more)
+        model.compile(optimizer, model.loss, metrics=model.metrics, **more)
     else:
         raise ShapeError(
             f"{m.file}: expected a compiled model",

@@ -27,7 +27,7 @@ def sequential(bias: bool) -> Any:
         dtype="float64",
     )
     loss = fs.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("adamw", loss, ["accuracy"])
+    model.compile("adamw", loss, metrics=["accuracy"])
     return model
 
 

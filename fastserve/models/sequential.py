@@ -8,6 +8,7 @@ from typing import Any
 from fastserve.core import Layer, Tensor
 from fastserve.errors import ArgumentError, StateError
 from fastserve.layers.chain import Chain
+from fastserve.layers.shapes import InputLayer
 from fastserve.models.config import Reader, Writer
 from fastserve.models.model import Model
 
@@ -37,7 +38,10 @@ class Sequential(Model):
 
     @property
     def layers(self) -> list[Layer]:
-        return self.chain.layers
+        """The layers without the ``Input`` they begin with, as in Keras."""
+        layers = self.chain.layers
+        starts = bool(layers) and isinstance(layers[0], InputLayer)
+        return layers[1:] if starts else list(layers)
 
     def add(self, layer: Layer | Model | Tensor) -> None:
         """Append a layer, a model, or what ``Input`` returned.
@@ -65,17 +69,18 @@ class Sequential(Model):
 
         Raises StateError if the model has its weights already, or no layer.
         """
-        if self.built or self.chain.built or not self.layers:
+        if self.built or self.chain.built or not self.chain.layers:
             raise StateError(
                 "Sequential.pop: expected a model with layers that isn't built yet",
-                "a model with weights" if self.layers else "no layers",
+                "a model with weights" if self.chain.layers else "no layers",
                 "make another model of the layers that are wanted",
             )
         return self.chain.pop()
 
     @property
     def known_input_shape(self) -> tuple[int | None, ...] | None:
-        return self.layers[0].input_shape if self.layers else None
+        layers = self.chain.layers
+        return layers[0].input_shape if layers else None
 
     def get_config(self) -> dict[str, Any]:
         """Return class, seed, type, input shape and layers, as JSON types."""
