@@ -7,6 +7,7 @@ is the number of ranks. With the algorithm exact they must agree to the bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,7 +137,7 @@ class Case:
             some = (x[rows], part)
             yield some if weights is None else (*some, weights[rows])
 
-    def train(self, comm: Communicator) -> dict[str, Any]:
+    def train(self, comm: Communicator, *callbacks: Any) -> dict[str, Any]:
         model = self.model()
         x, y, weights = self.data()
         given: Any = {"x": x, "y": y, "sample_weight": weights}
@@ -147,6 +148,8 @@ class Case:
             **given,
             batch_size=self.batch,
             epochs=2,
+            steps_per_epoch=-(-ROWS // self.batch),
+            callbacks=callbacks,
             class_weight=self.class_weight,
             validation_data=held if self.validates else None,
             verbose=0,
@@ -164,6 +167,22 @@ class Case:
         return found
 
 
+class _Killed(Exception):
+    pass
+
+
+class _Kill(fs.callbacks.Callback):
+    """Ends the process after so many steps, as it seems."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.steps -= 1
+        if not self.steps:
+            raise _Killed
+
+
 class _Again:
     """An iterable that starts anew."""
 
@@ -174,7 +193,7 @@ class _Again:
         return self.make()
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(20))
 def test_the_same_on_any_number_of_ranks(seed: int) -> None:
     case = Case(seed)
     tolerance = 1e-4 if case.exact else 1e-7
@@ -192,6 +211,27 @@ def test_the_same_on_any_number_of_ranks(seed: int) -> None:
                         tolerance,
                         err_msg=f"{name} {case}",
                     )
+
+
+@pytest.mark.parametrize("seed", range(100, 108))
+def test_the_same_bits_after_a_restart(seed: int, tmp_path: Path) -> None:
+    case, steps = Case(seed), 2 + seed % 3
+    ranks = 1 + seed % 2
+
+    def backup() -> Any:
+        return fs.callbacks.BackupAndRestore(str(tmp_path / "backup"), save_freq=1)
+
+    def killed(comm: Communicator) -> None:
+        case.train(comm, backup(), _Kill(steps))
+
+    whole = run_threads(ranks, case.train)[0]
+    with pytest.raises(_Killed):
+        run_threads(ranks, killed)
+    found = run_threads(ranks, lambda comm: case.train(comm, backup()))[0]
+    for name, value in whole.items():
+        last = slice(-len(found[name]) if name.startswith("epoch") else None, None)
+        wanted = value[last] if value.ndim else value
+        np.testing.assert_array_equal(found[name], wanted, f"{name} {case}")
 
 
 def conv_over_time(loss: Any) -> Any:
