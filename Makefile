@@ -10,7 +10,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 EDITABLE := --config-settings editable_mode=compat -e
 SOURCES := fastserve launch tests benchmarks
 
-.PHONY: help train data test test-mpi test-hosts check format bench clean
+.PHONY: help train data test test-mpi test-hosts test-kills fuzz check format bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,12 @@ test: $(VENV)/.tests $(MPICH)/.installed  ## set up, then run all tests
 
 test-hosts: $(VENV)/.tests $(MPICH)/.installed  ## only those over several hosts (as root)
 	$(BIN)/python -m pytest tests/cluster
+
+test-kills: $(VENV)/.tests $(MPICH)/.installed  ## kill a job 200 times (half an hour)
+	FASTSERVE_TEST_KILLS=200 $(BIN)/python -m pytest -s tests/test_kills.py
+
+fuzz: $(VENV)/.tests  ## feed 100,000 damaged files to each reader (an hour)
+	FASTSERVE_TEST_FUZZ=100000 $(BIN)/python -m pytest tests/test_fuzz.py
 
 test-mpi: $(VENV)/.tests $(MPICH)/.installed  ## only the tests that start MPI
 	$(BIN)/python -m pytest -m mpi

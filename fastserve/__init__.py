@@ -34,6 +34,7 @@ _LAZY = {
     "schedules": "fastserve.schedules",
     "Sequential": "fastserve.models:Sequential",
     "training": "fastserve.training",
+    "utils": "fastserve.utils",
     "world": "fastserve.comm:world",
 }
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from . import optimizers as optimizers
     from . import schedules as schedules
     from . import training as training
+    from . import utils as utils
     from .comm.world import init as init
     from .comm.world import world as world
     from .core import constraints as constraints

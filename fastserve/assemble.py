@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastserve import config, optimizers, schedules
+from fastserve import config, losses, metrics, optimizers, schedules
 from fastserve.assemble_data import Data, call_function
 from fastserve.config import schema
 from fastserve.data.sampler import Sampler
@@ -16,7 +17,7 @@ from fastserve.data.subset import Subset, first_batches
 from fastserve.data.token_files import TOKENIZER
 from fastserve.data.tokenizer_folders import read_tokenizer
 from fastserve.errors import DataError, ShapeError
-from fastserve.models import GPT, Model, Sequential
+from fastserve.models import GPT, Model, Sequential, model_from_json
 from fastserve.models.config import make_layer
 from fastserve.training.step import Options
 
@@ -52,6 +53,11 @@ def make_model(
             model.add(make_layer(name, with_sizes(name, arguments, sizes)))
         model.build(m.input_shape or input_shape)
         return model
+    if isinstance(m, schema.JsonModel):
+        made = _model_in(m.file, job.seed)
+        if not made.built:
+            made.build(made.known_input_shape or input_shape)
+        return made
     made = call_function(m.file, m.function, m.arguments)
     if not isinstance(made, Model):
         raise ShapeError(
@@ -63,6 +69,21 @@ def make_model(
     if not made.built:
         made.build(made.known_input_shape or input_shape)
     return made
+
+
+def _model_in(file: str, seed: int) -> Model:
+    """Return the model of an architecture's file, with the job's seed."""
+    try:
+        config = json.loads(Path(file).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            "model.file: expected a JSON file of a model's architecture",
+            f"{file}: {error}",
+            "write it with Path(...).write_text(model.to_json())",
+        ) from None
+    if not isinstance(config, dict):
+        config = {}
+    return model_from_json(json.dumps(config | {"seed": seed}))
 
 
 _SIZED = {"units": "classes", "filters": "classes", "input_dim": "vocabulary"}
@@ -100,6 +121,7 @@ def check_wishes(job: config.Job, data: Data, model: Model) -> None:
         "train.eval_batches": job.train.eval_batches,
         "train.early_stop": job.train.early_stop,
         "checkpoint.best": job.checkpoint.best,
+        "schedule.type plateau": job.schedule.type == "plateau",
     }
     for key, value in wishes.items():
         if value and data.validation is None:
@@ -195,9 +217,18 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
     if isinstance(m, schema.GptModel):
         model.compile(optimizer)
     elif isinstance(m, schema.SequentialModel):
-        model.compile(optimizer, m.loss, m.metrics)
+        named = [m if isinstance(m, str) else metrics.make(m) for m in m.metrics]
+        model.compile(optimizer, losses.get(m.loss), named)
+    elif isinstance(m, schema.JsonModel):
+        weights = m.loss_weights
+        model.compile(optimizer, m.loss, m.metrics, loss_weights=weights)
     elif model.loss is not None:
-        model.compile(optimizer, model.loss, model.metrics)
+        more: dict[str, Any] = {}
+        if model.weighted_metrics:
+            more["weighted_metrics"] = model.weighted_metrics
+        if model.loss_weights is not None:
+            more["loss_weights"] = model.loss_weights
+        model.compile(optimizer, model.loss, model.metrics, **more)
     else:
         raise ShapeError(
             f"{m.file}: expected a compiled model",

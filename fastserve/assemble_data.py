@@ -23,6 +23,7 @@ from fastserve.data.completions import (
 from fastserve.data.encode import EncodedText, encode_text
 from fastserve.data.end_token import WithEnd
 from fastserve.data.examples import ScaledSource
+from fastserve.data.npy import load_npy, load_npz
 from fastserve.data.preprocessing import ArrayInput, Preprocessing
 from fastserve.data.sources import ArraySource, Source, TokenSource
 from fastserve.data.targets import Classes, Values
@@ -326,9 +327,8 @@ def _scaled(x: Array, y: Array, scale: float) -> ArraySource:
 
 def _load_npz(path: Path) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
+        return load_npz(path)
+    except (OSError, ValueError) as error:
         raise DataError(
             "expected an .npz file with x_train and y_train",
             f"{path}: {error}",
@@ -338,8 +338,8 @@ def _load_npz(path: Path) -> dict[str, Array]:
 
 def _map_npy(path: Path) -> Array:
     try:
-        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array: Array = load_npy(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
         raise DataError(
             "expected an .npy file of numbers",
             f"{path}: {error}",

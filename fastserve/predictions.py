@@ -24,6 +24,7 @@ from fastserve.data.idx import read_idx
 from fastserve.data.images import ENDINGS, Pixels
 from fastserve.data.labelled_texts import TextEncoder
 from fastserve.data.lines import Lines, fault, read_csv, read_jsonl
+from fastserve.data.npy import load_npy, load_npz
 from fastserve.data.preprocessing import ArrayInput, Preprocessing
 from fastserve.data.tables import Options, Reader
 from fastserve.data.tagged import WordEncoder
@@ -320,15 +321,17 @@ def _array(path: Path, shape: tuple[int, ...]) -> Array:
         array = read_idx(path)
     else:
         try:
-            found = np.load(path, allow_pickle=False)
             if path.suffix == ".npz":
-                with found:
-                    names = [n for n in ("x", "x_test", "x_train") if n in found.files]
-                    names += found.files if len(found.files) == 1 else []
-                    if not names:
-                        raise ValueError(f"arrays {', '.join(found.files)}, no x")
-                    found = found[names[0]]
-        except (OSError, ValueError, EOFError, KeyError) as error:
+                arrays = load_npz(path)
+                known = ("x", "x_test", "x_train")
+                names: list[str] = [n for n in known if n in arrays]
+                names += arrays if len(arrays) == 1 else []
+                if not names:
+                    raise ValueError(f"arrays {', '.join(arrays)}, no x")
+                found = arrays[names[0]]
+            else:
+                found = load_npy(path)
+        except (OSError, ValueError) as error:
             raise DataError(
                 "expected an array of numbers", f"{path}: {error}", "write it again"
             ) from None

@@ -1,8 +1,8 @@
 """Learning rates as pure functions of the step: ``schedule(step) -> float``.
 
 ``step`` is the number of updates that were made before, so the first call is with 0.
-The classes are Keras', arguments and formulas; ``from_config`` makes the schedules of
-the job's YAML, which add a linear warm-up to each.
+The classes are Keras', arguments and formulas (``name`` is a label); ``from_config``
+makes the schedules of the job's YAML, which add a linear warm-up to each.
 """
 
 from __future__ import annotations
@@ -15,6 +15,13 @@ from dataclasses import dataclass
 from fastserve.errors import ArgumentError, UnknownNameError
 
 Schedule = Callable[[int], float]
+
+
+class LearningRateSchedule:
+    """Base of the schedules, also of a user's own: ``__call__(step)`` is the rate."""
+
+    def __call__(self, step: int) -> float:
+        raise NotImplementedError(f"{type(self).__name__}.__call__")
 
 
 def _check(schedule: object, **positive: float) -> None:
@@ -37,7 +44,7 @@ def _check_rate(schedule: object, name: str, value: float) -> None:
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(LearningRateSchedule):
     """The same rate at every step."""
 
     learning_rate: float
@@ -50,7 +57,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class ExponentialDecay:
+class ExponentialDecay(LearningRateSchedule):
     """initial_learning_rate * decay_rate ** (step / decay_steps).
 
     With ``staircase`` the exponent is rounded down.
@@ -60,6 +67,7 @@ class ExponentialDecay:
     decay_steps: float
     decay_rate: float
     staircase: bool = False
+    name: str = "ExponentialDecay"
 
     def __post_init__(self) -> None:
         _check(self, decay_steps=self.decay_steps, decay_rate=self.decay_rate)
@@ -71,7 +79,7 @@ class ExponentialDecay:
 
 
 @dataclass(frozen=True)
-class InverseTimeDecay:
+class InverseTimeDecay(LearningRateSchedule):
     """initial_learning_rate / (1 + decay_rate * step / decay_steps).
 
     With ``staircase`` the quotient of the steps is rounded down.
@@ -81,6 +89,7 @@ class InverseTimeDecay:
     decay_steps: float
     decay_rate: float
     staircase: bool = False
+    name: str = "InverseTimeDecay"
 
     def __post_init__(self) -> None:
         _check(self, decay_steps=self.decay_steps)
@@ -93,7 +102,7 @@ class InverseTimeDecay:
 
 
 @dataclass(frozen=True)
-class PolynomialDecay:
+class PolynomialDecay(LearningRateSchedule):
     """(initial - end) * (1 - step / decay_steps) ** power + end.
 
     From ``decay_steps`` on the rate stays at ``end_learning_rate``; with ``cycle``,
@@ -105,6 +114,7 @@ class PolynomialDecay:
     end_learning_rate: float = 0.0001
     power: float = 1.0
     cycle: bool = False
+    name: str = "PolynomialDecay"
 
     def __post_init__(self) -> None:
         _check(self, decay_steps=self.decay_steps, power=self.power)
@@ -133,7 +143,7 @@ class LinearDecay(PolynomialDecay):
 
 
 @dataclass(frozen=True)
-class CosineDecay:
+class CosineDecay(LearningRateSchedule):
     """Half a cosine from the initial rate to ``alpha`` times it (Loshchilov, 2016).
 
         rate * ((1 - alpha) * (1 + cos(pi * step / decay_steps)) / 2 + alpha)
@@ -147,6 +157,7 @@ class CosineDecay:
     initial_learning_rate: float
     decay_steps: float
     alpha: float = 0.0
+    name: str = "CosineDecay"
     warmup_target: float | None = None
     warmup_steps: int = 0
 
@@ -169,13 +180,65 @@ class CosineDecay:
         return float(peak * ((1 - self.alpha) * cosine + self.alpha))
 
 
-class PiecewiseConstantDecay:
+@dataclass(frozen=True)
+class CosineDecayRestarts(LearningRateSchedule):
+    """Half cosines from ``initial_learning_rate`` down, again and again.
+
+    The first takes ``first_decay_steps``, each later one ``t_mul`` times as many as the
+    one before, and begins ``m_mul`` times as high; the rate never falls below ``alpha``
+    times the initial one (Loshchilov, Hutter, 2016: "SGDR").
+    """
+
+    initial_learning_rate: float
+    first_decay_steps: float
+    t_mul: float = 2.0
+    m_mul: float = 1.0
+    alpha: float = 0.0
+    name: str = "SGDRDecay"
+
+    def __post_init__(self) -> None:
+        _check(self, first_decay_steps=self.first_decay_steps, t_mul=self.t_mul)
+        for name in ("initial_learning_rate", "m_mul", "alpha"):
+            _check_rate(self, name, getattr(self, name))
+        if self.t_mul < 1:
+            raise ArgumentError(
+                "CosineDecayRestarts: expected t_mul of 1 or more",
+                f"{self.t_mul}",
+                "periods that get shorter would come to an end",
+            )
+
+    def __call__(self, step: int) -> float:
+        done, span = step / self.first_decay_steps, self.t_mul
+        if span == 1:
+            period, part = divmod(done, 1)
+        else:
+            period = math.floor(math.log(1 + done * (span - 1)) / math.log(span))
+            # the logarithm may be a hair's breadth off where a period begins
+            if (span ** (period + 1) - 1) / (span - 1) <= done:
+                period += 1
+            begun = (span**period - 1) / (span - 1)
+            if begun > done:
+                period -= 1
+                begun = (span**period - 1) / (span - 1)
+            part = (done - begun) / span**period
+        cosine = 0.5 * self.m_mul**period * (1 + math.cos(math.pi * part))
+        level = (1 - self.alpha) * cosine + self.alpha
+        return float(self.initial_learning_rate * level)
+
+
+class PiecewiseConstantDecay(LearningRateSchedule):
     """``values[i]`` up to and including step ``boundaries[i]``, then the next value.
 
     There is one value more than there are boundaries, and boundaries grow.
     """
 
-    def __init__(self, boundaries: Sequence[float], values: Sequence[float]) -> None:
+    def __init__(
+        self,
+        boundaries: Sequence[float],
+        values: Sequence[float],
+        name: str = "PiecewiseConstant",
+    ) -> None:
+        self.name = name
         if len(boundaries) != len(values) - 1:
             raise ArgumentError(
                 "PiecewiseConstantDecay: expected one value more than boundaries",
@@ -197,7 +260,7 @@ class PiecewiseConstantDecay:
 
 
 @dataclass(frozen=True)
-class WarmUp:
+class WarmUp(LearningRateSchedule):
     """A linear warm-up to ``target``, then ``schedule`` from its own step 0 on.
 
     The first of ``steps`` updates uses target / steps, not 0, so that it isn't lost;
@@ -215,7 +278,7 @@ class WarmUp:
 
 
 @dataclass(frozen=True)
-class Floor:
+class Floor(LearningRateSchedule):
     """The schedule's rate, but never below ``least``."""
 
     schedule: Schedule
@@ -225,7 +288,27 @@ class Floor:
         return max(self.least, self.schedule(step))
 
 
-TYPES = ("constant", "linear", "cosine", "exponential", "step")
+class Adjustable:
+    """A rate that can be set, with a linear warm-up to it over the first ``steps``."""
+
+    def __init__(self, rate: float, steps: int = 0) -> None:
+        self.rate, self.steps = rate, steps
+
+    def __call__(self, step: int) -> float:
+        return WarmUp(Constant(self.rate), self.rate, self.steps)(step)
+
+
+TYPES = (
+    "constant",
+    "linear",
+    "cosine",
+    "exponential",
+    "step",
+    "cosine_restarts",
+    "polynomial",
+    "piecewise",
+    "plateau",
+)
 
 
 def from_config(
@@ -238,6 +321,14 @@ def from_config(
     rate: float = 0.1,
     step_size: int | None = None,
     gamma: float = 0.1,
+    first_decay_steps: int | None = None,
+    t_mul: float = 2.0,
+    m_mul: float = 1.0,
+    power: float = 1.0,
+    cycle: bool = False,
+    boundaries: Sequence[int] = (),
+    factors: Sequence[float] = (),
+    **plateau: float,
 ) -> Schedule:
     """Return the schedule of a job's ``schedule`` section.
 
@@ -249,6 +340,12 @@ def from_config(
       of the job (None: ``steps``), and kept
     - exponential: lr * rate ** (t / decay_steps), at least ``min_lr``
     - step: lr * gamma ** (t // step_size), at least ``min_lr``
+    - cosine_restarts: half cosines from lr to ``min_lr``; see ``CosineDecayRestarts``
+    - polynomial: from lr to ``min_lr`` as (1 - t / decay_steps) ** power; see
+      ``PolynomialDecay``
+    - piecewise: lr, from step ``boundaries[i]`` of the job on times ``factors[i]``
+    - plateau: an ``Adjustable`` lr; when it is lowered the callback knows, which has
+      the other arguments
 
     Raises:
         UnknownNameError: another ``type``.
@@ -258,8 +355,16 @@ def from_config(
         raise UnknownNameError("schedule", type, TYPES)
     last = steps if decay_steps is None else decay_steps
     _check_config(lr, steps, warmup_steps, min_lr)
+    if type == "plateau":
+        return Adjustable(lr, warmup_steps)
     if type == "constant":
         after: Schedule = Constant(lr)
+    elif type == "piecewise":
+        return _piecewise(lr, warmup_steps, boundaries, factors)
+    elif type == "cosine_restarts":
+        first = max(1, steps - warmup_steps)
+        first = first if first_decay_steps is None else first_decay_steps
+        after = CosineDecayRestarts(lr, first, t_mul, m_mul, alpha=min_lr / lr)
     elif type == "exponential":
         after = Floor(ExponentialDecay(lr, last, rate), min_lr)
     elif type == "step":
@@ -280,8 +385,31 @@ def from_config(
         span = max(1, last - warmup_steps)
         if type == "linear":
             after = LinearDecay(lr, span, min_lr)
+        elif type == "polynomial":
+            after = PolynomialDecay(lr, span, min_lr, power, cycle)
         else:
             after = CosineDecay(lr, span, alpha=min_lr / lr)
+    return WarmUp(after, lr, warmup_steps)
+
+
+def _piecewise(
+    lr: float, warmup_steps: int, boundaries: Sequence[int], factors: Sequence[float]
+) -> Schedule:
+    """Return the schedule whose values change at steps of the job, not after them."""
+    if len(boundaries) != len(factors):
+        raise ArgumentError(
+            "schedule piecewise: expected a factor for each boundary",
+            f"{len(boundaries)} boundaries, {len(factors)} factors",
+            "from boundaries[i] on the rate is lr x factors[i]",
+        )
+    if boundaries and boundaries[0] < max(1, warmup_steps):
+        raise ArgumentError(
+            "schedule piecewise: expected boundaries from the end of the warm-up on",
+            f"boundary {boundaries[0]}, warmup_steps {warmup_steps}",
+            "boundaries count from the start of the job, warm-up included",
+        )
+    places = [boundary - warmup_steps - 1 for boundary in boundaries]
+    after = PiecewiseConstantDecay(places, [lr, *(lr * f for f in factors)])
     return WarmUp(after, lr, warmup_steps)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from fastserve import config, environment
 from fastserve.assemble import (
@@ -41,7 +41,13 @@ from fastserve.models import GPT, Model, huggingface
 from fastserve.summary import conclusion, introduction, opening, sample
 from fastserve.training import checkpoint, files, shards
 from fastserve.training.balance import Balance
-from fastserve.training.callbacks import EarlyStopping
+from fastserve.training.callbacks import (
+    Callback,
+    CSVLogger,
+    EarlyStopping,
+    ReduceLROnPlateau,
+    TensorBoard,
+)
 from fastserve.training.head import pieces_of
 from fastserve.training.language import language_measures
 from fastserve.training.loop import Schedule, run
@@ -59,11 +65,13 @@ from fastserve.training.records import (
     write_error,
 )
 from fastserve.training.samples import Samples
+from fastserve.training.saver import Saver
 
 USAGE = 2
 STOPPED_EARLY = 75
 _MEETING_SECONDS = 60.0
 log = logging.getLogger("fastserve")
+_held: list[IO[str]] = []  # run folders, until the process ends
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,16 +152,25 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     own = numerics()
     _compare_ranks(job, comm)
     early = _early_stopping(job)
+    extras = _extras(job, run_dir)
     metrics = MetricsFile(run_dir / "metrics.jsonl", job.train.log_every)
     first, saved = _load(options, run_dir, model, data, comm, plan, early)
     metrics.set_state(saved.get("metrics", {}))
+    for name, callback in extras.items():
+        if name in saved:
+            callback.set_state(saved[name])
     if comm.rank == 0:
         _compare_numerics(job, saved.get("numerics"), own)
 
     def state() -> dict[str, Any]:
         # as text, because JSON has no NaN and no infinity
         totals = [repr(total) for total in trainer.totals.tolist()]
-        parts = {"early_stop": early, "spikes": trainer.guard, "metrics": metrics}
+        parts = {
+            "early_stop": early,
+            "spikes": trainer.guard,
+            "metrics": metrics,
+            **extras,
+        }
         states = {name: part.get_state() for name, part in parts.items() if part}
         return {"totals": totals, **states, **plan, "numerics": own}
 
@@ -181,8 +198,12 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
         first,
         validation_batches=job.train.eval_batches,
     )
+    if isinstance(plateau := extras.get("plateau"), ReduceLROnPlateau):
+        plateau.say = progress.say
     comm.timeout = job.comm.timeout
-    best = BestCheckpoint(run_dir / "checkpoints", state)
+    folder = run_dir / "checkpoints"
+    saver = Saver(folder, trainer.store, trainer.optimizer, comm)
+    best = BestCheckpoint(saver, state)
     history = run(
         model,
         trainer,
@@ -196,9 +217,10 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
             Balance(),
             metrics,
             *([early] if early else []),  # before those that save its state
+            *extras.values(),
             *([best] if job.checkpoint.best else []),
             Checkpoints(
-                run_dir / "checkpoints",
+                saver,
                 job.checkpoint.every,
                 job.checkpoint.keep,
                 job.checkpoint.at_end,
@@ -245,6 +267,27 @@ def _samples(
 def _early_stopping(job: config.Job) -> EarlyStopping | None:
     patience = job.train.early_stop
     return None if patience is None else EarlyStopping(patience=patience)
+
+
+def _extras(job: config.Job, run_dir: Path) -> dict[str, Callback]:
+    """Return the callbacks that the job asks for, by the names of their states."""
+    found: dict[str, Callback] = {}
+    plateau = job.schedule
+    if isinstance(plateau, schema.Plateau):
+        found["plateau"] = ReduceLROnPlateau(
+            factor=plateau.factor,
+            patience=plateau.patience,
+            verbose=1,
+            min_delta=plateau.min_delta,
+            cooldown=plateau.cooldown,
+            min_lr=plateau.min_lr,
+        )
+    if job.train.csv:
+        found["csv"] = CSVLogger(run_dir / "metrics.csv")
+    if job.train.tensorboard:
+        folder, every = run_dir / "tensorboard", job.train.log_every
+        found["tensorboard"] = TensorBoard(folder, update_freq=every)
+    return found
 
 
 def _why_early(early: EarlyStopping, made: int, schedule: Schedule) -> str | None:
@@ -370,6 +413,8 @@ def _load(
     state = None
     loaded: list[Path] = []
     if comm.rank == 0:
+        if run_dir.exists():
+            _hold(run_dir)
         goals = trainer.store, trainer.optimizer, loaded.append
         if (source / "state.json").exists():
             _check_kept(source.parent.parent, data)
@@ -493,19 +538,28 @@ def _check_kept(run_dir: Path, data: Data) -> None:
     )
 
 
+def _hold(run_dir: Path) -> None:
+    """Keep other jobs out of the run folder; raises CheckpointError if one is in it."""
+    if not _held:
+        _held.append(files.hold(run_dir))
+
+
 def _start_folder(
     run_dir: Path, job: config.Job, data: Data, comm: Communicator, fresh: bool
 ) -> None:
     if comm.rank == 0:
         with files.writing(run_dir):
-            run_dir.mkdir(parents=True, exist_ok=True)
+            _hold(run_dir)
         if fresh:
             for name in ("checkpoints", "errors", "logs", "plots"):
                 shutil.rmtree(run_dir / name, ignore_errors=True)
             (run_dir / "metrics.jsonl").unlink(missing_ok=True)
         for name in ("done.json", "stopped.json"):
             (run_dir / name).unlink(missing_ok=True)
-        files.write_atomically(run_dir / "config.yaml", config.dump_job(job))
+        # values of launch.env may be secrets, and a run folder may be shared
+        public = job.launch.model_copy(update={"env": {}})
+        kept = job.model_copy(update={"launch": public})
+        files.write_atomically(run_dir / "config.yaml", config.dump_job(kept))
         if data.tokenizer is not None:
             text = json.dumps(data.tokenizer.to_json())
             files.write_atomically(run_dir / "tokenizer.json", text)
@@ -651,7 +705,7 @@ def evaluate(
     which: str = checkpoint.LATEST,
     overrides: Sequence[str] = (),
     split: str = "validation",
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Return loss and metrics of the run's model on its validation data, or on the part
     ``split`` of its data: 'train', 'validation' or 'test'.
 
@@ -680,7 +734,8 @@ def evaluate(
     load_weights(run_dir, model, which)
     compile_model(job, model, total_steps(job, make_sampler(job, data)))
     trainer = model.prepare(part)
-    results = trainer.evaluate(part, job.train.global_batch)
+    measured = trainer.evaluate(part, job.train.global_batch)
+    results = trainer.with_arrays(measured)
     results |= language_measures(
         results["loss"], trainer.loss, part, data.bytes_per_token
     )

@@ -18,7 +18,7 @@ import fastserve
 from fastserve import environment
 from fastserve.errors import FastserveError, LaunchError
 
-from . import blas, describe, predict, report, slurm, start
+from . import blas, describe, predict, report, restart, slurm, start
 from .hosts import Host, is_here, split
 from .mpi import FoundMPI, find_mpi
 from .plan import (
@@ -30,6 +30,7 @@ from .plan import (
     plan_program,
     run_folder,
 )
+from .restart import Goal, Loss
 from .slurm import Allocation
 
 if TYPE_CHECKING:
@@ -160,14 +161,33 @@ def run(
     arguments += ["--stop-after", str(stop_after)] if stop_after else []
     hosts, allocation = start.where(job.launch)
     kernel = blas.choose_kernel(_say)
-    make = _planner(job, hosts, arguments, kernel, allocation)
-    plan = make()
+    plan = _planner(job, hosts, arguments, kernel, allocation)()
     if dry_run:
         click.echo(describe.full(plan, _prediction(job, plan, arguments)))
         return 0
     if not resume and not overwrite:
         _refuse_to_replace(plan.run_dir)
-    return start.run(plan, make, _say)
+
+    def attempt(goal: Goal, loss: Loss, again: bool) -> int:
+        words = [*_without_start(arguments), "--resume", "auto"] if again else arguments
+        launch = job.launch.model_copy(update={"ranks": goal.ranks})
+        wanted = job.model_copy(update={"launch": launch})
+        make = _planner(wanted, list(goal.hosts), words, kernel, allocation)
+        return start.run(make(), make, _say, loss)
+
+    wished = job.launch
+    least = wished.min_ranks or count_ranks(wished, hosts)
+    goal = Goal(tuple(hosts), wished.ranks, least, wished.oversubscribe)
+    return restart.run(goal, wished.max_restarts, attempt, plan.run_dir, _say)
+
+
+def _without_start(arguments: Sequence[str]) -> list[str]:
+    """Return the words for the ranks without those about how a run begins."""
+    words = [word for word in arguments if word != "--overwrite"]
+    if "--resume" in words:
+        place = words.index("--resume")
+        words = words[:place] + words[place + 2 :]
+    return words
 
 
 @cli.command()
@@ -337,7 +357,12 @@ def evaluate(run: str, which: str, split: str, overrides: tuple[str, ...]) -> in
     from fastserve import worker
 
     for name, value in worker.evaluate(run, which, overrides, split).items():
-        click.echo(f"{name} {value:.6g}")
+        if isinstance(value, float):
+            click.echo(f"{name} {value:.6g}")
+            continue
+        click.echo(name)  # an array, such as a confusion matrix: a line for each row
+        for row in value.reshape(-1, value.shape[-1]).tolist():
+            click.echo("  " + "  ".join(f"{number:.6g}" for number in row))
     return 0
 
 
@@ -826,11 +851,7 @@ def _planner(
 
 def _prediction(job: Job, plan: LaunchPlan, arguments: Sequence[str]) -> str:
     """Return how long a step will take; the computing of a micro-batch is measured."""
-    known = [word for word in arguments if word != "--overwrite"]
-    if "--resume" in known:
-        place = known.index("--resume")
-        known = known[:place] + known[place + 2 :]
-    found = predict.measure(plan, PROGRAM, known)
+    found = predict.measure(plan, PROGRAM, _without_start(arguments))
     if isinstance(found, str):
         return f"prediction: none, as a step of the job fails here:\n  {found}"
     link = predict.remembered([place.host.name for place in plan.places])

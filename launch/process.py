@@ -33,7 +33,8 @@ from .records import (
     error_records,
     stopped,
 )
-from .verdict import Sight, lost_hosts, silent_rank
+from .restart import Loss
+from .verdict import FOLLOWS, Sight, lost_hosts, silent_rank
 from .watch import Watch
 
 REFUSED = 2
@@ -91,6 +92,7 @@ def run_plan(
     plan: LaunchPlan,
     say: Callable[[str], None] | None = None,
     cluster: Cluster | None = None,
+    loss: Loss | None = None,
 ) -> int:
     """Run the job of a plan and return its exit status; ``say`` shows a line of ours.
 
@@ -101,7 +103,8 @@ def run_plan(
     or FASTSERVE_GRACE seconds, end them.
 
     ``cluster`` is needed for a plan of other hosts than this one. The job ends when a
-    host is lost, or a rank ends while the others go on.
+    host is lost, or a rank ends while the others go on. ``loss`` is filled if that, or
+    a link that was cut, is what ended it.
 
     Raises LaunchError if the command can't be started, or for a FASTSERVE_GRACE that is
     no number.
@@ -114,7 +117,7 @@ def run_plan(
         if cluster:
             cluster.agents.watch(plan.token)
         process = _start(plan)
-        run = _Run(plan, process, caught, started, grace, say, cluster)
+        run = _Run(plan, process, caught, started, grace, say, cluster, loss)
         try:
             run.watch()
         finally:
@@ -159,7 +162,9 @@ class _Run:
         grace: float,
         say: Callable[[str], None],
         cluster: Cluster | None = None,
+        loss: Loss | None = None,
     ) -> None:
+        self.loss = loss or Loss()
         self.plan, self.process, self.started, self.say = plan, process, started, say
         self.cluster, self.sight = cluster, Sight()
         self._watch = None if cluster else Watch(plan.token)
@@ -185,6 +190,7 @@ class _Run:
         while self.process.poll() is None:
             self._stream(_TICK)
             self._look_around()
+            self._note_time()
             if self.sight.lost:
                 self._kill()
             elif len(self.caught) > self._asked:
@@ -194,6 +200,11 @@ class _Run:
                 self._look_for_failure()
             elif time.monotonic() >= self._deadline:
                 self._escalate()
+
+    def _note_time(self) -> None:
+        """Note when the first sign of a loss was seen."""
+        if (self.sight.lost or self.sight.ended) and not self.loss.noticed:
+            self.loss.noticed = time.time()
 
     def end_all(self) -> None:
         """Leave no process of the job behind, and show the rest of its output."""
@@ -239,12 +250,15 @@ class _Run:
             self.say(str(_not_in_time(plan, self._late)))
             return NOT_COMPLETED
         if lost := lost_hosts(self.sight, records):
+            self.loss.note(list(self.sight.lost))
             self.say(str(lost))
             return NOT_COMPLETED
         noises = [output.noise for output in self._outputs]
         words = b"".join(noise.held + noise.follows for noise in noises)
         crashed = crashes(plan.run_dir, self.started - _LATENCY)
         silent = silent_rank(plan, records, self.sight, words, crashed)
+        if silent or self._killed or (records and records[0].type == FOLLOWS):
+            self.loss.note()
         if records and not silent:
             self.say(describe_errors(records, plan.ranks, plan.run_dir))
             return records[0].status or 1

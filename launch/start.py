@@ -13,6 +13,7 @@ from . import cluster, describe, slurm
 from .hosts import Host, parse_hosts, read_hostfile, select
 from .plan import LaunchPlan
 from .process import Cluster, run_plan
+from .restart import Loss
 from .slurm import Allocation
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ def where(launch: Launch) -> tuple[list[Host], Allocation | None]:
 
 
 def run(
-    plan: LaunchPlan, make: Callable[..., LaunchPlan], say: Callable[[str], None]
+    plan: LaunchPlan,
+    make: Callable[..., LaunchPlan],
+    say: Callable[[str], None],
+    loss: Loss | None = None,
 ) -> int:
     """Run a plan and return the job's exit status; ``say`` shows a line of ours.
 
@@ -55,7 +59,7 @@ def run(
     """
     if plan.allocation or not plan.remote:  # Slurm looks after the hosts of its jobs
         _announce(plan, say)
-        return run_plan(plan, say)
+        return run_plan(plan, say, loss=loss)
     from .remote import Agents
 
     # mpirun runs here, so this host has to fit even if it gets no ranks.
@@ -80,7 +84,7 @@ def run(
         avoid = cluster.dead_ends(facts)
         plan = make(cores=_cores(facts), interface=name, avoid=avoid)
         _announce(plan, say)
-        return run_plan(plan, say, Cluster(agents, skews, blind))
+        return run_plan(plan, say, Cluster(agents, skews, blind), loss)
 
 
 def _announce(plan: LaunchPlan, say: Callable[[str], None]) -> None:

@@ -18,7 +18,7 @@ from .plan import LaunchPlan
 from .records import ErrorRecord
 
 _SHOWN = 4  # ranks that one line names
-_FOLLOWS = "CommError"  # the error of a rank that misses another one
+FOLLOWS = "CommError"  # the error of a rank that misses another one
 _LATENCY = 0.5  # seconds until the end of a process is noticed
 _SIGNALED = re.compile(
     rb"process rank (\d+) with PID (\d+) on node (\S+) exited on\s+signal (\d+)"
@@ -102,7 +102,7 @@ def silent_rank(
     None if the records tell the cause, or if there is nothing to tell which it was.
     ``words`` are the MPI's messages, ``crashed`` what ranks left in their logs.
     """
-    if records and records[0].type != _FOLLOWS:
+    if records and records[0].type != FOLLOWS:
         return None
     told = {record.rank for record in records}
     limit = records[0].time + _LATENCY if records else _EVER
@@ -134,7 +134,7 @@ def silent_rank(
 def lost_hosts(sight: Sight, records: Sequence[ErrorRecord]) -> LaunchError | None:
     """Return the error for hosts that are gone; None if there are none, or if a rank
     failed by itself before."""
-    if not sight.lost or (records and records[0].type != _FOLLOWS):
+    if not sight.lost or (records and records[0].type != FOLLOWS):
         return None
     names = ", ".join(sorted(sight.lost))
     plural = "s" if len(sight.lost) > 1 else ""

@@ -208,3 +208,257 @@ def loss_inputs(
 
 def loss_weights(shape: tuple[int, ...]) -> Array:
     return np.random.default_rng(8).random(shape, np.float32)
+
+
+# class, arguments, kind of data
+METRICS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "accuracy": ("Accuracy", {}, "classes"),
+    "binary accuracy": ("BinaryAccuracy", {"threshold": 0.4}, "multi label"),
+    "categorical accuracy": ("CategoricalAccuracy", {}, "one hot"),
+    "sparse accuracy": ("SparseCategoricalAccuracy", {}, "sparse"),
+    "top 2": ("TopKCategoricalAccuracy", {"k": 2}, "one hot"),
+    "sparse top 3": ("SparseTopKCategoricalAccuracy", {"k": 3}, "sparse"),
+    "true positives": ("TruePositives", {}, "binary"),
+    "false positives": ("FalsePositives", {"thresholds": [0.2, 0.7]}, "binary"),
+    "true negatives": ("TrueNegatives", {"thresholds": 0.3}, "multi label"),
+    "false negatives": ("FalseNegatives", {}, "multi label"),
+    "precision": ("Precision", {}, "binary"),
+    "precision thresholds": ("Precision", {"thresholds": [0.1, 0.8, 0.6]}, "binary"),
+    "precision even": ("Precision", {"thresholds": [0.0, 0.5, 1.0]}, "binary"),
+    "precision class": ("Precision", {"class_id": 1}, "multi label"),
+    "precision top": ("Precision", {"top_k": 2}, "one hot"),
+    "precision top class": ("Precision", {"top_k": 2, "class_id": 3}, "one hot"),
+    "recall": ("Recall", {}, "multi label"),
+    "recall top": ("Recall", {"top_k": 3}, "one hot"),
+    "sensitivity": ("SensitivityAtSpecificity", {"specificity": 0.6}, "binary"),
+    "specificity": ("SpecificityAtSensitivity", {"sensitivity": 0.7}, "binary"),
+    "precision at": ("PrecisionAtRecall", {"recall": 0.5}, "binary"),
+    "recall at": (
+        "RecallAtPrecision",
+        {"precision": 0.6, "num_thresholds": 31, "class_id": 2},
+        "multi label",
+    ),
+    "auc": ("AUC", {}, "binary"),
+    "auc coarse": ("AUC", {"num_thresholds": 5}, "binary"),
+    "auc thresholds": ("AUC", {"thresholds": [0.2, 0.25, 0.9]}, "binary"),
+    "auc pr": ("AUC", {"curve": "PR"}, "binary"),
+    "auc pr minoring": (
+        "AUC",
+        {"curve": "PR", "summation_method": "minoring"},
+        "binary",
+    ),
+    "auc gain": ("AUC", {"curve": "PRGAIN", "num_thresholds": 20}, "binary"),
+    "auc majoring": ("AUC", {"summation_method": "majoring"}, "multi label"),
+    "auc logits": ("AUC", {"from_logits": True}, "logits"),
+    "auc labels": ("AUC", {"multi_label": True}, "multi label"),
+    "auc labels pr": (
+        "AUC",
+        {
+            "multi_label": True,
+            "curve": "PR",
+            "label_weights": [0.1, 0.5, 0.2, 0.9, 0.3],
+        },
+        "multi label",
+    ),
+    "auc label weights": (
+        "AUC",
+        {"label_weights": [0.1, 0.5, 0.2, 0.9, 0.3]},
+        "multi label",
+    ),
+    "f1": ("F1Score", {}, "one hot"),
+    "f1 micro": ("F1Score", {"average": "micro"}, "one hot"),
+    "f1 macro": ("F1Score", {"average": "macro", "threshold": 0.6}, "multi label"),
+    "fbeta": ("FBetaScore", {"average": "weighted", "beta": 2.0}, "one hot"),
+    "binary crossentropy": ("BinaryCrossentropy", {"label_smoothing": 0.1}, "column"),
+    "categorical crossentropy": ("CategoricalCrossentropy", {}, "one hot"),
+    "sparse crossentropy": ("SparseCategoricalCrossentropy", {}, "sparse"),
+    "kl": ("KLDivergence", {}, "one hot"),
+    "poisson": ("Poisson", {}, "multi label"),
+    "hinge": ("Hinge", {}, "multi label"),
+    "squared hinge": ("SquaredHinge", {}, "multi label"),
+    "categorical hinge": ("CategoricalHinge", {}, "one hot"),
+    "mse": ("MeanSquaredError", {}, "real"),
+    "mae": ("MeanAbsoluteError", {}, "real"),
+    "mape": ("MeanAbsolutePercentageError", {}, "real"),
+    "msle": ("MeanSquaredLogarithmicError", {}, "real"),
+    "rmse": ("RootMeanSquaredError", {}, "real"),
+    "log cosh": ("LogCoshError", {}, "real"),
+    "cosine": ("CosineSimilarity", {}, "real"),
+    "pearson": ("PearsonCorrelation", {}, "real"),
+    "concordance": ("ConcordanceCorrelation", {}, "real"),
+    "r2": ("R2Score", {}, "real"),
+    "r2 each": ("R2Score", {"class_aggregation": None}, "real"),
+    "r2 adjusted": (
+        "R2Score",
+        {"class_aggregation": "variance_weighted_average", "num_regressors": 3},
+        "real",
+    ),
+    "iou": ("IoU", {"num_classes": 5, "target_class_ids": [0, 3]}, "classes"),
+    "mean iou": ("MeanIoU", {"num_classes": 5, "ignore_class": 2}, "classes"),
+    "mean iou scores": (
+        "MeanIoU",
+        {"num_classes": 5, "sparse_y_pred": False},
+        "sparse",
+    ),
+    "binary iou": ("BinaryIoU", {"threshold": 0.4}, "binary"),
+    "one hot iou": (
+        "OneHotIoU",
+        {"num_classes": 5, "target_class_ids": [1, 2]},
+        "one hot",
+    ),
+    "one hot mean iou": ("OneHotMeanIoU", {"num_classes": 5}, "one hot"),
+}
+BATCHES = (slice(0, 11), slice(11, 17))
+
+
+def metric_inputs(kind: str) -> tuple[Array, Array, Array]:
+    """Return (y_true, y_pred, integer weights) of 17 samples."""
+    rng = np.random.default_rng(11)
+    n, c = 17, 5
+    labels, weights = rng.integers(0, c, n), rng.integers(0, 4, n)
+    scores = np.round(rng.random((n, c)), 2).astype(np.float32)
+    near = rng.integers(0, 2, (n, c))
+    soft = scores + np.eye(c)[labels] * rng.random((n, 1))
+    soft /= soft.sum(-1, keepdims=True)
+    real = rng.standard_normal((n, c)).astype(np.float32)
+    y, x = {
+        "classes": (labels, np.where(rng.random(n) < 0.6, labels, 4 - labels)),
+        "binary": (near[:, 0], np.round((scores + 0.5 * near)[:, 0] / 1.5, 2)),
+        "column": (near[:, :1], np.round((scores + 0.5 * near)[:, :1] / 1.5, 2)),
+        "logits": (near[:, 0], 3 * real[:, 0]),
+        "multi label": (near, np.round((scores + 0.5 * near) / 1.5, 2)),
+        "one hot": (np.eye(c)[labels], soft),
+        "sparse": (labels, soft),
+        "real": (real + 0.3, real + 0.5 * scores),
+    }[kind]
+    x = x if x.dtype.kind == "i" else x.astype(np.float32)
+    return y, x, weights
+
+
+SCHEDULES: dict[str, Case] = {
+    "exponential": (
+        "ExponentialDecay",
+        {"initial_learning_rate": 0.3, "decay_steps": 7, "decay_rate": 0.6},
+    ),
+    "exponential stairs": (
+        "ExponentialDecay",
+        {
+            "initial_learning_rate": 0.3,
+            "decay_steps": 7,
+            "decay_rate": 0.6,
+            "staircase": True,
+        },
+    ),
+    "inverse time": (
+        "InverseTimeDecay",
+        {"initial_learning_rate": 0.3, "decay_steps": 5, "decay_rate": 0.5},
+    ),
+    "inverse time stairs": (
+        "InverseTimeDecay",
+        {
+            "initial_learning_rate": 0.3,
+            "decay_steps": 5,
+            "decay_rate": 0.5,
+            "staircase": True,
+        },
+    ),
+    "polynomial": (
+        "PolynomialDecay",
+        {
+            "initial_learning_rate": 0.3,
+            "decay_steps": 20,
+            "end_learning_rate": 0.01,
+            "power": 1.7,
+        },
+    ),
+    "polynomial cycle": (
+        "PolynomialDecay",
+        {"initial_learning_rate": 0.3, "decay_steps": 12, "cycle": True},
+    ),
+    "piecewise": (
+        "PiecewiseConstantDecay",
+        {"boundaries": [5, 17], "values": [0.3, 0.1, 0.02]},
+    ),
+    "cosine": (
+        "CosineDecay",
+        {"initial_learning_rate": 0.3, "decay_steps": 30, "alpha": 0.1},
+    ),
+    "cosine warm-up": (
+        "CosineDecay",
+        {
+            "initial_learning_rate": 0.01,
+            "decay_steps": 20,
+            "alpha": 0.2,
+            "warmup_target": 0.4,
+            "warmup_steps": 8,
+        },
+    ),
+    "restarts": (
+        "CosineDecayRestarts",
+        {"initial_learning_rate": 0.3, "first_decay_steps": 6},
+    ),
+    "restarts even": (
+        "CosineDecayRestarts",
+        {
+            "initial_learning_rate": 0.3,
+            "first_decay_steps": 7,
+            "t_mul": 1.0,
+            "m_mul": 0.8,
+            "alpha": 0.1,
+        },
+    ),
+    "restarts 1.5": (
+        "CosineDecayRestarts",
+        {
+            "initial_learning_rate": 0.3,
+            "first_decay_steps": 5,
+            "t_mul": 1.5,
+            "m_mul": 0.9,
+        },
+    ),
+}
+SCHEDULE_STEPS = 45
+
+REGULARIZERS: dict[str, Case] = {
+    "l1": ("L1", {"l1": 0.02}),
+    "l2": ("L2", {"l2": 0.03}),
+    "l1l2": ("L1L2", {"l1": 0.01, "l2": 0.02}),
+    "rows": ("OrthogonalRegularizer", {"factor": 0.3}),
+    "columns": ("OrthogonalRegularizer", {"factor": 0.2, "mode": "columns"}),
+}
+CONSTRAINTS: dict[str, Case] = {
+    "max norm": ("MaxNorm", {"max_value": 0.9}),
+    "max norm rows": ("MaxNorm", {"max_value": 1.5, "axis": 1}),
+    "non neg": ("NonNeg", {}),
+    "unit norm": ("UnitNorm", {"axis": [0, 1]}),
+    "min max": ("MinMaxNorm", {"min_value": 0.8, "max_value": 1.2, "rate": 0.6}),
+}
+
+
+def weight() -> Array:
+    return np.random.default_rng(5).standard_normal((6, 4)).astype(np.float32)
+
+
+# a Dense layer that is trained: reduction, regularizers and constraints
+TRAININGS: dict[str, tuple[str, dict[str, Case], dict[str, Case]]] = {
+    "plain": ("sum_over_batch_size", {}, {}),
+    "sum": ("sum", {"kernel": REGULARIZERS["l1l2"]}, {}),
+    "regularized": (
+        "sum_over_batch_size",
+        {"kernel": REGULARIZERS["columns"], "bias": REGULARIZERS["l2"]},
+        {},
+    ),
+    "constrained": (
+        "sum_over_batch_size",
+        {"kernel": REGULARIZERS["l1"]},
+        {"kernel": CONSTRAINTS["max norm"], "bias": CONSTRAINTS["non neg"]},
+    ),
+}
+
+
+def training_inputs() -> tuple[Array, Array, Array, Array]:
+    """Return x, y, the sample weights, and the kernel to start with."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((10, 6)).astype(np.float32)
+    y = rng.standard_normal((10, 4)).astype(np.float32)
+    return x, y, np.arange(1, 11, dtype=np.float32) / 5, weight()

@@ -151,6 +151,47 @@ def test_what_is_kept(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_best_weights_of_an_epoch_before_are_not_lost(
+    tmp_path: Path, ranks: int
+) -> None:
+    def program(comm: Communicator, stop: int, folder: Path | None) -> bytes:
+        model = fs.models.Sequential(
+            [
+                fs.layers.Dense(4, input_shape=(6,)),
+                fs.layers.BatchNormalization(),
+                fs.layers.Dense(3),
+            ],
+            seed=4,
+        )
+        model.compile("adam", "mse")
+        values = [3.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+
+        def put(epoch: int, logs: Any) -> None:
+            logs["loss"] = values[epoch]
+            if epoch == stop:
+                raise Killed
+
+        early = EarlyStopping("loss", patience=5, restore_best_weights=True)
+        callbacks: list[Callback] = [LambdaCallback(on_epoch_end=put), early]
+        if folder is not None:
+            callbacks.append(BackupAndRestore(folder))
+        model.fit(X, X[:, :3], 10, 6, 0, callbacks)
+        return b"".join(w.tobytes() for w in model.get_weights())
+
+    def killed(comm: Communicator) -> None:
+        with pytest.raises(Killed):
+            program(comm, 3, tmp_path / "backup")
+
+    wanted = run_threads(ranks, lambda comm: program(comm, 99, None))
+    run_threads(ranks, killed)
+    names = sorted(p.name for p in (tmp_path / "backup").iterdir())
+    assert names == ["callbacks-00000015.safetensors", "latest", "step-00000015"]
+    found = run_threads(ranks, lambda comm: program(comm, 99, tmp_path / "backup"))
+    assert found == wanted
+    assert not (tmp_path / "backup").exists()
+
+
 PROGRAM = """
 import sys, time
 sys.path.insert(0, {tests!r})

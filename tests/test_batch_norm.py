@@ -216,6 +216,30 @@ def test_without_synchronized_ranks_have_their_own_statistics() -> None:
         np.testing.assert_allclose(variance, expected)
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_synchronized_in_a_graph(ranks: int) -> None:
+    """With branches and a nested model."""
+    x, y = rng().standard_normal((7, 3)), rng(1).standard_normal((7, 2))
+
+    def program(comm: Communicator) -> list[Array]:
+        fs_input = fs.Input((3,))
+        hidden = fs.layers.Dense(4)(fs_input)
+        left = BN(synchronized=True)(hidden)
+        inner = fs.Sequential([fs.layers.Dense(4), BN(synchronized=True)])
+        right = inner(fs_input)
+        out = fs.layers.Dense(2)(fs.layers.Add()([right, left]))
+        model = fs.Model(fs_input, out, seed=3, dtype="float64")
+        model.compile("adam", "mse")
+        model.options = Options(check_every=1, micro_batch=2)
+        model.fit(x, y, batch_size=2, epochs=2, verbose=0)
+        return model.get_weights()
+
+    alone = run_threads(1, program)[0]
+    for weights in run_threads(ranks, program):
+        for ours, theirs in zip(weights, alone, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-9)
+
+
 def test_exact_is_for_statistics_of_shards() -> None:
     x, y = rng().standard_normal((8, 3)), rng(1).standard_normal((8, 2))
     with pytest.raises(ArgumentError, match="synchronized"):

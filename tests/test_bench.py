@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -12,9 +13,10 @@ from mpi_environments import FLAVOURS, require, run, variables
 
 from fastserve.bench import allreduce
 from fastserve.bench import generate as bench_generate
+from fastserve.bench import layers as bench_layers
 from fastserve.bench.allreduce import measure, parse_size, table
 from fastserve.comm import Communicator, run_threads
-from fastserve.errors import ArgumentError
+from fastserve.errors import ArgumentError, UnknownNameError
 
 
 def test_sizes() -> None:
@@ -110,6 +112,27 @@ def test_more_ranks_than_a_single_process(monkeypatch: pytest.MonkeyPatch) -> No
     done = run([*command, "--launcher", "local"], 30, env=variables())
     assert done.returncode == 2
     assert "expected one rank for the launcher 'local'" in done.stderr
+
+
+def test_layers_are_timed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_layers, "BLOCK", 1e-3)
+    cores = os.sched_getaffinity(0)
+    result = bench_layers.layers(["mlp"], repeats=2, json=True)
+    assert os.sched_getaffinity(0) == cores
+    assert json.loads(capsys.readouterr().out) == result
+    mlp = result["cases"]["mlp"]
+    # of the products: 128 rows, two operations, three products but for the first dx
+    assert mlp["gflop"] * 1e9 == 128 * 2 * (2 * 784 * 512 + 3 * (512 * 512 + 5120))
+    assert mlp["sides"]["fastserve"]["seconds"] > 0
+    assert ("ratio" in mlp) == (result["pytorch"] is not None)
+    bench_layers.layers(["mlp"], repeats=1)
+    words = capsys.readouterr().out.splitlines()
+    assert words[0].startswith("float32, one core, SGEMM peak ")
+    assert words[2].startswith("mlp ")
+    with pytest.raises(UnknownNameError, match="mlp"):
+        bench_layers.layers(["mpl"])
 
 
 @pytest.mark.parametrize("variant", ["gpt2", "llama"])

@@ -55,8 +55,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "sequential": {
         "type": "sequential",
         "layers": [{"Dense": {"units": 8, "activation": "relu"}}, "Flatten"],
-        "loss": "mse",
-        "metrics": ["accuracy"],
+        "loss": {"Huber": {"delta": 2.0}},
+        "metrics": ["accuracy", {"Precision": {"class_id": 1}}],
         "input_shape": [28, 28],
     },
     "python": {
@@ -96,6 +96,10 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "cosine": {"type": "cosine", "warmup_steps": 5, "decay_steps": 40},
     "exponential": {"type": "exponential", "rate": 0.5, "decay_steps": 10},
     "step": {"type": "step", "step_size": 30, "gamma": 0.1},
+    "cosine_restarts": {"type": "cosine_restarts", "first_decay_steps": 9, "t_mul": 1},
+    "polynomial": {"type": "polynomial", "power": 2, "cycle": True},
+    "piecewise": {"type": "piecewise", "boundaries": [5, 9], "factors": [0.5, 0]},
+    "plateau": {"type": "plateau", "factor": 0.5, "patience": 2, "cooldown": 1},
 }
 
 
@@ -435,20 +439,20 @@ FAULTS = [
         4,
         "  type: gtp",
         4,
-        "model.type: expected gpt, python or sequential, received 'gtp', "
+        "model.type: expected gpt, json, python or sequential, received 'gtp', "
         "did you mean 'gpt'?",
     ),
     (
         4,
         "  n_layre: 2",
         3,
-        "model.type: expected gpt, python or sequential, received nothing",
+        "model.type: expected gpt, json, python or sequential, received nothing",
     ),
     (
         4,
         "  type: [gpt]",
         4,
-        'model.type: expected gpt, python or sequential, received ["gpt"]',
+        'model.type: expected gpt, json, python or sequential, received ["gpt"]',
     ),
     (
         10,
@@ -882,7 +886,9 @@ def test_round_trip_of_optimizers(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_round_trip_of_schedules(kind: str) -> None:
-    assert round_trip(schedule=SCHEDULES[kind]).schedule.type == kind
+    train = {"steps": 50, "eval_every": 10}
+    job = round_trip(schedule=SCHEDULES[kind], train=train)
+    assert job.schedule.type == kind
 
 
 def test_round_trip_of_the_quickstart() -> None:

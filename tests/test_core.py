@@ -342,9 +342,35 @@ def test_initializers_depend_on_the_path_alone(name: str) -> None:
     first = made((6, 5), generator(1, "init", "0.kernel"))
     made((9, 9), generator(1, "init", "1.kernel"))
     assert np.array_equal(made((6, 5), generator(1, "init", "0.kernel")), first)
-    if name not in ("zeros", "ones", "identity"):
+    fixed = (initializers.Constant, initializers.Identity)
+    if not isinstance(made, fixed):
         assert np.asarray(first).dtype == np.float32
         assert not np.array_equal(made((6, 5), generator(1, "init", "2")), first)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["RandomNormal", "RandomUniform", "TruncatedNormal", "HeNormal", "Orthogonal"],
+)
+def test_a_seed_of_its_own(name: str) -> None:
+    made = initializers.get({name: {"seed": 3}})
+    first = made((6, 5), generator(0, "a"))
+    assert np.array_equal(made((6, 5), generator(1, "b")), first)
+    other = getattr(initializers, name)(seed=4)
+    assert not np.array_equal(other((6, 5), generator(0, "a")), first)
+
+
+def test_initializers_by_class_and_alias() -> None:
+    assert initializers.get("normal") == initializers.RandomNormal()
+    assert initializers.get("GlorotUniform") == initializers.GlorotUniform()
+    assert initializers.get(initializers.HeUniform) == initializers.HeUniform()  # type: ignore[arg-type]
+    keras = {"class_name": "Constant", "config": {"value": 2.0}}
+    assert initializers.get(keras) == initializers.Constant(2.0)
+    normal = initializers.VarianceScaling(2.0, "fan_out", "normal")
+    assert normal.distribution == "truncated_normal"
+    with pytest.raises(ArgumentError, match="HeNormal: expected arguments") as error:
+        initializers.get({"HeNormal": {"scale": 3}})
+    three_parts(error.value)
 
 
 def test_initializer_errors() -> None:
@@ -487,7 +513,7 @@ ARGUMENT_ERRORS = [
     (lambda: L.Dense(2.5), "units"),  # type: ignore[arg-type]
     (lambda: L.Dense(True), "units"),
     (lambda: L.Dense(3, "reluu"), "activation"),
-    (lambda: L.Dense(3, kernel_initializer="normal"), "initializer"),
+    (lambda: L.Dense(3, kernel_initializer="norml"), "initializer"),
     (lambda: L.Activation("reluu"), "activation"),
     (lambda: L.Dropout(1.0), "rate"),
     (lambda: L.Dropout(-0.1), "rate"),

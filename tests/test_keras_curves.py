@@ -56,7 +56,7 @@ def lstm() -> list[Any]:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("layers", [mlp])
+@pytest.mark.parametrize("layers", [mlp, cnn, lstm])
 def test_losses_of_50_steps(layers: Any, optimizer: str) -> None:
     model = fs.Sequential(layers())
     made = {"adam": fs.optimizers.Adam, "sgd": fs.optimizers.SGD}[optimizer]

@@ -10,8 +10,11 @@ import keras_cases as cases
 import numpy as np
 import pytest
 
-from fastserve import losses
+import fastserve as fs
+from fastserve import losses, metrics
+from fastserve.comm import run_threads
 from fastserve.errors import ArgumentError, DataError, ShapeError, UnknownNameError
+from fastserve.training.step import Options
 
 REFERENCE = np.load(Path(__file__).parent / "references" / "numbers_losses.npz")
 
@@ -192,3 +195,51 @@ def test_functions_and_names() -> None:
         "binary_focal_crossentropy": losses.BinaryFocalCrossentropy,
     }.items():
         assert type(losses.get(name)) is cls
+
+
+def test_ignored_labels_do_not_count() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 3, 5)).astype(np.float32)
+    y = rng.integers(0, 5, (4, 3))
+    y[0, 1], y[2] = -1, -1
+    w = np.arange(1, 5) / 4
+    make = losses.SparseCategoricalCrossentropy
+    loss = make(from_logits=True, ignore_class=-1)
+    assert loss(y, x) == pytest.approx(1.9907957, rel=1e-6)  # Keras'
+    assert loss(y, x, w) == pytest.approx(1.3572346, rel=1e-6)
+    total = make(True, -1, "sum")(y, x)
+    assert total == pytest.approx(15.9263668, rel=1e-6)
+    each = make(True, -1, None)(y, x)
+    assert each.shape == y.shape and not each[y == -1].any()
+    dy = np.empty_like(x)
+    loss.sum_and_gradient(y, x, None, 1.0, dy)
+    assert not dy[y == -1].any() and dy[y != -1].any(axis=-1).all()
+    loss.check_targets(y, (3, 5))
+    with pytest.raises(DataError, match="label -2"):
+        loss.check_targets(np.where(y == -1, -2, y), (3, 5))
+    assert metrics.MeanLoss(loss)(y, x) == pytest.approx(1.9907957, rel=1e-6)
+
+
+def test_training_with_ignored_labels_is_that_without_them() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((12, 4, 6)).astype(np.float32)
+    y = rng.integers(0, 3, (12, 4))
+    keep = rng.random((12, 4)) < 0.6
+
+    def trained(ignored: bool) -> Any:
+        model = fs.Sequential(
+            [fs.layers.Dense(3, "softmax", input_shape=(6,) if not ignored else (4, 6))]
+        )
+        loss = losses.SparseCategoricalCrossentropy(ignore_class=7 if ignored else None)
+        model.compile(fs.optimizers.SGD(0.5), loss)
+        model.options = Options(micro_batch=3 if ignored else None)
+        given = (x, np.where(keep, y, 7)) if ignored else (x[keep], y[keep])
+        history = model.fit(*given, len(given[0]), epochs=3, verbose=0, shuffle=False)
+        value = model.evaluate(*given, batch_size=5, verbose=0)
+        return history.history["loss"], value, model.get_weights()[0]
+
+    plain = trained(False)
+    for ranks in (1, 3):
+        found = run_threads(ranks, lambda comm: trained(True))[0]
+        for one, other in zip(found, plain, strict=True):
+            np.testing.assert_allclose(one, other, 1e-5, 1e-6)

@@ -12,7 +12,9 @@ import pytest
 from fastserve import optimizers, schedules
 from fastserve.core import Layer, ParameterStore, initializers
 
-REFERENCE = np.load(Path(__file__).parent / "references" / "numbers_optimizers.npz")
+HERE = Path(__file__).parent / "references"
+REFERENCE = np.load(HERE / "numbers_optimizers.npz")
+SCHEDULES = np.load(HERE / "numbers_schedules.npz")
 
 
 class Box(Layer):
@@ -72,3 +74,12 @@ def compare(case: str, store: ParameterStore, row: int) -> None:
         np.testing.assert_allclose(
             parameter.value, expected, 1e-5, 1e-5, err_msg=f"{parameter.path} {row}"
         )
+
+
+@pytest.mark.parametrize("case", cases.SCHEDULES)
+def test_schedule_is_kerass(case: str) -> None:
+    kind, arguments = cases.SCHEDULES[case]
+    schedule = getattr(optimizers.schedules, kind)(**arguments)
+    rates = [schedule(step) for step in range(cases.SCHEDULE_STEPS)]
+    assert all(type(rate) is float for rate in rates)
+    np.testing.assert_allclose(rates, SCHEDULES[case], 1e-5, 1e-6)

@@ -194,7 +194,7 @@ def test_evaluate_prints_each_value(called: list[Any]) -> None:
     words = ["evaluate", "runs/x", "--checkpoint", "best"]
     result = CliRunner().invoke(cli.cli, words)
     assert result.output == "loss 1.25\nperplexity 3.4903\n"
-    assert called == ["Zen", ("runs/x", "best", ())]
+    assert called == ["Zen", ("runs/x", "best", (), "validation")]
 
 
 def test_bench_step_passes_its_options_on(called: list[Any]) -> None:

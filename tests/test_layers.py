@@ -105,7 +105,7 @@ def documents(rope_theta: float | None = None, dropout: float = 0.0) -> Layer:
         L.Embedding(9, 8, name="tokens"),
         L.PositionEmbedding(TILE + 40),
         L.MultiHeadAttention(
-            2, None, dropout, causal=True, num_kv_heads=1, rope_theta=rope_theta
+            2, dropout=dropout, causal=True, num_kv_heads=1, rope_theta=rope_theta
         ),
     )
     chain.end = 2
@@ -196,6 +196,12 @@ NESTED = (
     *(f"other.chain.1.{w}" for w in DENSE),
 )
 HEADS = ("qkv.kernel", "qkv.bias", "output.kernel", "output.bias")
+QV = ((4, 5), (6, 5))
+CROSS = tuple(
+    f"cross.{part}.{w}"
+    for part in ("query", "key", "value", "attention_output")
+    for w in DENSE
+)
 NORM = ("norm.gamma", "norm.beta")
 BLOCK = (
     *(f"attention.{w}" for w in NORM),
@@ -540,6 +546,163 @@ ROWS = [
             ("softmax masked", "Softmax", (8,), {}, (), ()),
         )
     ),
+    *(
+        Row(
+            f"{name} {shape}",
+            lambda kind=kind, arguments=arguments: getattr(L, kind)(**arguments),
+            shape,
+            output,
+            integers=integers,
+            training=training,
+        )
+        for name, kind, shape, arguments, output, training, integers in (
+            ("rescaling", "Rescaling", (3, 4), {"scale": 0.5}, None, KEY, 0),
+            (
+                "rescaling of channels",
+                "Rescaling",
+                (3, 2),
+                {"scale": [2.0, 3.0], "offset": [1.0, -1.0]},
+                None,
+                KEY,
+                0,
+            ),
+            (
+                "normalization",
+                "Normalization",
+                (3, 2),
+                {"mean": [1.0, 2.0], "variance": [4.0, 0.0]},
+                None,
+                KEY,
+                0,
+            ),
+            (
+                "normalization inverted",
+                "Normalization",
+                (3, 2),
+                {"axis": None, "mean": 1.0, "variance": 4.0, "invert": True},
+                None,
+                KEY,
+                0,
+            ),
+            (
+                "bins counted",
+                "Discretization",
+                (4,),
+                {"bin_boundaries": [1, 3], "output_mode": "count"},
+                (3,),
+                KEY,
+                5,
+            ),
+            ("categories", "CategoryEncoding", (4,), {"num_tokens": 5}, (5,), KEY, 5),
+            (
+                "categories one hot",
+                "CategoryEncoding",
+                (4,),
+                {"num_tokens": 5, "output_mode": "one_hot"},
+                (4, 5),
+                KEY,
+                5,
+            ),
+            (
+                "crop",
+                "CenterCrop",
+                (5, 6, 2),
+                {"height": 2, "width": 4},
+                (2, 4, 2),
+                1,
+                0,
+            ),
+            (
+                "crop up",
+                "CenterCrop",
+                (3, 4, 2),
+                {"height": 5, "width": 3},
+                (5, 3, 2),
+                1,
+                0,
+            ),
+            *(
+                ("resizing", "Resizing", (5, 6, channels), arguments, out, KEY, 0)
+                for channels, arguments, out in (
+                    (2, {"height": 7, "width": 3}, (7, 3, 2)),
+                    (5, {"height": 7, "width": 3, "antialias": True}, (7, 3, 5)),
+                    (
+                        1,
+                        {"height": 3, "width": 4, "interpolation": "nearest"},
+                        (3, 4, 1),
+                    ),
+                    (
+                        3,
+                        {"height": 3, "width": 3, "crop_to_aspect_ratio": True},
+                        (3, 3, 3),
+                    ),
+                )
+            ),
+            ("flip", "RandomFlip", (4, 3, 2), {}, None, KEY, 0),
+            ("flip", "RandomFlip", (4, 5, 1), {"mode": "horizontal"}, None, KEY, 0),
+            ("flip", "RandomFlip", (4, 3, 1), {"mode": "vertical"}, None, KEY, 0),
+            (
+                "random crop",
+                "RandomCrop",
+                (6, 7, 2),
+                {"height": 3, "width": 4},
+                (3, 4, 2),
+                KEY,
+                0,
+            ),
+            (
+                "random crop not training",
+                "RandomCrop",
+                (6, 7, 2),
+                {"height": 3, "width": 4},
+                (3, 4, 2),
+                False,
+                0,
+            ),
+            *(
+                (f"{kind} {mode} {how}", kind, (5, 6, 2), arguments, None, KEY, 0)
+                for kind, factors in (
+                    ("RandomRotation", {"factor": 0.3}),
+                    (
+                        "RandomTranslation",
+                        {"height_factor": 0.4, "width_factor": [0.1, 0.6]},
+                    ),
+                    ("RandomZoom", {"height_factor": 0.5}),
+                    ("RandomZoom", {"height_factor": 0.5, "width_factor": 0.3}),
+                )
+                for mode in ("reflect", "wrap", "constant", "nearest")
+                for how in ("bilinear", "nearest")
+                for arguments in [{**factors, "fill_mode": mode, "interpolation": how}]
+            ),
+            (
+                "contrast",
+                "RandomContrast",
+                (4, 5, 2),
+                {"factor": 0.5, "value_range": (-3, 3)},
+                None,
+                KEY,
+                0,
+            ),
+            (
+                "brightness",
+                "RandomBrightness",
+                (4, 5, 2),
+                {"factor": 0.2, "value_range": (-3, 3)},
+                None,
+                KEY,
+                0,
+            ),
+            (
+                "brightness",
+                "RandomBrightness",
+                (4, 5, 2),
+                {"factor": 0.2},
+                None,
+                False,
+                0,
+            ),
+        )
+    ),
     Row("norm", lambda: L.LayerNormalization(), (6,), weights=("gamma", "beta")),
     Row("norm 3-D", lambda: L.LayerNormalization(), (4, 6), weights=("gamma", "beta")),
     Row(
@@ -569,6 +732,107 @@ ROWS = [
         (3, 4),
         weights=GATED[::2],
     ),
+    *(
+        Row(
+            f"{kind} {name}",
+            lambda kind=kind, arguments=arguments: getattr(L, kind)(**arguments),
+            shapes,
+            output,
+            weights,
+            integers=integers,
+            masked=masked,
+        )
+        for kind, name, arguments, shapes, output, weights, integers, masked in (
+            ("Attention", "dot", {}, QV, (4, 5), (), 0, False),
+            (
+                "Attention",
+                "scaled causal dropout",
+                {"use_scale": True, "causal": True, "dropout": 0.3},
+                ((4, 3), (6, 5), (6, 3)),
+                (4, 5),
+                ("scale",),
+                0,
+                False,
+            ),
+            (
+                "Attention",
+                "concat",
+                {"score_mode": "concat"},
+                QV,
+                (4, 5),
+                ("concat_score_weight",),
+                0,
+                False,
+            ),
+            (
+                "Attention",
+                "concat scaled masked",
+                {"score_mode": "concat", "use_scale": True},
+                ((8, 3), (8, 3)),
+                (8, 3),
+                ("scale", "concat_score_weight"),
+                0,
+                (True, True),
+            ),
+            (
+                "AdditiveAttention",
+                "",
+                {},
+                ((4, 3), (6, 5), (6, 3)),
+                (4, 5),
+                ("scale",),
+                0,
+                False,
+            ),
+            (
+                "AdditiveAttention",
+                "in pieces",
+                {"use_scale": False},
+                ((70, 9), (90, 9)),
+                (70, 9),
+                (),
+                0,
+                False,
+            ),
+            (
+                "MultiHeadAttention",
+                "of a value",
+                {"num_heads": 2, "key_dim": 3},
+                ((4, 5), (6, 7)),
+                (4, 5),
+                CROSS,
+                0,
+                False,
+            ),
+            (
+                "MultiHeadAttention",
+                "of all",
+                {
+                    "num_heads": 2,
+                    "key_dim": 3,
+                    "value_dim": 4,
+                    "output_shape": 9,
+                    "dropout": 0.3,
+                    "causal": True,
+                },
+                ((8, 5), (8, 7), (8, 6)),
+                (8, 9),
+                CROSS,
+                0,
+                (True, True, True),
+            ),
+            (
+                "MultiHeadAttention",
+                "with a mask",
+                {"num_heads": 2, "key_dim": 3, "use_bias": False},
+                ((4, 5), (6, 7), (6, 5), (4, 6)),
+                (4, 5),
+                CROSS[::2],
+                (0, 0, 0, 2),
+                False,
+            ),
+        )
+    ),
     Row("attention", heads(2), (5, 6), weights=HEADS),
     Row("attention causal", heads(2, causal=True), (5, 6), weights=HEADS),
     Row("attention masked", heads(2), (8, 6), weights=HEADS, masked=True),
@@ -582,7 +846,7 @@ ROWS = [
     Row("attention dropout", heads(2, dropout=0.3), (5, 6), weights=HEADS),
     Row(
         "attention causal masked dropout",
-        heads(2, 4, 0.3, causal=True),
+        heads(2, 4, dropout=0.3, causal=True),
         (8, 6),
         weights=HEADS,
         masked=True,
@@ -600,7 +864,7 @@ ROWS = [
     Row("attention tiles causal", heads(2, 2, causal=True), (150, 4), weights=HEADS),
     Row(
         "attention tiles masked dropout",
-        heads(2, 2, 0.2, causal=True),
+        heads(2, 2, dropout=0.2, causal=True),
         (150, 4),
         weights=HEADS,
         masked=True,
@@ -621,7 +885,7 @@ ROWS = [
     ),
     Row(
         "attention grouped rotary masked dropout",
-        heads(4, 2, 0.3, True, True, num_kv_heads=2, rope_theta=10.0),
+        heads(4, 2, dropout=0.3, causal=True, num_kv_heads=2, rope_theta=10.0),
         (8, 6),
         weights=HEADS,
         masked=True,
@@ -1110,6 +1374,24 @@ def test_done_reports_every_layer_with_weights(row: Row) -> None:
 
 
 BIG = [
+    *(
+        (name, lambda name=name, options=options: getattr(L, name)(**options), s, KEY)
+        for name, options, s in (
+            ("BatchNormalization", {}, (32, 32, 16)),
+            ("GroupNormalization", {"groups": 4}, (32, 32, 16)),
+            ("LayerNormalization", {"axis": [1, 2]}, (32, 32, 16)),
+            ("UnitNormalization", {}, (32, 32, 16)),
+            ("ReLU", {"max_value": 1.0, "negative_slope": 0.1}, (32, 32, 16)),
+            ("PReLU", {"shared_axes": [1, 2]}, (32, 32, 16)),
+            ("ELU", {}, (32, 32, 16)),
+            ("Softmax", {}, (32, 32, 16)),
+            ("AlphaDropout", {"rate": 0.2}, (32, 32, 16)),
+            ("GaussianNoise", {"stddev": 0.2}, (32, 32, 16)),
+            ("Rescaling", {"scale": 0.2}, (32, 32, 16)),
+            ("Resizing", {"height": 32, "width": 24}, (32, 32, 16)),
+            ("RandomFlip", {}, (32, 32, 16)),
+        )
+    ),
     *(
         (
             kind,

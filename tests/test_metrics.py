@@ -45,7 +45,7 @@ def test_numbers_of_kerass_documentation():
 def test_binary_accuracy_at_the_threshold_and_nan():
     x = [[0.5, 0.7], [math.nan, 0.4]]
     assert result(metrics.BinaryAccuracy(), [[0, 1], [0, 1]], x) == 0.75
-    assert result(metrics.BinaryAccuracy(0.7), [[0, 0], [0, 0]], x) == 1.0
+    assert result(metrics.BinaryAccuracy(threshold=0.7), [[0, 0], [0, 0]], x) == 1.0
     # a row's value is the mean over its last axis
     w = [1, 3]
     half = result(metrics.BinaryAccuracy(), [[0, 1], [1, 0]], x, w)

@@ -506,3 +506,11 @@ def test_arguments_out_of_range(make, words):
 def test_update_before_bind():
     with pytest.raises(StateError, match=r"adam: expected bind\(store\) before update"):
         o.Adam().update()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_lions_steps_have_one_length(dtype):
+    tiny = np.finfo(dtype).smallest_subnormal
+    grads = np.array([[0.0, -0.0, 2 * tiny, -2 * tiny, 1e-30, -1e30, 3.0]], dtype)
+    moved = train(o.Lion(0.5, beta_1=0.1), grads, np.zeros(7), dtype)[0]
+    np.testing.assert_array_equal(moved, -0.5 * np.sign(grads[0]))

@@ -15,6 +15,7 @@ from fastserve.comm import Communicator, run_threads
 from fastserve.core import Layer, StepKey
 from fastserve.errors import ArgumentError, DataError, ShapeError, StateError
 from fastserve.models.config import layer_config, layer_from_config
+from fastserve.training.flops import flops_per_sample
 from fastserve.training.step import Options
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -364,6 +365,48 @@ def test_logits_in_pieces_are_masked_too(monkeypatch: pytest.MonkeyPatch) -> Non
     np.testing.assert_allclose(found[1], found[0], rtol=1e-9)
 
 
+def test_several_outputs_do_not_count_the_padding() -> None:
+    a, b = words()
+    found = []
+    for more in (0, 3):
+        x = fs.Input((None,), dtype="int64")
+        embedded = L.Embedding(9, 5, mask_zero=True)(x)
+        tags = L.Dense(3, "softmax")(L.GRU(4, return_sequences=True)(embedded))
+        label = L.Dense(3, "softmax")(L.GRU(4)(embedded))
+        model = fs.Model(x, [tags, label], dtype="float64")
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        wide = [np.pad(array, ((0, 0), (0, more))) for array in (a, b)]
+        history = model.fit(wide[0], [wide[1], b[:, 0]], 5, 2, verbose=0)
+        found.append(history.history["loss"])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-9)
+
+
+def test_initial_states_in_the_functional_api() -> None:
+    """An encoder's states begin a decoder; both see their own masks."""
+    x, t = fs.Input((None,), dtype="int64"), fs.Input((None,), dtype="int64")
+    table = L.Embedding(9, 5, mask_zero=True)
+    _, h, c = L.LSTM(4, return_state=True)(table(x))
+    decoder = L.LSTM(4, return_sequences=True)
+    y = L.Dense(3, "softmax")(decoder(table(t), initial_state=[h, c]))
+    model = fs.Model([x, t], y, dtype="float64")
+    model.compile("sgd", "sparse_categorical_crossentropy", ["accuracy"])
+    a, _ = words()
+    c_, d = words(13, 4)
+    padded = [np.pad(array, ((0, 0), (0, 3))) for array in (a, c_, d)]
+    for x_, t_, y_ in ((a, c_, d), padded):
+        model.set_weights(
+            [np.cos(np.arange(w.size)).reshape(w.shape) for w in model.get_weights()]
+        )
+        first = model.evaluate([x_, t_], y_)
+        history = model.fit([x_, t_], y_, 5, 3, verbose=0, shuffle=False)
+        loss = history.history["loss"]
+        assert loss[-1] < first[0]
+        if y_ is d:
+            wanted = first, loss
+    np.testing.assert_allclose(first, wanted[0], rtol=1e-9)
+    np.testing.assert_allclose(loss, wanted[1], rtol=1e-9)
+
+
 def test_masking() -> None:
     layer = L.Masking(2.0)
     prepare(layer, (4, 3))
@@ -379,6 +422,20 @@ def test_masking() -> None:
     model.build((None, 3))
     short = model.predict(x[1:, :2])
     np.testing.assert_allclose(model.predict(x[1:]), short, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sequences", [False, True])
+def test_operations_are_counted_for_all_steps(sequences: bool) -> None:
+    model = fs.models.Sequential(
+        [L.GRU(4, return_sequences=sequences, input_shape=(None, 3)), L.Dense(2)]
+    )
+    model.build((None, 3))
+    dense = 4 * 2 * (10 if sequences else 1)
+    wanted = 6 * (10 * 12 * (3 + 4) + dense)
+    assert flops_per_sample(model.root, time=10) == wanted
+    each = fs.models.Sequential([L.TimeDistributed(L.Dense(2), input_shape=(5, 3))])
+    each.build((5, 3))
+    assert flops_per_sample(each.root) == 6 * 5 * 3 * 2
 
 
 # -- files -----------------------------------------------------------------------------

@@ -37,6 +37,8 @@ def test_as_in_keras(name: str) -> None:
     kind, arguments, training = json.loads(str(case["config"]))
     layer = getattr(layers, kind)(**arguments)
     xs = numbered(case, "x")
+    if "attention_mask" in case:  # comes fourth; without a key, the value is the key
+        xs = [*xs, *([xs[1]] if len(xs) < 3 else []), case["attention_mask"]]
     shapes = tuple(x.shape[1:] for x in xs)
     single = len(xs) == 1
     store = prepare(layer, shapes[0] if single else shapes, np.float32, seed=None)
@@ -48,11 +50,14 @@ def test_as_in_keras(name: str) -> None:
         assert [p.shape for p in chosen] == [v.shape for v in values]
         for parameter, value in zip(chosen, values, strict=True):
             parameter.assign(value)
-    layer.mask = case.get("mask")
+    layer.mask = case.get("mask", tuple(numbered(case, "mask")) or None)
     given = frozen(xs[0]) if single else tuple(map(frozen, xs))
     close(layer.forward(given, StepKey() if training else False), case["y"], "y")
     store.grads.fill(np.nan)
     dx = layer.backward(frozen(case["dy"]))
+    if "attention_mask" in case:
+        assert dx[3] is None
+        dx = (dx[0], dx[1] + dx[2])
     for ours, theirs in zip([dx] if single else dx, numbered(case, "dx"), strict=True):
         close(ours, theirs, "dx")
     for parameter, theirs in zip(trained, numbered(case, "g"), strict=True):

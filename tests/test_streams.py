@@ -177,6 +177,23 @@ def test_without_steps_an_epoch_is_all_there_is(
     assert history.epoch == [3, 4]
 
 
+def test_a_first_epoch_skips_nothing_of_a_generator() -> None:
+    drawn = []
+
+    def data() -> Iterator[Any]:
+        for i, item in enumerate(batches(9)):
+            drawn.append(i)
+            yield item
+
+    model = classifier()
+    history = model.fit(data(), epochs=3, initial_epoch=1, steps_per_epoch=4, verbose=0)
+    assert history.epoch == [1, 2]
+    assert drawn == list(range(8))
+    again = classifier()
+    again.fit(X, LABELS, SIZE, 2, 0, shuffle=False)
+    assert model.store.values.tobytes() == again.store.values.tobytes()
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 5])
 def test_evaluate_and_predict(ranks: int) -> None:
     def program(comm: Communicator) -> Any:
@@ -195,6 +212,42 @@ def test_evaluate_and_predict(ranks: int) -> None:
     whole, some = found[0][:4], found[0][4:]
     assert len(set(map(str, whole))) == len(set(map(str, some))) == 1
     assert whole[0] != some[0]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_several_inputs_and_outputs_by_name(ranks: int) -> None:
+    y = X[:, :1]
+
+    def make() -> Any:
+        one, two = fs.Input((6,), name="one"), fs.Input((6,), name="two")
+        both = fs.layers.Add()([fs.layers.Dense(4)(one), fs.layers.Dense(4)(two)])
+        outputs = [
+            fs.layers.Dense(1, name="a")(both),
+            fs.layers.Dense(3, name="b")(both),
+        ]
+        model = fs.Model([one, two], outputs, seed=1)
+        model.compile("adam", ["mse", None])
+        return model
+
+    def data() -> Iterator[Any]:
+        for start in range(0, 60, SIZE):
+            rows = slice(start, start + SIZE)
+            yield {"two": X[rows] ** 2, "one": X[rows]}, {"a": y[rows]}
+
+    def program(comm: Communicator) -> Any:
+        found = []
+        for arrays in (True, False):
+            model = make()
+            x, target = ([X, X**2], [y, None]) if arrays else (data(), None)
+            history = model.fit(x, target, SIZE, 1, 0, shuffle=False)
+            inputs = [X, X**2] if arrays else (item[0] for item in data())
+            a, b = model.predict(inputs, SIZE)
+            found.append((history.history, a.tobytes(), b.tobytes()))
+        assert found[0] == found[1]
+        return found[0]
+
+    results = run_threads(ranks, program)
+    assert all(result == results[0] for result in results)
 
 
 # -- predict ---------------------------------------------------------------------------
@@ -278,7 +331,11 @@ def test_ranks_with_other_batches_are_told_apart() -> None:
         ([(X, LABELS), (X, LABELS[:3])], DataError, "batch 1: expected as many rows"),
         ([(X, LABELS), (X[:, :2], LABELS)], ShapeError, r"\(batch, 6\)"),
         ([(X, LABELS), (X, LABELS + 9)], DataError, "label"),
-        ([(X, LABELS), (X * np.nan, LABELS)], DataError, "x of batch 1"),
+        (
+            [(X, LABELS), (X * np.nan, LABELS)],
+            DataError,
+            "x of batch 1",
+        ),
         ([(X, LABELS, WEIGHTS, 1)], DataError, "4 parts"),
     ],
 )
@@ -308,3 +365,20 @@ def test_an_error_in_a_generator_comes_out() -> None:
 
     with pytest.raises(OSError, match="the disk is gone"):
         classifier().fit(data(), epochs=1, verbose=0)
+
+
+def test_what_predict_shows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = classifier()
+    model.predict(X, SIZE)
+    assert capsys.readouterr().out == ""
+    model.predict(X, SIZE, verbose=2)
+    assert capsys.readouterr().out == "predict: 4 batches  0:00\n"
+    monkeypatch.setenv("FASTSERVE_TERMINAL", "80")
+    monkeypatch.setattr("fastserve.training.progress.REDRAWS", 1e9)
+    model.predict(X, SIZE)
+    shown = capsys.readouterr().out
+    assert f"predict: batch 2/4  {'━' * 10}{'╺' * 10}" in shown
+    model.evaluate(batches(), verbose=1)
+    assert "evaluate: batch 3\r" in capsys.readouterr().out

@@ -240,3 +240,69 @@ def test_wrong_vocabularies(vocabulary: Any) -> None:
         Lookup(vocabulary=["a", "b"], output_mode="tf_idf")
     with pytest.raises(ArgumentError, match="idf_weights"):
         Lookup(vocabulary=["a", "b"], output_mode="tf_idf", idf_weights=[1])
+
+
+# -- in models -------------------------------------------------------------------------
+
+REVIEWS = [
+    "a good film",
+    "good, very good!",
+    "what a bad film",
+    "bad. just bad",
+    "a good actor",
+    "the bad actor",
+] * 4
+LABELS = np.array([1, 1, 0, 0, 1, 0] * 4)
+
+
+@pytest.mark.parametrize(
+    "texts", [REVIEWS, np.array(REVIEWS), np.array(REVIEWS)[:, None]]
+)
+@pytest.mark.parametrize("mode", ["int", "tf_idf"])
+def test_a_model_takes_texts(texts: Any, mode: str, tmp_path: Path) -> None:
+    vectorize = Vectorize(
+        output_mode=mode, output_sequence_length=5 if mode == "int" else None
+    )
+    vectorize.adapt(REVIEWS)
+    layers = [fs.layers.Dense(1, "sigmoid")]
+    if mode == "int":
+        words = vectorize.vocabulary_size()
+        layers = [fs.layers.Embedding(words, 8), fs.layers.Flatten(), *layers]
+    model = fs.models.Sequential([vectorize, *layers], seed=1)
+    model.compile(fs.optimizers.Adam(0.05), "binary_crossentropy", ["accuracy"])
+    history = model.fit(
+        texts, LABELS, 8, epochs=15, validation_split=0.25, verbose=0
+    ).history
+    assert history["val_accuracy"][-1] == 1
+    assert model.evaluate(texts, LABELS, verbose=0)[1] == 1
+    found = model.predict(texts)
+    assert ((found[:, 0] > 0.5) == LABELS).all()
+    model.save(tmp_path / "m.safetensors")
+    loaded = fs.models.load_model(tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(loaded.predict(texts), found)
+
+
+def test_ranks_train_on_texts_alike() -> None:
+    def program(comm: fs.comm.Communicator) -> Any:
+        vectorize = Vectorize(output_mode="multi_hot")
+        vectorize.adapt(REVIEWS)
+        model = fs.models.Sequential([vectorize, fs.layers.Dense(1)], dtype="float64")
+        model.compile("adam", "mse")
+        model.fit(REVIEWS, LABELS, 10, epochs=2, verbose=0)
+        return model.get_weights()
+
+    (alone,) = fs.comm.run_threads(1, program)
+    for weights in fs.comm.run_threads(3, program):
+        for ours, theirs in zip(weights, alone, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-8)
+
+
+def test_other_models_refuse_texts() -> None:
+    model = fs.models.Sequential([fs.layers.Dense(1)])
+    model.compile("adam", "mse")
+    with pytest.raises(DataError, match="numbers"):
+        model.fit(REVIEWS, LABELS, verbose=0)
+    other = fs.models.Sequential([Vectorize(vocabulary=["a"]), fs.layers.Dense(1)])
+    other.compile("adam", "mse")
+    with pytest.raises(DataError, match="strings"):
+        other.fit(np.ones((24, 1)), LABELS, verbose=0)

@@ -548,3 +548,14 @@ def test_generation_without_a_prompt_or_with_a_strange_one() -> None:
     assert worker._prompt(CharTokenizer.train("\nThe "), "") == [0]
     assert opening(CharTokenizer.train("\nThe ")) == "'The '"
     assert opening(WithEnd(CharTokenizer("abc"))) == "c"
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("flavour", ["openmpi", "mpich"])
+def test_secrets_of_the_environment_are_not_stored(flavour: str, folder: Path) -> None:
+    (folder / "job.yaml").write_text(JOB + "launch: {env: {TOKEN: hunter2}}\n")
+    done = launch(folder, flavour, 2)
+    assert done.returncode == 0, done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+    for path in (folder / "runs").rglob("*"):
+        assert path.is_dir() or b"hunter2" not in path.read_bytes(), path

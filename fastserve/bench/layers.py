@@ -13,11 +13,12 @@ The cases are in ``cases.py``, what PyTorch does in ``torch_cases.py``.
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fastserve.bench.cases import CASES, Case
@@ -46,7 +47,11 @@ def layers(
     for name in only:
         if name not in CASES:
             raise UnknownNameError("case of bench layers", name, CASES)
-    _pin()
+    with _one_core():
+        return _layers(only or list(CASES), repeats, json)
+
+
+def _layers(names: Sequence[str], repeats: int, json: bool) -> dict[str, Any]:
     torch = import_torch()
     result: dict[str, Any] = {
         "repeats": repeats,
@@ -56,7 +61,7 @@ def layers(
     }
     if not json:
         print(_head(result), flush=True)
-    for name in only or CASES:
+    for name in names:
         case = CASES[name]
         sides = {OURS: case.make()}
         if torch is not None:
@@ -98,10 +103,18 @@ def _seconds(run: Run, count: int) -> float:
     return (time.process_time() - start) / count
 
 
-def _pin() -> None:
+@contextlib.contextmanager
+def _one_core() -> Iterator[None]:
     """Stay on one core: moving to another one empties the caches."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def _case(case: Case, seconds: dict[str, list[float]], peak: float) -> dict[str, Any]:

@@ -40,6 +40,14 @@ _LAYER_SCHEMA = {
     ],
 }
 
+
+def _named(value: Any) -> Any:
+    """Make ``{Huber: {}}`` of ``{Huber: null}``; a bare name stays one."""
+    return _layer(value) if isinstance(value, dict) else value
+
+
+_NAMED_SCHEMA = _LAYER_SCHEMA | {"format": "named"}
+
 Natural = Annotated[int, Field(ge=0, le=MAX_INTEGER), BeforeValidator(_integral)]
 Count = Annotated[int, Field(ge=1, le=MAX_INTEGER), BeforeValidator(_integral)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_integral)]
@@ -109,6 +117,13 @@ LayerEntry = Annotated[
     Field(min_length=1, max_length=1),
     BeforeValidator(_layer),
     WithJsonSchema(_LAYER_SCHEMA),
+]
+
+_OneName = Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=1)]
+NamedEntry = Annotated[
+    Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")] | _OneName,
+    BeforeValidator(_named),
+    WithJsonSchema(_NAMED_SCHEMA),
 ]
 
 

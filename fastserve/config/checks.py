@@ -143,6 +143,8 @@ def _validation(job: _Keys) -> None:
         if job[wish]:
             job.fault(key, f"validation data, as {wish} is set", job[key])
             return
+    if job["schedule.type"] == "plateau":
+        job.fault(key, "validation data, as schedule.type is plateau", job[key])
 
 
 _NEED_VALIDATION = (
@@ -222,6 +224,13 @@ def _early_stop(job: _Keys) -> None:
         job.fault("train.eval_every", expected, None)
 
 
+def _plateau(job: _Keys) -> None:
+    wanted = job["schedule.type"] == "plateau" and job["train.steps"] is not None
+    if wanted and job["train.eval_every"] is None:
+        expected = "steps between validations, as schedule.type is plateau"
+        job.fault("train.eval_every", expected, None)
+
+
 def _samples(job: _Keys) -> None:
     every = job["train.sample_every"]
     if every is None:
@@ -269,6 +278,20 @@ def _decay(job: _Keys) -> None:
     if decay is not None and decay <= warmup:
         expected = f"more than warmup_steps ({show(warmup)})"
         job.fault("schedule.decay_steps", expected, decay)
+
+
+def _boundaries(job: _Keys) -> None:
+    places, factors = job["schedule.boundaries"], job["schedule.factors"]
+    if not places:
+        return
+    if len(places) != len(factors):
+        expected = f"a factor for each of {len(places)} boundaries"
+        job.fault("schedule.factors", expected, factors)
+    if sorted(set(places)) != list(places):
+        job.fault("schedule.boundaries", "steps that grow", places)
+    elif places[0] < job["schedule.warmup_steps"]:
+        expected = f"steps from warmup_steps ({show(job['schedule.warmup_steps'])}) on"
+        job.fault("schedule.boundaries", expected, places)
 
 
 def _last_rate(job: _Keys) -> None:
@@ -422,11 +445,13 @@ _CHECKS = (
     _table,
     _vectorize,
     _early_stop,
+    _plateau,
     _samples,
     _vocabulary,
     _nesterov,
     _warmup,
     _decay,
+    _boundaries,
     _last_rate,
     _exact,
     _overlap,

@@ -26,6 +26,7 @@ _FORMATS = {
     "run-time": "a time such as '02:30:00', '1-12:00:00', '90m', '12h' or '2d'",
     "word": "text without blanks",
     "layer": "a layer's name, or a mapping of one name to the layer's arguments",
+    "named": "a name, or a mapping of one name to its arguments",
     "run-name": "a name of at most 100 letters, digits, '.', '_' and '-', which starts "
     "with a letter, a digit or '_'",
 }

@@ -26,6 +26,7 @@ from .base import (
     Level,
     Line,
     Memory,
+    NamedEntry,
     Natural,
     NotNegative,
     Positive,
@@ -131,8 +132,12 @@ class SequentialModel(Section):
         description="The layers by their Python names, first to last: a bare name, or "
         "one name with a mapping of its arguments.",
     )
-    loss: Text = Field(min_length=1, description="Name of the loss.")
-    metrics: list[Text] = Field(default=[], description="Names of the metrics to show.")
+    loss: NamedEntry = Field(
+        description="The loss: a name, or one name with a mapping of its arguments."
+    )
+    metrics: list[NamedEntry] = Field(
+        default=[], description="The metrics to show, written like the loss."
+    )
     input_shape: list[Count] | None = Field(
         default=None,
         description="Shape of one sample; null: taken from the first batch.",
@@ -148,6 +153,23 @@ class PythonModel(Section):
         default="make_model", description="Function that makes the model."
     )
     arguments: dict[str, Any] = Field(default={}, description="Its keyword arguments.")
+
+
+class JsonModel(Section):
+    """A model whose architecture is in a file that ``model.to_json()`` gave."""
+
+    type: Literal["json"] = Field(description="The kind of model.")
+    file: File = Field(description="The JSON file, relative to the working folder.")
+    loss: Text | dict[Text, Text] = Field(
+        description="Name of the loss; of several outputs a name for each of them."
+    )
+    metrics: list[Text] | dict[Text, list[Text]] = Field(
+        default=[],
+        description="Names of the metrics to show; of several outputs a list for each.",
+    )
+    loss_weights: dict[Text, float] | None = Field(
+        default=None, description="Factors of the outputs' losses; null: 1."
+    )
 
 
 ResetAttention = Annotated[
@@ -328,6 +350,13 @@ class Train(Section):
         "before, or isn't finite; null: skip none, and end when it isn't finite.",
     )
     log_every: Count = Field(default=10, description="Steps between two logged lines.")
+    csv: bool = Field(
+        default=False, description="Write a line of metrics.csv for each validation."
+    )
+    tensorboard: bool = Field(
+        default=False,
+        description="Write files for TensorBoard, every log_every steps.",
+    )
     shuffle: bool = Field(
         default=True, description="Shuffle the samples in every epoch."
     )
@@ -552,6 +581,67 @@ class Step(Section):
     gamma: Factor = Field(default=0.1, description="Factor of each reduction.")
 
 
+class CosineRestarts(Section):
+    """Half cosines down to min_lr, again and again."""
+
+    type: Literal["cosine_restarts"] = Field(description="The kind of schedule.")
+    warmup_steps: WarmupSteps = 0
+    min_lr: LeastRate = 0.0
+    first_decay_steps: Count | None = Field(
+        default=None, description="Steps of the first cosine; null: the job's steps."
+    )
+    t_mul: Annotated[float, Field(ge=1)] = Field(
+        default=2.0, description="How many times longer each cosine is than the last."
+    )
+    m_mul: NotNegative = Field(
+        default=1.0, description="How many times higher each begins than the last."
+    )
+
+
+class Polynomial(Section):
+    """(1 - steps after the warm-up / decay_steps) ** power down to min_lr."""
+
+    type: Literal["polynomial"] = Field(description="The kind of schedule.")
+    warmup_steps: WarmupSteps = 0
+    min_lr: LeastRate = 0.0
+    decay_steps: LastStep = None
+    power: Positive = Field(default=1.0, description="1: a straight line.")
+    cycle: bool = Field(
+        default=False, description="Begin again from a smaller rate at the end."
+    )
+
+
+class Piecewise(Section):
+    """lr, and from each boundary on lr times that boundary's factor."""
+
+    type: Literal["piecewise"] = Field(description="The kind of schedule.")
+    warmup_steps: WarmupSteps = 0
+    boundaries: list[Count] = Field(
+        min_length=1, description="Steps of the job, growing."
+    )
+    factors: list[NotNegative] = Field(
+        min_length=1, description="Factors of lr, one for each boundary."
+    )
+
+
+class Plateau(Section):
+    """lr, and lower each time that the validation loss has stopped to fall."""
+
+    type: Literal["plateau"] = Field(description="The kind of schedule.")
+    warmup_steps: WarmupSteps = 0
+    min_lr: LeastRate = 0.0
+    factor: Factor = Field(default=0.1, description="The new rate is lr times this.")
+    patience: Count = Field(
+        default=10, description="Validations without a lower loss before a reduction."
+    )
+    min_delta: NotNegative = Field(
+        default=1e-4, description="A loss must be lower by more than this to count."
+    )
+    cooldown: Natural = Field(
+        default=0, description="Validations after a reduction that don't count."
+    )
+
+
 class Checkpoint(Section):
     """When to save, and how much to keep."""
 
@@ -698,10 +788,19 @@ class Launch(Section):
     start_timeout: Positive = Field(
         default=30.0, description="Seconds in which all ranks must have started."
     )
+    max_restarts: Natural = Field(
+        default=0,
+        description="How often the job may start again from its last checkpoint after "
+        "it has lost a rank, a host or a link.",
+    )
+    min_ranks: Count | None = Field(
+        default=None,
+        description="Ranks that must be left for a restart; null: as many as before.",
+    )
     slurm: Slurm = Field(default=Slurm(), description="What Slurm is asked for.")
 
 
-Model = GptModel | SequentialModel | PythonModel
+Model = GptModel | SequentialModel | PythonModel | JsonModel
 Data = TextData | TokensData | CompletionsData | ArraysData | PythonData | Labelled
 Optimizer = (
     Sgd
@@ -716,7 +815,17 @@ Optimizer = (
     | Adadelta
     | Ftrl
 )
-Schedule = Constant | Linear | Cosine | Exponential | Step
+Schedule = (
+    Constant
+    | Linear
+    | Cosine
+    | Exponential
+    | Step
+    | Plateau
+    | CosineRestarts
+    | Polynomial
+    | Piecewise
+)
 
 
 class Job(Section):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from fastserve.core.memory import Array
-from fastserve.errors import ArgumentError, UnknownNameError
+from fastserve.core.named import make
+from fastserve.errors import ArgumentError, ShapeError
+from fastserve.ops.blocks import room
 
 Axis = int | tuple[int, ...]
 _EPSILON = 1e-7
@@ -17,8 +22,22 @@ _EPSILON = 1e-7
 class Constraint:
     """Changes a weight's value in place, so that something holds for it."""
 
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise ShapeError for a weight that this can't be used for."""
+
     def apply(self, value: Array) -> None:
         raise NotImplementedError(f"{type(self).__name__}.apply")
+
+    def __call__(self, value: Any) -> Array:
+        """Return a changed copy."""
+        changed = np.array(value)
+        self.apply(changed)
+        return changed
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        fields: Any = self
+        return dataclasses.asdict(fields)
 
 
 @dataclass(frozen=True)
@@ -29,8 +48,34 @@ class NonNeg(Constraint):
         np.maximum(value, 0, out=value)
 
 
+class _OfNorms(Constraint):
+    axis: Axis
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.name != "axis" and not 0 <= value < math.inf:
+                raise ArgumentError(
+                    f"{type(self).__name__}: expected {field.name} of 0 or more",
+                    f"{value}",
+                    "it is, or changes, the length of a vector",
+                )
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        axes = _axes(self.axis)
+        axes = axes if isinstance(axes, tuple) else (axes,)
+        if any(not -len(shape) <= axis < len(shape) for axis in axes):
+            raise ShapeError(
+                f"{type(self).__name__}: expected axes that {name} has, of shape "
+                f"{shape}",
+                f"axis={self.axis}",
+                "0 is the axis of a Dense kernel's inputs, (0, 1, 2) are those of a "
+                "Conv2D kernel",
+            )
+
+
 @dataclass(frozen=True)
-class MaxNorm(Constraint):
+class MaxNorm(_OfNorms):
     """Vectors along ``axis`` are scaled down to this Euclidean norm."""
 
     max_value: float = 2.0
@@ -42,7 +87,7 @@ class MaxNorm(Constraint):
 
 
 @dataclass(frozen=True)
-class UnitNorm(Constraint):
+class UnitNorm(_OfNorms):
     """Vectors along ``axis`` have the Euclidean norm 1."""
 
     axis: Axis = 0
@@ -52,7 +97,7 @@ class UnitNorm(Constraint):
 
 
 @dataclass(frozen=True)
-class MinMaxNorm(Constraint):
+class MinMaxNorm(_OfNorms):
     """Vectors along ``axis`` move by ``rate`` to a norm within the two values."""
 
     min_value: float = 0.0
@@ -67,13 +112,20 @@ class MinMaxNorm(Constraint):
         value *= wanted / (norms + _EPSILON)
 
 
+def _axes(axis: Axis) -> Axis:
+    return tuple(axis) if isinstance(axis, (tuple, list)) else axis
+
+
 def _norms(value: Array, axis: Axis) -> Array:
-    axes = tuple(axis) if isinstance(axis, (tuple, list)) else axis
-    norms: Array = np.sqrt(np.sum(np.square(value), axis=axes, keepdims=True))
+    squares = np.square(value, out=room(0, value.shape, value.dtype))
+    norms: Array = np.sqrt(np.sum(squares, axis=_axes(axis), keepdims=True))
     return norms
 
 
-_NAMED: dict[str, Callable[[], Constraint]] = {
+max_norm, min_max_norm = MaxNorm, MinMaxNorm
+non_neg, unit_norm = NonNeg, UnitNorm
+
+_NAMED: dict[str, Callable[..., Constraint]] = {
     "max_norm": MaxNorm,
     "min_max_norm": MinMaxNorm,
     "non_neg": NonNeg,
@@ -85,16 +137,18 @@ _NAMED: dict[str, Callable[[], Constraint]] = {
 }
 
 
-def get(constraint: str | Constraint | None) -> Constraint | None:
-    """Return the constraint of this name; one that is given as such is returned."""
-    if constraint is None or isinstance(constraint, Constraint):
-        return constraint
-    if not isinstance(constraint, str):
-        raise ArgumentError(
-            "expected a constraint's name or an object such as constraints.MaxNorm(2)",
-            repr(constraint),
-            "subclass constraints.Constraint and write apply",
-        )
-    if constraint not in _NAMED:
-        raise UnknownNameError("constraint", constraint, _NAMED)
-    return _NAMED[constraint]()
+def get(
+    constraint: str | Constraint | type[Constraint] | Mapping[str, Any] | None,
+) -> Constraint | None:
+    """Return the constraint of this name; one that is given as such is returned.
+
+    Also takes ``{"MaxNorm": {"max_value": 3}}``.
+    """
+    made = make("constraint", constraint, _NAMED)
+    if made is None or isinstance(made, Constraint):
+        return made
+    raise ArgumentError(
+        "expected a constraint's name or an object such as constraints.MaxNorm(2)",
+        repr(constraint),
+        "subclass constraints.Constraint and write apply",
+    )

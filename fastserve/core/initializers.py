@@ -1,19 +1,24 @@
 """Initial values of parameters, by Keras' names.
 
 An initializer is called with a shape and a generator and returns a float32 array (or a
-number). ``fan_in`` and ``fan_out`` of a matrix are its rows and columns; further axes
-in front, as in a convolution's kernel, count as the receptive field.
+number). With a ``seed`` it doesn't use that generator: it gives the same numbers each
+time; without one they follow from the model's seed and the place of the weight.
+``fan_in`` and ``fan_out`` of a matrix are its rows and columns; further axes in front,
+as in a convolution's kernel, count as the receptive field.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from fastserve.core.memory import Array
+from fastserve.core.named import make
+from fastserve.core.random import generator
 from fastserve.errors import ArgumentError, UnknownNameError
 
 _OTHER = "take another initializer for this parameter"
@@ -50,8 +55,10 @@ class RandomNormal:
 
     mean: float = 0.0
     stddev: float = 0.05
+    seed: int | None = None
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        rng = _seeded(self.seed, rng)
         values = rng.standard_normal(shape, dtype=np.float32)
         values *= np.float32(self.stddev)
         values += np.float32(self.mean)
@@ -64,8 +71,10 @@ class TruncatedNormal:
 
     mean: float = 0.0
     stddev: float = 0.05
+    seed: int | None = None
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        rng = _seeded(self.seed, rng)
         values = rng.standard_normal(shape, dtype=np.float32)
         while (outside := np.abs(values) > 2).any():
             values[outside] = rng.standard_normal(int(outside.sum()), dtype=np.float32)
@@ -80,8 +89,10 @@ class RandomUniform:
 
     minval: float = -0.05
     maxval: float = 0.05
+    seed: int | None = None
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        rng = _seeded(self.seed, rng)
         values = rng.random(shape, dtype=np.float32)
         values *= np.float32(self.maxval - self.minval)
         values += np.float32(self.minval)
@@ -95,8 +106,11 @@ class VarianceScaling:
     scale: float = 1.0
     mode: str = "fan_in"
     distribution: str = "truncated_normal"
+    seed: int | None = None
 
     def __post_init__(self) -> None:
+        if self.distribution == "normal":  # Keras' other name
+            object.__setattr__(self, "distribution", "truncated_normal")
         for given, known in (
             (self.mode, ("fan_in", "fan_out", "fan_avg")),
             (self.distribution, ("truncated_normal", "untruncated_normal", "uniform")),
@@ -111,6 +125,7 @@ class VarianceScaling:
             )
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        rng = _seeded(self.seed, rng)
         fan_in, fan_out = fans(shape)
         n = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
         variance = self.scale / max(1.0, n[self.mode])
@@ -125,11 +140,54 @@ class VarianceScaling:
         )
 
 
+class GlorotUniform(VarianceScaling):
+    """Uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot, Bengio, 2010)."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        super().__init__(1.0, "fan_avg", "uniform", seed)
+
+
+class GlorotNormal(VarianceScaling):
+    """Truncated normal of variance 2 / (fan_in + fan_out)."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        super().__init__(1.0, "fan_avg", "truncated_normal", seed)
+
+
+class HeUniform(VarianceScaling):
+    """Uniform in +-sqrt(6 / fan_in) (He et al., 2015)."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        super().__init__(2.0, "fan_in", "uniform", seed)
+
+
+class HeNormal(VarianceScaling):
+    """Truncated normal of variance 2 / fan_in."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        super().__init__(2.0, "fan_in", "truncated_normal", seed)
+
+
+class LecunUniform(VarianceScaling):
+    """Uniform in +-sqrt(3 / fan_in) (LeCun et al., 1998)."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        super().__init__(1.0, "fan_in", "uniform", seed)
+
+
+class LecunNormal(VarianceScaling):
+    """Truncated normal of variance 1 / fan_in."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        super().__init__(1.0, "fan_in", "truncated_normal", seed)
+
+
 @dataclass(frozen=True)
 class Orthogonal:
     """Rows or columns that are orthonormal, times ``gain`` (Saxe et al., 2013)."""
 
     gain: float = 1.0
+    seed: int | None = None
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         if len(shape) < 2:
@@ -137,6 +195,7 @@ class Orthogonal:
                 "Orthogonal: expected two axes or more", str(shape), _OTHER
             )
         rows, columns = math.prod(shape[:-1]), shape[-1]
+        rng = _seeded(self.seed, rng)
         normal = rng.standard_normal((max(rows, columns), min(rows, columns)))
         q, r = np.linalg.qr(normal)
         q *= np.sign(np.diag(r))
@@ -165,27 +224,47 @@ def fans(shape: tuple[int, ...]) -> tuple[float, float]:
     return float(shape[-2] * field), float(shape[-1] * field)
 
 
-_NAMED: dict[str, Callable[[], Initializer]] = {
+def _seeded(seed: int | None, rng: np.random.Generator) -> np.random.Generator:
+    return rng if seed is None else generator(seed, "initializer")
+
+
+_CLASSES: dict[str, Callable[..., Initializer]] = {
+    "constant": Constant,
     "zeros": Zeros,
     "ones": Ones,
     "random_normal": RandomNormal,
     "random_uniform": RandomUniform,
     "truncated_normal": TruncatedNormal,
+    "variance_scaling": VarianceScaling,
     "orthogonal": Orthogonal,
     "identity": Identity,
-    "glorot_uniform": lambda: VarianceScaling(1.0, "fan_avg", "uniform"),
-    "glorot_normal": lambda: VarianceScaling(1.0, "fan_avg", "truncated_normal"),
-    "he_uniform": lambda: VarianceScaling(2.0, "fan_in", "uniform"),
-    "he_normal": lambda: VarianceScaling(2.0, "fan_in", "truncated_normal"),
-    "lecun_uniform": lambda: VarianceScaling(1.0, "fan_in", "uniform"),
-    "lecun_normal": lambda: VarianceScaling(1.0, "fan_in", "truncated_normal"),
+    "glorot_uniform": GlorotUniform,
+    "glorot_normal": GlorotNormal,
+    "he_uniform": HeUniform,
+    "he_normal": HeNormal,
+    "lecun_uniform": LecunUniform,
+    "lecun_normal": LecunNormal,
+}
+_NAMED: dict[str, Callable[..., Initializer]] = {
+    **_CLASSES,
+    **{getattr(cls, "__name__", ""): cls for cls in _CLASSES.values()},
+    "normal": RandomNormal,
+    "one": Ones,
+    "uniform": RandomUniform,
+    "zero": Zeros,
 }
 
 
-def get(initializer: str | Initializer) -> Initializer:
-    """Return the initializer of this name; one that is given as such is returned."""
-    if callable(initializer):
-        return initializer
-    if initializer not in _NAMED:
-        raise UnknownNameError("initializer", initializer, _NAMED)
-    return _NAMED[initializer]()
+def get(initializer: str | Initializer | Mapping[str, Any]) -> Initializer:
+    """Return the initializer of this name; one that is given as such is returned.
+
+    Also takes a class, and ``{"HeNormal": {"seed": 1}}``.
+    """
+    made: Initializer = make("initializer", initializer, _NAMED)
+    if callable(made):
+        return made
+    raise ArgumentError(
+        "expected an initializer's name, or a function of (shape, generator)",
+        repr(initializer),
+        "for example 'he_normal'",
+    )

@@ -41,6 +41,11 @@ def same_shape(one: Any, other: Any) -> bool:
     )
 
 
+def as_layer(value: Any) -> Any:
+    """Return a model's network, which can be a part of layers; all else as it is."""
+    return value.as_layer() if hasattr(value, "as_layer") else value
+
+
 def nothing(layer: Layer) -> None:
     """A ``done`` for callers that don't need to know which gradients are ready."""
 
@@ -89,6 +94,7 @@ class Layer:
     _graph: Any = None  # that graph
 
     _trainable = True
+    takes_strings = False  # the input holds texts
     synchronized = False  # its results depend on the rows of all ranks
     rows_apart = False  # the last axis is mapped linearly; there is backward_rows
 
@@ -96,7 +102,8 @@ class Layer:
 
     def __new__(cls: type[L], *args: Any, **kwargs: Any) -> L:
         layer = super().__new__(cls)
-        layer.arguments = (args, kwargs)
+        named = {name: as_layer(value) for name, value in kwargs.items()}
+        layer.arguments = (tuple(map(as_layer, args)), named)
         return layer
 
     def __init__(
@@ -189,6 +196,8 @@ class Layer:
     ) -> tuple[list[Any], bool]:
         """Return a call's tensors in order, and whether it was one, not a list."""
         kind, names = type(self).__name__, self.call_inputs
+        if len(args) > 1 and len(names) == 1:
+            args = (list(args),)
         given = {k: v for k, v in kwargs.items() if v is not None}
         given |= {k: v for k, v in zip(names, args, strict=False) if v is not None}
         count = len(given)
@@ -212,8 +221,8 @@ class Layer:
         return flat, single
 
     def arrange_outputs(self, outputs: list[Any]) -> Any:
-        """Return several outputs as callers want them: a list."""
-        return outputs
+        """Return outputs as callers want them: a list, or the only one by itself."""
+        return outputs if len(outputs) > 1 else outputs[0]
 
     def unbuilt(self) -> Layer | None:
         """Return a new layer from the same arguments; None if there is no such one."""
@@ -245,6 +254,9 @@ class Layer:
         """Make a parameter; unless told, it decays if it is a matrix or more."""
         decay = len(shape) >= 2 if decay is None else decay
         shape = tuple(map(int, shape))
+        for rule in (regularizer, constraint):
+            if rule is not None:
+                rule.check(name, shape)
         parameter = Parameter(name, shape, init, decay, regularizer, constraint)
         parameter.trainable = self._trainable
         self._parameters.append(parameter)

@@ -103,13 +103,17 @@ class Parameter:
 
     def assign(self, array: Array) -> None:
         """Copy ``array`` into the value; raises ShapeError if the shapes differ."""
+        self.check(array)
+        self.value[...] = array
+
+    def check(self, array: Array) -> None:
+        """Raise ShapeError unless ``array`` has the parameter's shape."""
         if np.shape(array) != self.shape:
             raise ShapeError(
                 f"parameter {self.path}: expected an array of shape {self.shape}",
                 f"shape {np.shape(array)}",
                 "load weights that were saved from the same model",
             )
-        self.value[...] = array
 
     def _unbound(self) -> StateError:
         return StateError(

@@ -153,7 +153,8 @@ def call(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             f"{type(wrong).__name__} beside tensors",
             "give the array to the model as an input: fs.Input(shape)",
         )
-    if not single and not layer.several_inputs and not hasattr(layer, "call"):
+    alone = not layer.several_inputs and len(layer.call_inputs) == 1
+    if not single and alone and not hasattr(layer, "call"):
         raise ArgumentError(
             f"{type(layer).__name__}: expected to be called on one tensor",
             f"{len(values)} tensors in a list",
@@ -161,8 +162,7 @@ def call(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         )
     training = training if isinstance(training, (bool, int)) else None
     node = Node(layer, values, single, None if training is None else bool(training))
-    outputs = list(node.outputs)
-    return layer.arrange_outputs(outputs) if node.several_outputs else outputs[0]
+    return layer.arrange_outputs(list(node.outputs))
 
 
 def _compute(layer: Layer, values: list[Any], single: bool, training: Any) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 
 from fastserve.core import Array, generator
 from fastserve.errors import DataError, ShapeError
+from fastserve.layers.lookup import as_strings
 
 from .token_files import Shards
 
@@ -78,12 +79,17 @@ class ArraySource(Source):
             a tuple of arrays, for several inputs or outputs, where those of y and
             weights may be None.
 
+    With ``strings`` x holds texts, for a model that takes them.
+
     Raises DataError for no samples, different lengths, a type that isn't numeric,
     and values that are NaN or infinite.
     """
 
-    def __init__(self, x: Any, y: Any, weights: Any = None) -> None:
-        self.x, self.y = _numeric("x", x), _numeric("y", y)
+    def __init__(
+        self, x: Any, y: Any, weights: Any = None, strings: bool = False
+    ) -> None:
+        self.strings = strings
+        self.x, self.y = _numeric("x", x, strings), _numeric("y", y)
         self.weights = None if weights is None else _numeric("sample_weight", weights)
         self._several = any(isinstance(v, tuple) for v in self._parts())
         first = self.x[0] if isinstance(self.x, tuple) else self.x
@@ -114,7 +120,8 @@ class ArraySource(Source):
 
     def rows(self, part: slice) -> ArraySource:
         """Return a source of some of the samples."""
-        return ArraySource(*(_cut(value, part) for value in self._parts()))
+        x, y, weights = (_cut(value, part) for value in self._parts())
+        return ArraySource(x, y, weights, self.strings)
 
     def batch(self, rows: Array, epochs: Array) -> Batch:
         weights = self.weights
@@ -206,10 +213,10 @@ class TokenSource(Source):
         return Batch(self._x[: len(rows)], self._y[: len(rows)], None)
 
 
-def _numeric(name: str, value: Any) -> Any:
+def _numeric(name: str, value: Any, strings: bool = False) -> Any:
     """Return ``value`` as an array of numbers, or a tuple of those."""
     if not isinstance(value, tuple) or not any(hasattr(v, "shape") for v in value):
-        return numeric(name, value)
+        return numeric(name, value, strings)
     return tuple(
         None if v is None else numeric(f"{name}[{i}]", v) for i, v in enumerate(value)
     )
@@ -221,11 +228,14 @@ def _cut(value: Any, part: slice) -> Any:
     return None if value is None else value[part]
 
 
-def numeric(name: str, array: Any) -> Array:
+def numeric(name: str, array: Any, strings: bool = False) -> Array:
     """Return ``array`` as a NumPy array of numbers with at least one row, all finite.
 
-    float64 and float16 are left as they are; training converts each batch.
+    float64 and float16 are left as they are; training converts each batch. With
+    ``strings`` it holds those instead.
     """
+    if strings and len(array):
+        return as_strings(array)
     try:
         result = np.asanyarray(array)
     except ValueError as error:

@@ -90,6 +90,9 @@ class Stream(Source):
     def _first(self) -> Any:
         """Return what ``_items`` will give at first."""
 
+    def begin(self, step: int) -> None:
+        """Let what comes next be the batch of ``step``, if batches have no numbers."""
+
     def following(self, count: int) -> range:
         """Return the next ``count`` steps, for ``shares``."""
         return range(count)
@@ -171,6 +174,9 @@ class IteratorStream(Stream):
             ) from None
         self._iterator = chain([first], self._iterator)
         return first
+
+    def begin(self, step: int) -> None:
+        self._step = step
 
     def following(self, count: int) -> range:
         return range(self._step, self._step + count)

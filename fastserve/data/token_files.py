@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from fastserve.core import Array
+from fastserve.data.npy import load_npy
 from fastserve.errors import DataError
 
 from .tokenizers import Tokenizer, load_tokenizer
@@ -163,7 +164,7 @@ def check_tokens(tokens: Array, vocab_size: int, name: str) -> None:
 
 
 def _npy(path: Path) -> tuple[Array, int | None]:
-    tokens: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    tokens: Array = load_npy(path, mmap_mode="r")
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise DataError(
             "expected one axis of integer tokens",

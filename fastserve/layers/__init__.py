@@ -3,6 +3,15 @@
 from fastserve.core.layer import Layer
 from fastserve.layers.activations import ELU, LeakyReLU, PReLU, ReLU, Softmax
 from fastserve.layers.attention import MultiHeadAttention, TransformerBlock
+from fastserve.layers.augmentation import (
+    RandomBrightness,
+    RandomContrast,
+    RandomCrop,
+    RandomFlip,
+    RandomRotation,
+    RandomTranslation,
+    RandomZoom,
+)
 from fastserve.layers.batch_normalization import BatchNormalization
 from fastserve.layers.bidirectional import Bidirectional
 from fastserve.layers.chain import Chain, Residual
@@ -16,6 +25,7 @@ from fastserve.layers.convolution import (
     Convolution2D,
     Convolution2DTranspose,
 )
+from fastserve.layers.cross_attention import AdditiveAttention, Attention
 from fastserve.layers.dense import Activation, Dense
 from fastserve.layers.depthwise import (
     DepthwiseConv1D,
@@ -36,6 +46,7 @@ from fastserve.layers.dropout import (
 from fastserve.layers.embedding import Embedding, PositionEmbedding, TiedHead
 from fastserve.layers.gated import SwiGLU
 from fastserve.layers.group_normalization import GroupNormalization
+from fastserve.layers.images import CenterCrop, Resizing
 from fastserve.layers.lambdas import Affine, Identity, Item, Lambda
 from fastserve.layers.lookup import IntegerLookup, StringLookup
 from fastserve.layers.merging import (
@@ -80,6 +91,12 @@ from fastserve.layers.pooling import (
     MaxPooling1D,
     MaxPooling2D,
 )
+from fastserve.layers.preprocessing import (
+    CategoryEncoding,
+    Discretization,
+    Normalization,
+    Rescaling,
+)
 from fastserve.layers.rearranging import Permute, RepeatVector
 from fastserve.layers.recurrent import GRU, LSTM, SimpleRNN
 from fastserve.layers.resizing import (
@@ -100,8 +117,10 @@ __all__ = [
     "LSTM",
     "Activation",
     "Add",
+    "AdditiveAttention",
     "Affine",
     "AlphaDropout",
+    "Attention",
     "Average",
     "AveragePooling1D",
     "AveragePooling2D",
@@ -109,6 +128,8 @@ __all__ = [
     "AvgPool2D",
     "BatchNormalization",
     "Bidirectional",
+    "CategoryEncoding",
+    "CenterCrop",
     "Chain",
     "Concatenate",
     "Conv1D",
@@ -124,6 +145,7 @@ __all__ = [
     "Dense",
     "DepthwiseConv1D",
     "DepthwiseConv2D",
+    "Discretization",
     "Divide",
     "Dot",
     "Dropout",
@@ -158,14 +180,24 @@ __all__ = [
     "Minimum",
     "MultiHeadAttention",
     "Multiply",
+    "Normalization",
     "PReLU",
     "Permute",
     "PositionEmbedding",
     "RMSNormalization",
+    "RandomBrightness",
+    "RandomContrast",
+    "RandomCrop",
+    "RandomFlip",
+    "RandomRotation",
+    "RandomTranslation",
+    "RandomZoom",
     "ReLU",
     "RepeatVector",
+    "Rescaling",
     "Reshape",
     "Residual",
+    "Resizing",
     "SeparableConv1D",
     "SeparableConv2D",
     "SeparableConvolution1D",

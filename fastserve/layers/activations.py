@@ -336,6 +336,10 @@ class Softmax(Layer):
         self._axes.back(out, dx)
         return (dx, None) if self._with_mask else dx
 
+    def output_mask(self) -> Array | None:
+        mask: Any = self.mask
+        return mask[0] if isinstance(mask, tuple) else mask
+
     def logits(self) -> Array:
         return self.saved(self._x)
 

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from fastserve.core import Array, Done, Layer, Shape, Training, nothing
+from fastserve.core import (
+    Array,
+    Done,
+    Layer,
+    Shape,
+    Training,
+    constraints,
+    initializers,
+    is_several,
+    nothing,
+    regularizers,
+)
+from fastserve.core.constraints import Constraint
 from fastserve.core.initializers import Initializer
+from fastserve.core.regularizers import Regularizer
 from fastserve.errors import ArgumentError, ShapeError, UnknownNameError
 from fastserve.layers.chain import Residual
+from fastserve.layers.cross_attention import CrossAttention, set_causal
 from fastserve.layers.dense import Dense
-from fastserve.layers.dropout import Dropout, check_rate, keep_factors
+from fastserve.layers.dropout import Dropout, check_rate, check_seed, keep_factors
 from fastserve.layers.gated import SwiGLU
 from fastserve.layers.normalization import LayerNormalization, RMSNormalization
 from fastserve.layers.recompute import Block
@@ -20,16 +35,28 @@ from fastserve.ops.attention import MASKED, attention, attention_backward
 
 
 class MultiHeadAttention(Layer):
-    """Self-attention: every position looks at all, or with ``causal`` at earlier ones.
+    """Attention with heads: of one sequence to itself, or of a query to a value.
 
     Vaswani et al., "Attention is all you need", 2017; the formulas are in
-    ``ops/attention.py``. (batch, time, features), same out. Inside are two dense
-    layers: ``qkv`` (features, (heads + 2 kv_heads) x key_dim) and ``output``. Positions
-    that the mask leaves out are never looked at.
+    ``ops/attention.py``. Every position looks at all, or with ``causal`` at earlier
+    ones; positions that the mask leaves out are never looked at.
+
+    Called on one tensor (batch, time, features), same out, or as a layer of a chain, it
+    is self-attention. Inside are two dense layers: ``qkv`` (features, (heads + 2
+    kv_heads) x key_dim) and ``output``.
+
+    Called as in Keras, ``layer(query, value, key=None, attention_mask=None,
+    use_causal_mask=False)``, with a query (batch, time, features), a value and a key
+    (batch, others, any) and a mask (batch, time, others), it has Keras' weights; see
+    ``layers/cross_attention.py``. Without a key, the value is the key.
 
     Args:
         key_dim: width of a head; by default features / num_heads.
+        value_dim: width of a head of the values; by default key_dim.
         dropout: share of the attention weights that is dropped in training.
+        output_shape: features of the output; by default those of the query.
+        causal: also as ``use_causal_mask=True`` in the call.
+        seed: of the dropout, in place of the model's.
         num_kv_heads: heads of keys and values, which the queries' heads share
             (Ainslie et al., "GQA", 2023); by default num_heads.
         rope_theta: base of the wavelengths of rotary positions (``ops/rotary.py``);
@@ -41,22 +68,56 @@ class MultiHeadAttention(Layer):
     """
 
     starts: Array | None = None
+    several_inputs = True
+    call_inputs = ("query", "value", "key", "attention_mask")
 
     def __init__(
         self,
         num_heads: int,
         key_dim: int | None = None,
+        value_dim: int | None = None,
         dropout: float = 0.0,
         use_bias: bool = True,
-        causal: bool = False,
+        output_shape: int | Sequence[int] | None = None,
         kernel_initializer: str | Initializer = "glorot_uniform",
+        bias_initializer: str | Initializer = "zeros",
+        kernel_regularizer: str | Regularizer | None = None,
+        bias_regularizer: str | Regularizer | None = None,
+        kernel_constraint: str | Constraint | None = None,
+        bias_constraint: str | Constraint | None = None,
+        seed: int | None = None,
+        causal: bool = False,
         output_initializer: str | Initializer | None = None,
         num_kv_heads: int | None = None,
         rope_theta: float | None = None,
-        input_shape: Shape | None = None,
+        input_shape: Any = None,
         name: str | None = None,
     ) -> None:
         super().__init__(input_shape, name)
+        self.value_dim = None
+        if value_dim is not None:
+            self.value_dim = self.positive("value_dim", value_dim)
+        width = output_shape
+        if isinstance(width, Sequence):
+            if len(width) != 1:
+                raise ArgumentError(
+                    "MultiHeadAttention: expected an output_shape of one axis",
+                    f"{output_shape}",
+                    "give the number of features, and reshape the output",
+                )
+            width = width[0]
+        self.width = None if width is None else self.positive("output_shape", width)
+        self.seed = check_seed("MultiHeadAttention", seed)
+        self.options: dict[str, Any] = {
+            "use_bias": use_bias,
+            "kernel_initializer": initializers.get(kernel_initializer),
+            "bias_initializer": initializers.get(bias_initializer),
+            "kernel_regularizer": regularizers.get(kernel_regularizer),
+            "bias_regularizer": regularizers.get(bias_regularizer),
+            "kernel_constraint": constraints.get(kernel_constraint),
+            "bias_constraint": constraints.get(bias_constraint),
+        }
+        self.cross: CrossAttention | None = None
         self.num_heads = self.positive("num_heads", num_heads)
         self.num_kv_heads = self.positive(
             "num_kv_heads", num_heads if num_kv_heads is None else num_kv_heads
@@ -77,13 +138,32 @@ class MultiHeadAttention(Layer):
         self.key_dim = None if key_dim is None else self.positive("key_dim", key_dim)
         self.dropout = check_rate("MultiHeadAttention", dropout)
         self.use_bias, self.causal = use_bias, causal
-        self.kernel_initializer = kernel_initializer
         self.output_initializer = output_initializer or kernel_initializer
         self._keep: Array | None = None
         self._bias: Array | None = None
 
-    def build(self, input_shape: Shape) -> Shape:
+    def call_values(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[list[Any], bool]:
+        set_causal(self, kwargs)
+        if kwargs.get("attention_mask") is not None and kwargs.get("key") is None:
+            values = args[1:2] or (kwargs.get("value"),)
+            if len(args) < 3 and values[0] is not None:
+                kwargs = {**kwargs, "key": values[0]}
+        return super().call_values(args, kwargs)
+
+    def build(self, input_shape: Any) -> Shape:
+        self.several_inputs = is_several(input_shape)
+        if self.several_inputs:
+            return self._build_cross(input_shape)
         features = self.check_features(input_shape, rank=2)
+        if self.value_dim not in (None, self.key_dim) or self.width is not None:
+            raise ArgumentError(
+                "MultiHeadAttention: expected value_dim and output_shape with a query "
+                "and a value",
+                "one input",
+                "call it as layer(x, x), or leave them out",
+            )
         if self.key_dim is None:
             if features % self.num_heads:
                 raise ShapeError(
@@ -101,13 +181,33 @@ class MultiHeadAttention(Layer):
             )
         inner = self.num_heads * self.key_dim
         width = inner + 2 * self.num_kv_heads * self.key_dim
-        init = self.kernel_initializer
-        self.qkv = self.child("qkv", Dense(width, None, self.use_bias, init))
-        self.output = self.child(
-            "output", Dense(features, None, self.use_bias, self.output_initializer)
-        )
+        o = self.options
+        self.qkv = self.child("qkv", Dense(width, None, **o))
+        o = {**o, "kernel_initializer": self.output_initializer}
+        self.output = self.child("output", Dense(features, None, **o))
         self.qkv.build_once(input_shape)
         return self.output.build_once((input_shape[0], inner))
+
+    def _build_cross(self, shapes: tuple[Shape, ...]) -> Shape:
+        if self.rope_theta is not None or self.num_kv_heads != self.num_heads:
+            raise ArgumentError(
+                "MultiHeadAttention: expected rope_theta and num_kv_heads with one "
+                "input alone",
+                f"{len(shapes)} inputs",
+                "leave them out, or call it on one tensor",
+            )
+        cross = CrossAttention(
+            self.num_heads,
+            self.key_dim,
+            self.value_dim,
+            self.width,
+            self.causal,
+            self.dropout,
+            self.seed,
+            self.options,
+        )
+        self.cross = self.child("cross", cross)
+        return cross.build_once(shapes)  # type: ignore[arg-type]
 
     def _heads(self, x: Array) -> Array:
         """View (batch, time, ...) as (batch, time, heads, key_dim)."""
@@ -122,7 +222,10 @@ class MultiHeadAttention(Layer):
         table = rotary.angles(max(time, known), width, self.rope_theta, qkv.dtype)
         rotary.rotate(qkv[:, :, : -self.num_kv_heads], *table, inverse)
 
-    def forward(self, x: Array, training: Training = False) -> Array:
+    def forward(self, x: Any, training: Training = False) -> Array:
+        if self.cross is not None:
+            self.cross.mask = self.mask
+            return self.cross.forward(x, training)
         batch, time = x.shape[:2]
         qkv = self._heads(self.qkv.forward(x, training))
         self._rotate(qkv)  # the dense layer doesn't need what it returned any more
@@ -133,7 +236,7 @@ class MultiHeadAttention(Layer):
             shape = (batch, self.num_heads, time, time)
             self._keep = self.buffer("keep", shape)
             work = self.buffer("random", shape[1:], np.float32)
-            keep_factors(self._keep, self.dropout, training, self.path, work)
+            keep_factors(self._keep, self.dropout, training, self.path, work, self.seed)
         attention(
             qkv,
             self._heads(out),
@@ -146,7 +249,10 @@ class MultiHeadAttention(Layer):
         return self.output.forward(out, training)
 
     def output_spare(self) -> bool | None:
-        return self.output.output_spare()
+        return False if self.cross is not None else self.output.output_spare()
+
+    def output_mask(self) -> Array | None:
+        return self.mask if self.cross is None else self.cross.output_mask()
 
     def _key_bias(self) -> Array | None:
         if self.mask is None:
@@ -156,6 +262,8 @@ class MultiHeadAttention(Layer):
         return bias
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
+        if self.cross is not None:
+            return self.cross.backward(dy, done)
         dout = self.output.backward(dy, done)
         done(self.output)
         qkv = self.qkv.logits()

@@ -33,7 +33,7 @@ class Bidirectional(Layer):
     """
 
     several_inputs = True  # or one
-    call_inputs = ("x", "initial_state")
+    call_inputs = ("sequences", "initial_state")
 
     def __init__(
         self,

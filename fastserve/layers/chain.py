@@ -34,6 +34,13 @@ class Chain(Layer):
         self.child(layer.name or str(len(self.layers)), layer)
         self.layers.append(layer)
 
+    def pop(self) -> Layer:
+        """Remove the last layer and return it."""
+        layer = self.layers.pop()
+        kept = {name: one for name, one in self._children.items() if one is not layer}
+        self._children = kept
+        return layer
+
     def build(self, input_shape: Shape) -> Shape:
         shape = input_shape
         for layer in self.layers:
@@ -81,6 +88,12 @@ class Chain(Layer):
         return False
 
     @property
+    def takes_strings(self) -> bool:  # type: ignore[override]
+        layers = (x for x in self.layers if not isinstance(x, InputLayer))
+        first = next(layers, None)
+        return first is not None and first.takes_strings
+
+    @property
     def fused_loss(self) -> str | None:  # type: ignore[override]
         return self.layers[-1].fused_loss if self.layers else None
 
@@ -124,6 +137,8 @@ def skip_input_gradient(root: Layer) -> None:
     """
     for _, layer in root.walk():
         layer.input_gradient = True
+        if hasattr(layer, "plan_gradients"):
+            layer.plan_gradients()
     if hasattr(root, "skip_input_gradient"):
         root.skip_input_gradient()
 

@@ -6,8 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from fastserve.core import Array, Done, Layer, Shape, Training, initializers, nothing
+from fastserve.core import (
+    Array,
+    Done,
+    Layer,
+    Shape,
+    Training,
+    constraints,
+    initializers,
+    nothing,
+    regularizers,
+)
+from fastserve.core.constraints import Constraint
 from fastserve.core.initializers import Initializer
+from fastserve.core.regularizers import Regularizer
 from fastserve.errors import DataError, ShapeError
 from fastserve.ops.blocks import as_rows
 from fastserve.ops.embedding import embed, embed_backward
@@ -29,6 +41,8 @@ class Embedding(Layer):
         input_dim: int,
         output_dim: int,
         embeddings_initializer: str | Initializer = "random_uniform",
+        embeddings_regularizer: str | Regularizer | None = None,
+        embeddings_constraint: str | Constraint | None = None,
         mask_zero: bool = False,
         input_shape: Shape | None = None,
         name: str | None = None,
@@ -37,12 +51,18 @@ class Embedding(Layer):
         self.input_dim = self.positive("input_dim", input_dim)
         self.output_dim = self.positive("output_dim", output_dim)
         self.embeddings_initializer = initializers.get(embeddings_initializer)
+        self.embeddings_regularizer = regularizers.get(embeddings_regularizer)
+        self.embeddings_constraint = constraints.get(embeddings_constraint)
         self.mask_zero = mask_zero
         self._x: Array | None = None
 
     def build(self, input_shape: Shape) -> Shape:
         self.embeddings = self.param(
-            "embeddings", (self.input_dim, self.output_dim), self.embeddings_initializer
+            "embeddings",
+            (self.input_dim, self.output_dim),
+            self.embeddings_initializer,
+            regularizer=self.embeddings_regularizer,
+            constraint=self.embeddings_constraint,
         )
         return (*input_shape, self.output_dim)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from fastserve.core import (
     Array,
     Done,
@@ -26,6 +24,7 @@ from fastserve.errors import ArgumentError, ShapeError
 from fastserve.layers.dense import fusable
 from fastserve.ops import activations
 from fastserve.ops.blocks import FLAT, as_rows, row_blocks
+from fastserve.ops.convolution import add_row
 from fastserve.ops.linear import sum_rows
 from fastserve.ops.windows import Axis
 
@@ -214,13 +213,16 @@ class Filtering(Layer):
         for block in row_blocks(z.shape[0], z.shape[1], FLAT):
             part = z[block]
             if self.use_bias:
-                np.add(part, self.bias.value, out=part)
+                add_row(part, self.bias.value)
             if not linear:
                 slope = part if training and self.activation.needs_slope else None
                 self.activation.forward(part, y[block], slope)
 
     def output_mask(self) -> None:
         return None
+
+    def output_spare(self) -> bool:
+        return self.activation.name == "linear"
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         if self.activation.name == "linear":

@@ -40,10 +40,13 @@ def flatten(values: Any) -> list[Any]:
 
 
 def arrange(values: Sequence[Any], like: Any) -> Any:
-    """Return the values as a list or dict like ``like``, or the only one by itself."""
+    """Return the values as a list or dict like ``like``, or the only one by itself.
+
+    A list of one is that one by itself, as in Keras.
+    """
     if isinstance(like, Mapping):
         return dict(zip(like, values, strict=True))
-    return list(values) if isinstance(like, (list, tuple)) else values[0]
+    return list(values) if len(values) > 1 else values[0]
 
 
 def snake_case(name: str) -> str:
@@ -172,6 +175,23 @@ class Graph(Layer):
         """Yield them in Keras' order, not in that of execution."""
         for layer in self.layers:
             yield from layer.parameters()
+
+    def before(self, layer: Layer) -> list[str]:
+        """Return the names of what a layer's calls are given, as in Keras' summary: a
+        layer's name, [number of its call] and [place of its output] if not 0."""
+        calls: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            calls.setdefault(id(node.layer), []).append(node)
+        found = []
+        for node in calls.get(id(layer), ()):
+            for tensor in node.inputs:
+                name = self.name_of(tensor.node.layer)
+                among = calls.get(id(tensor.node.layer), [tensor.node])
+                number = among.index(tensor.node)
+                if len(among) > 1 or len(tensor.node.outputs) > 1:
+                    name += f"[{number}][{tensor.index}]"
+                found.append(name)
+        return found
 
     @property
     def input_names(self) -> list[str]:

@@ -18,6 +18,7 @@ from fastserve.errors import (
     StateError,
     UnknownNameError,
 )
+from fastserve.ops.encoding import encode
 
 MODES = ("int", "one_hot", "multi_hot", "count", "tf_idf")
 _SHOWN = 5  # values that an error names
@@ -31,7 +32,6 @@ class IndexLookup(Layer):
     """
 
     takes_integers = True  # nothing to differentiate
-    takes_strings = False
 
     def __init__(
         self,
@@ -334,13 +334,9 @@ class IndexLookup(Layer):
         lists = [np.asarray(row, np.int64) for row in rows]
         lengths = [len(row) for row in lists]
         flat = np.concatenate([np.empty(0, np.int64), *lists])
-        places = np.repeat(np.arange(len(lists)) * self.depth, lengths) + flat
-        places = places[flat >= 0]
-        out = np.zeros((len(lists), self.depth), self.dtype)
-        if self.output_mode in ("one_hot", "multi_hot"):
-            out.reshape(-1)[places] = 1
-        else:
-            np.add.at(out.reshape(-1), places, out.dtype.type(1))
+        out = np.empty((len(lists), self.depth), self.dtype)
+        hot = self.output_mode in ("one_hot", "multi_hot")
+        encode(np.repeat(np.arange(len(lists)), lengths), flat, out, hot)
         if self.idf_weights is not None:
             np.multiply(out, self.idf_weights, out=out)
         return out
@@ -432,7 +428,7 @@ class StringLookup(IndexLookup):
         )
 
     def _array(self, data: Any) -> Array:
-        return np.asarray(data) if self.invert else strings(data)
+        return np.asarray(data) if self.invert else as_strings(data)
 
     def _term(self, value: Any) -> str:
         if isinstance(value, bytes):
@@ -502,7 +498,7 @@ class IntegerLookup(IndexLookup):
         return int(value)
 
 
-def strings(data: Any) -> Array:
+def as_strings(data: Any) -> Array:
     """Return strings, in lists or an array, as an array of them; bytes stay bytes."""
     values = np.asarray(data, dtype=object)
     flat = values.reshape(-1).tolist()

@@ -320,7 +320,7 @@ class Concatenate(Layer):
         self._xs = tuple(x)
         shape = list(x[0].shape)
         shape[self._axis] = sum(a.shape[self._axis] for a in x)
-        y = self.buffer("y", tuple(shape))
+        y = self.buffer("y", tuple(shape), x[0].dtype)  # indices stay integers
         return np.concatenate(x, axis=self._axis, out=y, casting="unsafe")
 
     def backward(self, dy: Any, done: Done = nothing) -> Any:

@@ -170,7 +170,7 @@ class _GlobalPooling(Layer):
     def forward(self, x: Array, training: Training = False) -> Array:
         self._x = x
         y = self.buffer("y", (x.shape[0], x.shape[-1]))
-        self.pool(x.reshape(x.shape[0], -1, x.shape[-1]), y)
+        self.pool(x.reshape(self._flat(x)), y)
         if not self.keepdims:
             return y
         return y.reshape(x.shape[0], *(1,) * self.rank, x.shape[-1])
@@ -178,10 +178,14 @@ class _GlobalPooling(Layer):
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         x = self.saved(self._x)
         dx = self.scratch(x.shape)
-        flat = (x.shape[0], -1, x.shape[-1])
+        flat = self._flat(x)
         rows = dy.reshape(x.shape[0], x.shape[-1])
         self.pool_back(x.reshape(flat), rows, dx.reshape(flat))
         return dx
+
+    @staticmethod
+    def _flat(x: Array) -> tuple[int, int, int]:
+        return x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1]
 
     def output_mask(self) -> None:
         return None

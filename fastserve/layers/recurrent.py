@@ -70,7 +70,7 @@ class Recurrent(Layer):
     states = 1
     _kernel_t: Array  # (G H, F), for backward
     several_inputs = True  # or one
-    call_inputs = ("x", "initial_state")
+    call_inputs = ("sequences", "initial_state")
 
     def __init__(
         self,
@@ -334,6 +334,7 @@ class Recurrent(Layer):
         mask = self._mask()
         if mask is None:
             return [None] * time
+        mask = np.asarray(mask, bool)
         if mask.shape != self.saved(self._shape)[:2]:
             raise ShapeError(
                 f"{type(self).__name__}: expected a mask (batch, time) of "
@@ -341,6 +342,8 @@ class Recurrent(Layer):
                 f"shape {mask.shape}",
                 "mask the input's own steps",
             )
+        if mask.all():
+            return [None] * time
         if self.go_backwards:
             mask = mask[:, ::-1]
         return [np.flatnonzero(~now) if not now.all() else None for now in mask.T]
@@ -615,13 +618,13 @@ class LSTM(Recurrent):
         bias_constraint: str | Constraint | None = None,
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
+        seed: int | None = None,
         return_sequences: bool = False,
         return_state: bool = False,
         go_backwards: bool = False,
         stateful: bool = False,
         unroll: bool = False,
         zero_output_for_mask: bool = False,
-        seed: int | None = None,
         input_shape: Shape | None = None,
         name: str | None = None,
     ) -> None:
@@ -688,10 +691,11 @@ class LSTM(Recurrent):
     def _step(self, t: int) -> None:
         k = t if self._kept else t % 2
         gates, c, h = self._gates[k], self._state(1, t + 1), self._hidden[t + 1]
-        np.matmul(self._rows[:, t], self._weights, out=gates[:4])
         if self._fast:
+            np.matmul(self._rows[:, t], self._weights, out=self._work)
             lstm.step(gates, c, h, self._work)
         else:
+            np.matmul(self._rows[:, t], self._weights, out=gates[:4])
             lstm.step_of(self._functions, gates, c, h, self._work, self._slopes[k])
 
     def _begin_backward(self) -> int:
@@ -757,6 +761,7 @@ class GRU(Recurrent):
         bias_constraint: str | Constraint | None = None,
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
+        seed: int | None = None,
         return_sequences: bool = False,
         return_state: bool = False,
         go_backwards: bool = False,
@@ -764,7 +769,6 @@ class GRU(Recurrent):
         unroll: bool = False,
         zero_output_for_mask: bool = False,
         reset_after: bool = True,
-        seed: int | None = None,
         input_shape: Shape | None = None,
         name: str | None = None,
     ) -> None:

@@ -17,6 +17,7 @@ from fastserve.core import (
     is_several,
     nothing,
 )
+from fastserve.core.layer import as_layer
 from fastserve.errors import ArgumentError, ShapeError
 
 
@@ -76,6 +77,7 @@ class TimeDistributed(Layer):
         self, layer: Layer, input_shape: Shape | None = None, name: str | None = None
     ) -> None:
         super().__init__(input_shape, name)
+        layer = as_layer(layer)
         if not isinstance(layer, Layer):
             raise ArgumentError(
                 "TimeDistributed: expected a layer", repr(layer), "for example Dense(3)"

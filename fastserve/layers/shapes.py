@@ -42,6 +42,7 @@ class InputLayer(Layer):
             raise ArgumentError(
                 "Input: expected a dtype of numbers", repr(dtype), "for example 'int32'"
             )
+        self.wanted_dtype = dtype
         self.integers = None if not kind else kind != "f"
         self.takes_integers = bool(self.integers)
 
@@ -76,6 +77,21 @@ class Flatten(Layer):
     """(batch, ...) -> (batch, product of the other axes)."""
 
     _shape: tuple[int, ...] | None = None
+
+    def __init__(
+        self,
+        data_format: str | None = None,
+        input_shape: Shape | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(input_shape, name)
+        if data_format not in (None, "channels_last"):
+            raise ArgumentError(
+                "Flatten: expected data_format 'channels_last'",
+                repr(data_format),
+                "transpose the images to (height, width, channels)",
+            )
+        self.data_format = data_format
 
     def build(self, input_shape: Shape) -> Shape:
         return (math.prod(known("Flatten", input_shape)),)

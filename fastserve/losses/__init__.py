@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastserve.errors import ArgumentError, UnknownNameError
+from fastserve.core.named import make
+from fastserve.errors import ArgumentError
 from fastserve.losses.base import SCAN, ElementwiseLoss, FunctionLoss, Loss
 from fastserve.losses.crossentropy import (
     BinaryCrossentropy,
@@ -103,22 +104,18 @@ for _alias, _cls in {
     NAMED[_alias] = NAMED[_alias.upper()] = _cls
 
 
-def get(loss: str | Loss | type[Loss] | Function) -> Loss:
+def get(loss: str | Loss | type[Loss] | Function | Mapping[str, Any]) -> Loss:
     """Return a loss by Keras' name, from its class, or around a plain function.
 
-    Raises UnknownNameError for other names, ArgumentError for other objects.
+    Also takes ``{"Huber": {"delta": 2.0}}``. Raises UnknownNameError for other names,
+    ArgumentError for other objects.
     """
-    if isinstance(loss, Loss):
-        return loss
-    if isinstance(loss, str):
-        if loss not in NAMED:
-            raise UnknownNameError("loss", loss, NAMED)
-        return NAMED[loss]()
-    if isinstance(loss, type) and issubclass(loss, Loss):
-        return loss()
-    if callable(loss):
-        cls = _OF_FUNCTION.get(loss)
-        return FunctionLoss(loss) if cls is None else cls()
+    made = make("loss", loss, NAMED)
+    if isinstance(made, Loss):
+        return made
+    if callable(made):
+        cls = _OF_FUNCTION.get(made)
+        return FunctionLoss(made) if cls is None else cls()
     raise ArgumentError(
         "expected a loss's name, a Loss, or a function of (y_true, y_pred)",
         repr(loss),

@@ -131,6 +131,23 @@ class Loss:
         """Return the number of losses in a batch: B for (B, C), B*T for (B, T, C)."""
         return math.prod(self.loss_shape(y_pred_shape))
 
+    def counted(self, y_true: Any) -> Array | None:
+        """Return which losses count, bool, of the shape of labels; None: all do."""
+        return None
+
+    def ignored(self, y_true: Any, counts: Any = None) -> int:
+        """Return how many losses don't count, of those whose ``counts`` isn't 0."""
+        keep = self.counted(y_true)
+        if keep is None:
+            return 0
+        if counts is None:
+            return int(np.count_nonzero(~keep))
+        c = np.asarray(counts)
+        if keep.shape[-1:] == (1,) and c.ndim < keep.ndim:
+            keep = keep[..., 0]  # labels with a last axis of 1
+        c = c.reshape(c.shape + (1,) * (keep.ndim - c.ndim))
+        return int(np.count_nonzero(~keep & (c != 0)))
+
     def check_training(self, cut: bool) -> None:
         """Raise ArgumentError if training can't reduce as this loss does.
 
@@ -245,7 +262,7 @@ class Loss:
         total = self.sum_and_gradient(y_true, y_pred, sample_weight)
         if self.reduction == "sum":
             return total
-        count = float(self.count(y_pred.shape))
+        count = float(self.count(y_pred.shape) - self.ignored(y_true))
         if self.reduction == "mean_with_sample_weight" and sample_weight is not None:
             factors = self.factors(sample_weight, y_pred.shape, y_pred.dtype)
             count = 0.0 if factors is None else float(factors.sum(dtype=np.float64))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -119,6 +121,8 @@ class SparseCategoricalCrossentropy(_OfClasses):
 
     Args:
         from_logits: whether ``y_pred`` holds logits z or probabilities q.
+        ignore_class: positions with this label, which may be out of range, don't
+            count: their loss is 0, and means are over the others.
 
     Shapes: y_true (B, ...) or (B, ..., 1), y_pred (B, ..., C), a loss for each label.
     """
@@ -129,13 +133,33 @@ class SparseCategoricalCrossentropy(_OfClasses):
     def __init__(
         self,
         from_logits: bool = False,
+        ignore_class: int | None = None,
         reduction: str | None = "sum_over_batch_size",
         axis: int = -1,
         name: str | None = None,
     ) -> None:
         super().__init__(from_logits, 0.0, axis, reduction, name)
+        self.ignore_class = ignore_class
+
+    def counted(self, y_true: Any) -> Array | None:
+        if self.ignore_class is None:
+            return None
+        keep: Array = np.asarray(y_true) != self.ignore_class
+        return keep
+
+    def _blocks(
+        self, y: Array, x: Array, factors: Array | None, scale: float, dx: Array | None
+    ) -> Iterator[tuple[slice, Array]]:
+        if self.ignore_class is not None:
+            keep = y != self.ignore_class
+            y = np.where(keep, y, 0)
+            kept = keep.astype(x.dtype)
+            factors = kept if factors is None else kept * factors
+        return super()._blocks(y, x, factors, scale, dx)
 
     def check_values(self, y: Array, classes: int, first: int = 0) -> None:
+        if self.ignore_class is not None:
+            y = np.where(y == self.ignore_class, 0, y)
         check_labels(self.name, y, classes, first)
 
     def places(self, y: Array, x: Array) -> Array:

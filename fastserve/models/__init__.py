@@ -3,37 +3,81 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastserve.errors import CheckpointError
+from fastserve.errors import CheckpointError, DataError
 from fastserve.models.gpt import GPT
 from fastserve.models.model import Model
 from fastserve.models.sequential import Sequential
 from fastserve.training import checkpoint
 
-__all__ = ["GPT", "Model", "Sequential", "load_model"]
+__all__ = [
+    "GPT",
+    "Model",
+    "Sequential",
+    "clone_model",
+    "load_model",
+    "model_from_json",
+]
 
 
-def load_model(path: str | Path) -> Model:
-    """Return the model that ``model.save(path)`` wrote, with its weights.
+def load_model(
+    filepath: str | Path, custom_objects: Mapping[str, Any] | None = None
+) -> Model:
+    """Return the model that ``model.save`` wrote, with its weights.
+
+    Args:
+        custom_objects: classes of the user's own layers by their names.
 
     Raises CheckpointError if the file is damaged or holds weights alone.
     """
-    text = checkpoint.read_metadata(Path(path)).get("fastserve")
-    kinds: dict[str, Callable[[dict[str, Any]], Model]] = {
-        "GPT": GPT.from_config,
-        "Sequential": Sequential.from_config,
-    }
+    text = checkpoint.read_metadata(Path(filepath)).get("fastserve")
     try:
-        config = json.loads(text or "")
-        model = kinds[config["class"]](config)
+        model = _from_config(json.loads(text or ""), custom_objects)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             "expected a file with weights and architecture",
-            f"{path}: {error!r}",
+            f"{filepath}: {error!r}",
             "write it with model.save; for save_weights use model.load_weights",
         ) from None
-    model.load_weights(path)
+    model.load_weights(filepath)
     return model
+
+
+def model_from_json(
+    json_string: str, custom_objects: Mapping[str, Any] | None = None
+) -> Model:
+    """Return a model of the architecture that ``model.to_json()`` gave, with new
+    weights.
+
+    Raises DataError if the text isn't one, UnknownNameError for a layer that is
+    neither this library's nor among ``custom_objects``.
+    """
+    try:
+        return _from_config(json.loads(json_string), custom_objects)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            "expected the text that model.to_json() returned",
+            repr(error),
+            "write it again",
+        ) from None
+
+
+def clone_model(model: Model, custom_objects: Mapping[str, Any] | None = None) -> Model:
+    """Return a model of the same architecture, with new weights.
+
+    Raises UnknownNameError for a layer that is neither this library's nor among
+    ``custom_objects``.
+    """
+    return _from_config(model.get_config(), custom_objects)
+
+
+def _from_config(config: dict[str, Any], custom_objects: Any) -> Model:
+    kinds: dict[str, Callable[..., Model]] = {
+        "GPT": GPT.from_config,
+        "Sequential": Sequential.from_config,
+        "Functional": Model.from_config,
+    }
+    return kinds[config["class"]](config, custom_objects)

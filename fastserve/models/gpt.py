@@ -168,10 +168,11 @@ class GPT(Model):
         optimizer: Any = "adamw",
         loss: Any = None,
         metrics: str | Sequence[Any] | None = (),
+        weighted_metrics: str | Sequence[Any] | None = (),
     ) -> None:
         """As ``Model.compile``; the loss is the cross-entropy of the next token."""
         loss = loss or SparseCategoricalCrossentropy(from_logits=True)
-        super().compile(optimizer, loss, metrics)
+        super().compile(optimizer, loss, metrics, weighted_metrics)
 
     def generate(
         self,
@@ -310,7 +311,7 @@ class GPT(Model):
         world().barrier()
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> GPT:
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> GPT:
         """Make a model from what ``get_config`` returned; its weights are new."""
         model = cls(**{k: v for k, v in config.items() if k not in ("class", "lora")})
         if "lora" in config:

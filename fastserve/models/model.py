@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from fastserve import losses, optimizers
 from fastserve import metrics as metric_names
 from fastserve.comm import world
 from fastserve.core import Array, Layer, Memory, Parameter, ParameterStore, Tensor
+from fastserve.core.layer import is_several
 from fastserve.core.parameter import named_parameters
 from fastserve.data.prefetch import Pace, Share, load, shares
 from fastserve.data.sampler import Sampler, share
@@ -22,6 +23,7 @@ from fastserve.data.sources import ArraySource, Batch, Source, check_input, nume
 from fastserve.data.streams import OPEN, Stream, agreed, as_stream
 from fastserve.errors import (
     ArgumentError,
+    CheckpointError,
     DataError,
     ShapeError,
     StateError,
@@ -30,7 +32,10 @@ from fastserve.errors import (
 from fastserve.layers.chain import skip_input_gradient
 from fastserve.layers.graph import Graph, arrange, flatten, snake_case
 from fastserve.metrics import Metric
+from fastserve.models import keras_files
+from fastserve.models.config import Reader, Writer
 from fastserve.models.functional import chain_graph, check_traceable, trace
+from fastserve.models.lists import Lists
 from fastserve.models.places import arrays_for, for_each, metrics_for_each
 from fastserve.optimizers import Optimizer
 from fastserve.training import checkpoint
@@ -49,7 +54,7 @@ from fastserve.training.step import Options, StepResult, Trainer
 Targets = Any
 
 
-class Model:
+class Model(Lists):
     """A network with what is needed to train it; base of ``Sequential`` and ``GPT``.
 
     ``Model(inputs, outputs)`` is what layers made of the inputs by being called. A
@@ -97,6 +102,7 @@ class Model:
         self.optimizer: Optimizer | None = None
         self.loss: Any = None
         self.metrics: Any = []
+        self.weighted_metrics: Any = []
         self.trainer: Trainer | None = None
         self.last_step: StepResult | None = None
         self.stop_training = False
@@ -231,6 +237,8 @@ class Model:
                 "a model that doesn't know the shape of its input",
                 "give the first layer an input_shape, or call build or fit",
             )
+        if self._store.claim():
+            self._skip_input_gradient()
         return self._store
 
     @property
@@ -298,7 +306,7 @@ class Model:
         arrays = self._inputs(x)
         if isinstance(arrays, tuple):
             return tuple(numeric(f"x[{i}]", array) for i, array in enumerate(arrays))
-        return numeric("x", arrays)
+        return numeric("x", arrays, self.root.takes_strings)
 
     def _targets(self, y: Any, weights: Any) -> tuple[Any, Any]:
         """Return targets and weights as arrays, or as tuples for several outputs."""
@@ -324,9 +332,11 @@ class Model:
 
     @property
     def _weighs_outputs(self) -> bool:
-        """Whether the losses of the outputs must be put together."""
-        several = isinstance(self.root, Graph) and self.root.several_outputs
-        return several or self.loss_weights is not None
+        """Whether the losses of the outputs must be put together, or their number in a
+        sample is only known when the model has run."""
+        if self.loss_weights is not None or not isinstance(self.root, Graph):
+            return self.loss_weights is not None
+        return self.root.several_outputs or None in (self.root.output_shape or ())
 
     def _single(self, value: Any) -> Any:
         """Return the value that a list or dict has for a model's only output."""
@@ -340,18 +350,19 @@ class Model:
         shapes = self.output_shape if len(names) > 1 else (self.output_shape,)
         weights = for_each("loss_weights", self.loss_weights, names)
         found = []
-        for i, (name, loss, metrics, shape) in enumerate(
+        for i, (name, loss, metrics, weighted, shape) in enumerate(
             zip(
                 names,
                 for_each("loss", self.loss, names),
                 metrics_for_each(self.metrics, names),
+                metrics_for_each(self.weighted_metrics, names),
                 shapes,
                 strict=True,
             )
         ):
             y = sample.y[i] if isinstance(sample.y, tuple) else sample.y
             made: list[Metric] = []
-            for metric in metrics:
+            if metrics or weighted:
                 if y is None:
                     raise ArgumentError(
                         f"compile: expected metrics of outputs with a loss, not {name}",
@@ -359,7 +370,7 @@ class Model:
                         "give it a loss; loss_weights may be 0",
                     )
                 like = loss or losses.MeanSquaredError()
-                made.append(metric_names.get(metric, like, y.shape[1:], shape))
+                made = metric_names.get_all(metrics, weighted, like, y.shape[1:], shape)
             weight = 1.0 if weights[i] is None else float(weights[i])
             found.append(Output(name, loss, weight, made))
         if all(output.loss is None for output in found):
@@ -377,6 +388,7 @@ class Model:
         optimizer: str | Optimizer = "rmsprop",
         loss: Any = None,
         metrics: Any = (),
+        weighted_metrics: Any = (),
         *,
         loss_weights: Any = None,
     ) -> None:
@@ -386,7 +398,9 @@ class Model:
             loss: of a model with several outputs one for all, or a list or dict with
                 one for each, None for those without.
             metrics: a list; of several outputs a list or dict with a metric or a list
-                of them for each.
+                of them for each. One whose result is an array isn't in the logs:
+                ``evaluate`` returns it.
+            weighted_metrics: metrics that count samples by their weights.
             loss_weights: a list or dict of factors of the losses in their sum.
 
         Raises UnknownNameError for a name that isn't known.
@@ -397,11 +411,8 @@ class Model:
             )
         self.optimizer = optimizers.get(optimizer)
         self.loss = _each(lambda one: one and losses.get(one), loss)
-        metrics = [metrics] if isinstance(metrics, str) else metrics or ()
-        for metric in _leaves(metrics):
-            if isinstance(metric, str) and metric not in metric_names.KNOWN:
-                raise UnknownNameError("metric", metric, metric_names.KNOWN)
-        self.metrics = metrics if isinstance(metrics, dict) else list(metrics)
+        self.metrics = _known_metrics(metrics)
+        self.weighted_metrics = _known_metrics(weighted_metrics)
         self.loss_weights = loss_weights
         if self._store is not None and self._store.stale:
             self._renew_store()
@@ -437,14 +448,17 @@ class Model:
             if self._weighs_outputs:
                 outputs = self._outputs(sample)
                 self.trainer = OutputsTrainer(
-                    self.root, self.store, outputs, optimizer, *rest
+                    self.root, self.store, outputs, sample, optimizer, *rest
                 )
             else:
                 loss = self._single(loss)
-                named = [
-                    metric_names.get(m, loss, sample.y.shape[1:], self.output_shape)
-                    for m in _leaves(self.metrics)
-                ]
+                named = metric_names.get_all(
+                    _leaves(self.metrics),
+                    _leaves(self.weighted_metrics),
+                    loss,
+                    sample.y.shape[1:],
+                    self.output_shape,
+                )
                 self.trainer = Trainer(
                     self.root, self.store, loss, optimizer, named, *rest
                 )
@@ -479,7 +493,8 @@ class Model:
         if y is None:
             raise DataError(f"{verb}: expected targets y", "None", f"{verb}(x, y)")
         x = self._inputs(x)
-        source = ArraySource(x, *self._targets(y, weights))
+        y, weights = self._targets(y, weights)
+        source = ArraySource(x, y, weights, self.root.takes_strings)
         self.check_source(source)
         return source
 
@@ -700,7 +715,7 @@ class Model:
             if given.ndim < weights.ndim:
                 given = given.reshape(*given.shape, *[1] * (weights.ndim - given.ndim))
             weights = weights * given
-        return ArraySource(source.x, source.y, weights)
+        return ArraySource(source.x, source.y, weights, source.strings)
 
     def _validation(self, data: Any, held_out: Source | None) -> Source | None:
         if data is None:
@@ -730,15 +745,19 @@ class Model:
     ) -> Any:
         """Return the loss, or [loss, *metrics], or a dict; every sample counts once.
 
-        ``x`` may be what ``fit`` takes; ``steps``: only so many batches.
+        ``x`` may be what ``fit`` takes; ``steps``: only so many batches. Metrics may be
+        arrays, such as a confusion matrix.
         """
         source = self._source("evaluate", x, y, sample_weight)
         trainer = self.prepare(source, "evaluate")
-        call = self._callbacks(callbacks, verbose, "evaluate")
+        made = source.batches if isinstance(source, Stream) else None
+        if not isinstance(source, Stream):
+            made = -(-source.samples // (batch_size or 32))
+        call = self._callbacks(callbacks, verbose, "evaluate", made, steps)
         results = evaluate(trainer, source, batch_size or 32, steps, call)
         if _verbosity(verbose) and world().rank == 0:
             print(describe(results), flush=True)
-        return _shown(results, return_dict)
+        return _shown(trainer.with_arrays(results), return_dict)
 
     def predict(
         self,
@@ -761,18 +780,22 @@ class Model:
         """
         comm = world()
         batch_size = 32 if batch_size is None else batch_size
-        stream, parts = self._shares(x, batch_size)
+        stream, parts, made = self._shares(x, batch_size)
         if steps is not None:
             parts = islice(parts, steps)
         if verbose == "auto":
             verbose = 1 if terminal_width() else 0
-        call = self._callbacks(callbacks, verbose, "predict")
-        with closing(load(parts, Pace())) as loaded:
+        call = self._callbacks(callbacks, verbose, "predict", made, steps)
+        source = x if isinstance(x, Source) else None
+        with closing(load(parts, Pace(), source)) as loaded:
             alike = agreed(loaded, comm) if stream and comm.size > 1 else loaded
             return self._arranged(predict(self.forward, alike, comm, call))
 
-    def _shares(self, x: Any, batch_size: int) -> tuple[Stream | None, Iterator[Share]]:
-        """Return this rank's rows of each batch, and the stream they come from."""
+    def _shares(
+        self, x: Any, batch_size: int
+    ) -> tuple[Stream | None, Iterator[Share], int | None]:
+        """Return the stream they come from, this rank's rows of each batch, and the
+        number of batches, if it is known."""
         comm = world()
 
         def rows_of(total: int, full: int) -> slice:
@@ -789,12 +812,13 @@ class Model:
 
             stream.transform = check
             steps = OPEN if stream.batches is None else range(stream.batches)
-            return stream, stream.shares(steps, rows_of)
+            return stream, stream.shares(steps, rows_of), stream.batches
         if isinstance(x, Source):
             order = Sampler(x.samples, batch_size, 0, shuffle=False, wrap=False)
             rows = np.zeros(1, np.int64)
             self._build_for(x.batch(rows, rows).x)
-            return None, shares(x, order, range(order.steps_per_epoch), rows_of)
+            made = order.steps_per_epoch
+            return None, shares(x, order, range(made), rows_of), made
         inputs = self._numbers(x)
         self._build_for(inputs)
         samples = {len(array) for array in flatten(inputs)}
@@ -804,17 +828,25 @@ class Model:
                 ", ".join(str(len(array)) for array in inputs),
             )
         order = Sampler(samples.pop(), batch_size, 0, shuffle=False, wrap=False)
-        return None, slices(inputs, order.batch, comm)
+        return None, slices(inputs, order.batch, comm), order.steps_per_epoch
 
     def predict_on_batch(self, x: Any) -> Any:
         """Return the outputs of one batch; see ``predict``."""
         return self.predict(x, max(map(len, flatten(self._inputs(x)))), 0)
 
-    def _callbacks(self, callbacks: Any, verbose: str | int, verb: str) -> CallbackList:
+    def _callbacks(
+        self,
+        callbacks: Any,
+        verbose: str | int,
+        verb: str,
+        batches: int | None,
+        wanted: int | None,
+    ) -> CallbackList:
         level = _verbosity(verbose)
+        of = min((n for n in (batches, wanted) if n is not None), default=None)
         callbacks = [callbacks] if isinstance(callbacks, Callback) else callbacks or ()
-        shown = [BatchProgress(verb)] if level == 1 else []
-        return CallbackList([*shown, *callbacks], self, {"verbose": level})
+        shown = [BatchProgress(verb)] if level else []
+        return CallbackList([*shown, *callbacks], self, {"verbose": level, "steps": of})
 
     def forward(self, x: Any) -> Any:
         """Return the output for one batch in the model's own memory: the next call
@@ -852,14 +884,16 @@ class Model:
         sampler = Sampler(source.samples, source.samples, 0, shuffle=False, wrap=False)
         optimizer, _ = self._compiled("train_on_batch")
         self.last_step = trainer.train(source, sampler, optimizer.step)
-        return _shown(trainer.results(), return_dict)
+        return _shown(trainer.with_arrays(trainer.results()), return_dict)
 
-    def test_on_batch(self, x: Any, y: Targets, sample_weight: Any = None) -> Any:
-        """Return the loss, or [loss, *metrics], of one batch."""
+    def test_on_batch(
+        self, x: Any, y: Targets, sample_weight: Any = None, return_dict: bool = False
+    ) -> Any:
+        """Return the loss, or [loss, *metrics], or a dict, of one batch."""
         rows = len(flatten(x)[0]) if isinstance(x, (tuple, dict)) else len(x)
         if isinstance(x, list) and isinstance(x[0], np.ndarray):
             rows = len(x[0])
-        return self.evaluate(x, y, rows, 0, sample_weight)
+        return self.evaluate(x, y, rows, 0, sample_weight, return_dict=return_dict)
 
     # -- weights -----------------------------------------------------------------
 
@@ -875,32 +909,92 @@ class Model:
                 f"set_weights: expected {len(parameters)} arrays", f"{len(weights)}"
             )
         for parameter, value in zip(parameters, weights, strict=True):
+            parameter.check(value)
+        for parameter, value in zip(parameters, weights, strict=True):
             parameter.assign(value)
 
-    def _in_order(self) -> list[Parameter]:
+    def _built_root(self) -> Layer:
         self.store  # noqa: B018  raises if the model isn't built
-        return list({id(p): p for p in self.root.parameters()}.values())
+        return self.root
 
-    def save_weights(self, path: str | Path) -> None:
-        """Write the weights as safetensors, under the paths of the parameters."""
+    def _in_order(self) -> list[Parameter]:
+        return list({id(p): p for p in self._built_root().parameters()}.values())
+
+    def save_weights(self, filepath: str | Path, overwrite: bool = True) -> None:
+        """Write the weights: as safetensors, under the paths of the parameters, or,
+        with the ending ``.weights.h5``, as Keras 3 does, which can read them.
+
+        Raises CheckpointError if the file is there and ``overwrite`` is false.
+        """
+        _check_absent(filepath, overwrite)
         if world().rank == 0:
-            checkpoint.save_weights(Path(path), self.store, {})
+            if keras_files.is_keras_file(filepath):
+                keras_files.save(Path(filepath), self._built_root())
+            else:
+                checkpoint.save_weights(Path(filepath), self.store, {})
         world().barrier()
 
-    def load_weights(self, path: str | Path) -> None:
-        """Read what ``save_weights`` or ``save`` wrote; all of it or nothing."""
-        checkpoint.load_weights(Path(path), self.store)
+    def load_weights(
+        self, filepath: str | Path, skip_mismatch: bool = False, by_name: bool = False
+    ) -> None:
+        """Read what ``save_weights`` or ``save`` wrote; all of it or nothing.
 
-    def save(self, path: str | Path) -> None:
-        """Write weights and architecture to one safetensors file."""
+        A file that ends in ``.h5`` or ``.hdf5`` is one of Keras 3, or of Keras 2.
+
+        Args:
+            skip_mismatch: of Keras' files: leave weights as they are that the file has
+                not, or in another shape, with a warning.
+            by_name: of Keras 2 files: only layers of the same name.
+        """
+        if keras_files.is_keras_file(filepath):
+            keras_files.load(Path(filepath), self._built_root(), skip_mismatch, by_name)
+        elif skip_mismatch or by_name:
+            raise ArgumentError(
+                "load_weights: expected skip_mismatch and by_name with Keras' files",
+                f"{filepath}",
+                "leave them out",
+            )
+        else:
+            checkpoint.load_weights(Path(filepath), self.store)
+
+    def save(self, filepath: str | Path, overwrite: bool = True) -> None:
+        """Write weights and architecture to one safetensors file.
+
+        Raises CheckpointError if the file is there and ``overwrite`` is false.
+        """
+        _check_absent(filepath, overwrite)
         metadata = {"fastserve": json.dumps(self.get_config())}
         if world().rank == 0:
-            checkpoint.save_weights(Path(path), self.store, metadata)
+            checkpoint.save_weights(Path(filepath), self.store, metadata)
         world().barrier()
 
     def get_config(self) -> dict[str, Any]:
-        """Return what ``load_model`` needs to make the model again, as JSON types."""
-        raise NotImplementedError(f"{type(self).__name__}.get_config")
+        """Return what ``load_model`` needs to make the model again, as JSON types.
+
+        A class with a method ``call`` becomes the graph of what it calls.
+        """
+        self.store  # noqa: B018  raises if the model isn't built
+        if not isinstance(self.root, Graph):
+            raise NotImplementedError(f"{type(self).__name__}.get_config")
+        return {
+            "class": "Functional",
+            "name": self.root.name,
+            "seed": self.seed,
+            "dtype": self.dtype.name,
+            "graph": Writer().graph(self.root),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Model:
+        """Make a model from what ``get_config`` returned; its weights are new."""
+        root = Reader(custom_objects).graph(config["graph"])
+        dtype = config.get("dtype", "float32")
+        return Model(name=config["name"], seed=config["seed"], dtype=dtype, root=root)
+
+    def to_json(self, **options: Any) -> str:
+        """Return the architecture as text for ``model_from_json``; ``options`` are
+        those of ``json.dumps``."""
+        return json.dumps(self.get_config(), **options)
 
     def _renew_store(self) -> None:
         """Take the parameters in again after layers came, went or were frozen."""
@@ -914,31 +1008,48 @@ class Model:
         """Number of all weights, trained or not."""
         return self.store.count + sum(p.size for p in self.store.frozen_parameters)
 
-    def summary(self) -> None:
-        """Print the layers with their output shapes and numbers of weights."""
+    def summary(self, *, print_fn: Callable[[str], Any] | None = None) -> None:
+        """Print the layers with their output shapes and numbers of weights.
+
+        ``print_fn`` gets each line in place of ``print``.
+        """
         if world().rank == 0:
-            print(self.describe())
+            for line in self.describe().splitlines():
+                (print_fn or print)(line)
 
     def describe(self) -> str:
         """Return the table that ``summary`` prints."""
         self.store  # noqa: B018  raises if the model isn't built
-        rows = [("layer", "output", "weights")]
-        for name, layer in self.root.children().items():
-            size = sum(p.size for p in layer.parameters())
-            shape = ", ".join(str(n or "None") for n in layer.output_shape or ())
-            rows.append(
-                (f"{name} ({type(layer).__name__})", f"(batch, {shape})", f"{size:,}")
-            )
+        graph = self.root if isinstance(self.root, Graph) else None
+        rows = [("layer", "output", "weights", "connected to")]
+        for layer in self.layers if graph else self.root.children().values():
+            name = next(n for n, part in self.root.children().items() if part is layer)
+            size = sum(p.size for p in {id(p): p for p in layer.parameters()}.values())
+            shape = _shapes(layer.output_shape)
+            before = ", ".join(graph.before(layer)) if graph else ""
+            rows.append((f"{name} ({layer.label})", shape, f"{size:,}", before))
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = [
-            f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows
+            f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}"
+            + (f"  {d}" if graph and d else "")
+            for a, b, c, d in rows
         ]
-        lines.insert(1, "─" * len(lines[0]))
+        lines.insert(1, "─" * max(map(len, lines)))
         lines.append(f"{self.count_params:,} weights in {self.dtype}")
         if self.store.frozen_parameters:
             rest = self.count_params - self.store.count
             lines[-1] += f", {self.store.count:,} of them trained, {rest:,} not"
         return "\n".join(lines)
+
+
+def _check_absent(filepath: str | Path, overwrite: bool) -> None:
+    """Raise CheckpointError, alike on all ranks, for a file that is to be kept."""
+    if not overwrite and world().broadcast_obj(Path(filepath).exists()):
+        raise CheckpointError(
+            "expected a path where no file is, as overwrite is false",
+            f"{filepath}",
+            "take another path, or leave out overwrite",
+        )
 
 
 def _each(function: Any, values: Any) -> Any:
@@ -950,6 +1061,13 @@ def _each(function: Any, values: Any) -> Any:
     return function(values)
 
 
+def _shapes(shape: Any) -> str:
+    """Return a layer's output shape, or shapes, with the batch."""
+    if is_several(shape or ()):
+        return ", ".join(map(_shapes, shape))
+    return f"({', '.join(['batch', *(str(n or 'None') for n in shape or ())])})"
+
+
 def _leaves(values: Any) -> list[Any]:
     """Return what is inside of lists and dicts in each other."""
     if isinstance(values, (list, tuple, dict)):
@@ -957,7 +1075,16 @@ def _leaves(values: Any) -> list[Any]:
     return [values]
 
 
-def _shown(results: dict[str, float], as_dict: bool) -> Any:
+def _known_metrics(metrics: Any) -> Any:
+    """Return a list or dict of metrics; raise UnknownNameError for unknown names."""
+    metrics = [metrics] if isinstance(metrics, (str, Metric)) else metrics or ()
+    for metric in _leaves(metrics):
+        if isinstance(metric, str) and metric not in metric_names.KNOWN:
+            raise UnknownNameError("metric", metric, metric_names.KNOWN)
+    return metrics if isinstance(metrics, dict) else list(metrics)
+
+
+def _shown(results: dict[str, Any], as_dict: bool) -> Any:
     if as_dict:
         return results
     values = list(results.values())

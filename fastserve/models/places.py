@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fastserve.data.sources import numeric
 from fastserve.errors import ArgumentError, DataError
 
 
@@ -95,4 +96,9 @@ def arrays_for(
                 "none",
                 f"give arrays for {', '.join(names)}",
             )
-    return tuple(values) if several else values[0]
+    if not several:
+        return values[0]
+    return tuple(
+        value if value is None or hasattr(value, "shape") else numeric(name, value)
+        for name, value in zip(names, values, strict=True)
+    )

@@ -8,7 +8,7 @@ from typing import Any
 from fastserve.core import Layer, Tensor
 from fastserve.errors import ArgumentError, StateError
 from fastserve.layers.chain import Chain
-from fastserve.models.config import layer_config, layer_from_config
+from fastserve.models.config import Reader, Writer
 from fastserve.models.model import Model
 
 
@@ -60,6 +60,19 @@ class Sequential(Model):
             )
         self.chain.append(layer)
 
+    def pop(self) -> Layer:
+        """Remove the last layer and return it.
+
+        Raises StateError if the model has its weights already, or no layer.
+        """
+        if self.built or self.chain.built or not self.layers:
+            raise StateError(
+                "Sequential.pop: expected a model with layers that isn't built yet",
+                "a model with weights" if self.layers else "no layers",
+                "make another model of the layers that are wanted",
+            )
+        return self.chain.pop()
+
     @property
     def known_input_shape(self) -> tuple[int | None, ...] | None:
         return self.layers[0].input_shape if self.layers else None
@@ -68,18 +81,21 @@ class Sequential(Model):
         """Return class, seed, type, input shape and layers, as JSON types."""
         return {
             "class": "Sequential",
-            "name": self.name,
+            "name": self.chain.name,
             "seed": self.seed,
             "dtype": self.dtype.name,
             "input_shape": list(self.root.input_shape or ()) if self.built else None,
-            "layers": [layer_config(layer) for layer in self.layers],
+            "layers": Writer().layer(self.chain)["layers"],
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Sequential:
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Any = None
+    ) -> Sequential:
         """Make a model from what ``get_config`` returned; its weights are new."""
+        reader = Reader(custom_objects)
         model = cls(
-            [layer_from_config(layer) for layer in config["layers"]],
+            [reader.layer(layer) for layer in config["layers"]],
             config["name"],
             config["seed"],
             config["dtype"],

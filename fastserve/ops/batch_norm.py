@@ -24,7 +24,7 @@ import numpy as np
 from fastserve.ops.blocks import Array, room, spare
 from fastserve.ops.linear import ones
 
-_PIECE = 1 << 16  # elements of a piece: larger than elsewhere, as there are more calls
+_PIECE = 1 << 17  # elements of a piece: more than elsewhere, as there are more calls
 _WIDE = 512  # elements of a row that pay for a product with ones
 _FIRST = 64  # rows that tell where the mean is
 _NEAR = 8.0  # deviations of the mean from 0 that cost no digit that matters

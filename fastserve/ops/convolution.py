@@ -14,11 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from fastserve.ops import patches, winograd
-from fastserve.ops.blocks import Array
+from fastserve.ops.blocks import Array, room
 from fastserve.ops.windows import Axis
 
 Axes = tuple[Axis, Axis]
+LONG = 512  # numbers of a row that is long enough for NumPy's loops
+_ROWS = 20  # a slot of ``room``
 Finish = Callable[[slice], None]
 
 
@@ -66,6 +70,9 @@ def backward(
     groups: int = 1,
 ) -> None:
     """Write dkernel and dx, each unless it is None; x is needed for dkernel alone."""
+    if len(dy) == 0 and dkernel is not None:
+        dkernel.fill(0)
+        return
     way = _way(axes, kernel.shape[2], kernel.shape[3] // groups)
     for c, o in _groups(kernel, groups):
         way.backward(
@@ -76,3 +83,16 @@ def backward(
             None if dx is None else dx[..., c],
             axes,
         )
+
+
+def add_row(z: Array, row: Array) -> None:
+    """Add ``row`` (C) to each row of z (N, C), several rows at once if C is small."""
+    n, c = z.shape
+    times = max(1, LONG // c)
+    whole = n - n % times
+    several = room(_ROWS, (times, c), z.dtype)
+    np.copyto(several, row)
+    part = z[:whole].reshape(-1, times * c)
+    np.add(part, several.reshape(times * c), out=part)
+    if whole < n:
+        np.add(z[whole:], row, out=z[whole:])

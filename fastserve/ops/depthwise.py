@@ -23,6 +23,7 @@ from fastserve.ops.windows import (
     piece_inputs,
     pieces,
     scatter,
+    turned,
     windows,
 )
 
@@ -48,7 +49,8 @@ def _views(full: Array, axes: Axes, rows: int) -> Array:
     """
     w = axes[1]
     view = windows(full, axes, (rows, w.out))
-    if w.stride > 1 or full.strides[2] != full.shape[3] * full.itemsize:
+    pixel = (full.shape[3] * full.itemsize, full.itemsize)
+    if w.stride > 1 or full.strides[2:] != pixel:
         return view
     shape = (*view.shape[:4], w.out * full.shape[3])
     return as_strided(full, shape, (*view.strides[:4], full.itemsize))
@@ -116,6 +118,8 @@ def kernel_gradient(x: Array, dy: Array, dkernel: Array, axes: Axes) -> None:
     h, w = axes
     times, dw = dkernel.shape[3], _joined(dkernel)
     c = dw.shape[2]
+    if len(x) == 0:
+        dkernel.fill(0)
     for i, piece in enumerate(pieces(x.shape[0], h.out, w.padded * c, SIZE)):
         before = (h.before, w.before)
         rows = piece_inputs(h, piece)
@@ -141,21 +145,13 @@ def input_gradient(dy: Array, kernel: Array, dx: Array, axes: Axes) -> None:
     """Write dx: without strides it is a convolution with the kernel turned round."""
     times = kernel.shape[3]
     joined = _joined(kernel)
-    if all(axis.stride == 1 for axis in axes):
+    if axes[0].stride == axes[1].stride == 1:
         into, finish = _part_of(dx), None
         if times > 1:
             into, finish = _summed(dx, times)
-        _correlate(dy, joined[::-1, ::-1], 1, _turned(axes), into, finish)
+        _correlate(dy, joined[::-1, ::-1], 1, turned(axes), into, finish)
     else:
         _scatter(dy, joined, dx, axes, times)
-
-
-def _turned(axes: Axes) -> Axes:
-    """The windows of the outputs that an input goes into."""
-    return tuple(  # type: ignore[return-value]
-        Axis(a.out, a.kernel, 1, a.dilation, a.span - 1 - a.before, a.size)
-        for a in axes
-    )
 
 
 def _summed(

@@ -21,18 +21,26 @@ def embed_backward(
     The rows are brought together by a stable sort and summed run by run, so the order
     of summation, and with it every bit, depends on the indices alone.
     """
-    if not add:
-        dtable.fill(0)
     order = np.argsort(index, kind="stable")
     runs = index[order]
     starts = np.flatnonzero(np.diff(runs, prepend=-1))
-    np.take(dy, order, axis=0, out=sorted_dy, mode="clip")
-    ends = np.append(starts[1:], runs.size)
-    one = ones(runs.size, dy.dtype)
-    for row, start, end in zip(
-        runs[starts].tolist(), starts.tolist(), ends.tolist(), strict=True
+    counts = np.diff(starts, append=runs.size)
+    if not add:
+        # most rows of a large table come once or never: those go to it at once
+        dtable.fill(0)
+        alone = counts == 1
+        once = starts[alone]
+        rows = runs[once]
+        order = np.concatenate([order[once], order[np.repeat(~alone, counts)]])
+        np.take(dy, order, axis=0, out=sorted_dy, mode="clip")
+        dtable[rows] = sorted_dy[: len(rows)]
+        runs, counts = runs[starts[~alone]], counts[~alone]
+        ends = len(rows) + np.cumsum(counts)
+    else:
+        np.take(dy, order, axis=0, out=sorted_dy, mode="clip")
+        runs, ends = runs[starts], starts + counts
+    one = ones(index.size, dy.dtype)
+    for row, count, end in zip(
+        runs.tolist(), counts.tolist(), ends.tolist(), strict=True
     ):
-        if end - start == 1:
-            dtable[row] += sorted_dy[start]
-        else:
-            dtable[row] += one[: end - start] @ sorted_dy[start:end]
+        dtable[row] += one[:count] @ sorted_dy[end - count : end]

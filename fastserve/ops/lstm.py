@@ -39,10 +39,10 @@ def apply(function: Activation, z: Array, slope: Array | None) -> None:
 
 
 def step(gates: Array, c: Array, h: Array, work: Array) -> None:
-    """Write c and h (B, H) from gates (5, B, H), whose first four are z; these become
-    i, f, o, g. ``c`` may be the c' in ``gates``; work is (4, B, H)."""
+    """Write c and h (B, H) from z, which is in work (4, B, H), and from c' in gates
+    (5, B, H), which also get i, f, o, g. ``c`` may be that c'."""
     half = gates.dtype.type(0.5)
-    np.tanh(gates[:4], out=gates[:4])
+    np.tanh(work, out=gates[:4])  # work is in the cache, gates are not
     sigmoids = gates[:3]
     np.multiply(sigmoids, half, out=sigmoids)
     np.add(sigmoids, half, out=sigmoids)
@@ -85,8 +85,8 @@ def step_backward(
 def step_of(
     functions: Functions, gates: Array, c: Array, h: Array, work: Array, slopes: Array
 ) -> None:
-    """``step`` for any functions; slopes (5, B, H) keeps their derivatives in i, f, o,
-    g and φ(c)."""
+    """``step`` for any functions, with z in ``gates``; slopes (5, B, H) keeps their
+    derivatives in i, f, o, g and φ(c)."""
     inner, sigma = functions
     apply(sigma, gates[:3], slopes[:3])
     apply(inner, gates[3], slopes[3])

@@ -11,6 +11,7 @@ the cache.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -25,13 +26,14 @@ from fastserve.ops.windows import (
     piece_inputs,
     pieces,
     scatter,
+    turned,
     windows,
 )
 
 Axes = tuple[Axis, Axis]
 Finish = Callable[[slice], None]
 SIZE = 1 << 19  # elements of the patches of a piece: 2 MB of float32
-SHORT = 12  # channels x kernel columns below which runs of them are slow to copy
+SHORT = 24  # numbers that lie together: fewer are slower to copy than a row
 WIDE = 32  # filters that a product shall have at least
 _IMAGE, _PATCHES, _SUMS, _TURNED, _KERNEL = range(10, 15)  # the slots of ``room``
 
@@ -53,16 +55,20 @@ class _Patches:
         row = self.w.out * max(self.size, filters)
         return list(pieces(samples, self.h.out, row, SIZE))
 
+    def short(self, run: int) -> bool:
+        """Whether ``run`` numbers that lie together are worse to copy than a row."""
+        return run < min(SHORT, self.w.out)
+
     def memory(
-        self, piece: Piece, samples: int, like: Array, short: int = SHORT
+        self, piece: Piece, samples: int, like: Array, by_channel: bool
     ) -> tuple[Array, Array]:
         """Return memory for patches as (T, K), and as (kh, kw, N, rows, out, C).
 
-        Runs below ``short`` are slow to copy: then K is the first axis in memory.
+        With ``by_channel`` K is the first axis in memory: rows of outputs lie together.
         """
         kh, kw, c = self.h.kernel, self.w.kernel, self.channels
         outs = (samples, piece.last - piece.first, self.w.out)
-        if c * kw < min(short, self.w.out):
+        if by_channel:
             block = room(_PATCHES, (kh, kw, c, *outs), like.dtype)
             rows = block.reshape(self.size, math.prod(outs)).T
             return rows, block.transpose(0, 1, 3, 4, 5, 2)
@@ -80,7 +86,8 @@ class _Patches:
         full = padded(
             image, piece_inputs(self.h, piece), self.before, self.w.padded, _IMAGE
         )
-        rows, places = self.memory(piece, image.shape[0], x)
+        by_channel = self.short(self.channels * self.w.kernel)
+        rows, places = self.memory(piece, image.shape[0], x, by_channel)
         np.copyto(places, windows(full, (self.h, self.w), outs))
         return rows
 
@@ -125,15 +132,11 @@ def backward(
     if dx is None:
         return
     channels, filters = kernel.shape[2:]
-    if filters <= 8 * channels and all(axis.stride == 1 for axis in axes):
+    if filters <= 2 * channels and all(axis.stride == 1 for axis in axes):
         # what the outputs send back to an input is a convolution too
-        turned = room(_TURNED, (*kernel.shape[:2], *kernel.shape[:1:-1]), kernel.dtype)
-        np.copyto(turned, kernel[::-1, ::-1].transpose(0, 1, 3, 2))
-        h, w = (
-            Axis(a.out, a.kernel, 1, a.dilation, a.span - 1 - a.before, a.size)
-            for a in axes
-        )
-        forward(dy, turned, dx, (h, w), None)
+        back = room(_TURNED, (*kernel.shape[:2], filters, channels), kernel.dtype)
+        np.copyto(back, kernel[::-1, ::-1].transpose(0, 1, 3, 2))
+        forward(dy, back, dx, turned(axes), None)
     else:
         _scattered(dy, kernel, dx, axes)
 
@@ -156,20 +159,30 @@ def _kernel_gradient(x: Array, dy: Array, dkernel: Array, axes: Axes) -> None:
 
 def _scattered(dy: Array, kernel: Array, dx: Array, axes: Axes) -> None:
     """Write dx as the sums of dP where patches overlap."""
-    patches = _Patches(*axes, kernel.shape[2])
-    matrix = _matrix(kernel)
-    # runs of kernel columns x channels, in as many additions as there are columns
-    by_column = kernel.shape[2] < SHORT
-    for piece in patches.pieces(dy.shape[0], kernel.shape[3]):
-        rows = _flat(dy, piece)
+    h, step = axes[0], _columns_back(axes[1], kernel.shape[2])
+    by_column = step > 1 and dy.flags.c_contiguous
+    step = step if by_column else 1
+    w, wide = _wide_axis(axes[1], step), _wide(dy, step)
+    patches = _Patches(h, w, kernel.shape[2])
+    matrix = _matrix(_widen(kernel, axes[1], step))
+    by_channel = not by_column and patches.short(patches.channels)
+    for piece in patches.pieces(dy.shape[0], wide.shape[3]):
+        rows = _flat(wide, piece)
         if patches.plain:
             np.matmul(rows, matrix.T, out=_flat(dx, piece))
             continue
         samples = piece.samples.stop - piece.samples.start
-        found, places = patches.memory(piece, samples, dy, short=1)
+        found, places = patches.memory(piece, samples, dy, by_channel)
         np.matmul(rows, matrix.T, out=found)
-        places = places.transpose(0, 4, 1, 2, 3, 5) if by_column else places
-        scatter(lambda *at, of=places: of[at], axes, piece, dx, _IMAGE, by_column)
+        if by_column:  # few additions of long runs, all columns of a window together
+            places = places.transpose(0, 4, 1, 2, 3, 5)
+        part = functools.partial(_part, places)
+        scatter(part, (h, w), piece, dx, _IMAGE, by_channel, by_column)
+
+
+def _part(places: Array, i: int, j: int) -> Array:
+    part: Array = places[i, j]
+    return part
 
 
 # -- several columns at a time -------------------------------------------------------
@@ -185,6 +198,12 @@ def _columns(w: Axis, filters: int) -> int:
     if w.kernel == 1:
         return 1
     most = max(1, WIDE // filters)
+    return max(g for g in range(1, most + 1) if w.out % g == 0)
+
+
+def _columns_back(w: Axis, channels: int) -> int:
+    """Return g for the sums of what windows get back: where they overlap much."""
+    most = w.kernel if w.kernel >= 5 and channels >= 3 else 1
     return max(g for g in range(1, most + 1) if w.out % g == 0)
 
 

@@ -7,7 +7,7 @@ cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from fastserve.ops.linear import ones
 from fastserve.ops.windows import (
     Axis,
     Piece,
+    copy_pixels,
     padded,
     piece_inputs,
     pieces,
@@ -60,9 +61,9 @@ def maximum(x: Array, y: Array, winner: Array | None, axes: Axes) -> None:
             number_there = room(_NUMBER, best.shape, won.dtype)
         for number, there in enumerate(_places(x, piece, axes, -np.inf)):
             if number == 0:
-                _copy_pixels(there, best)
+                copy_pixels(best, there)
                 continue
-            _copy_pixels(there, value)
+            copy_pixels(value, there)
             if winner is not None:  # the last one that is better is the winner
                 np.greater(value, best, out=better)
                 np.multiply(better, won.dtype.type(number), out=number_there)
@@ -70,50 +71,62 @@ def maximum(x: Array, y: Array, winner: Array | None, axes: Axes) -> None:
             np.maximum(best, value, out=best)
 
 
-def _copy_pixels(view: Array, out: Array) -> None:
-    """Copy (N, H, W, C) that lies in steps, all channels of a pixel at once."""
-    pixel = np.dtype((np.void, view.shape[-1] * view.itemsize))
-    np.copyto(out.view(pixel), view.view(pixel))
-
-
 def maximum_gradient(dy: Array, winner: Array, dx: Array, axes: Axes) -> None:
     """Write dx: dy goes to the place that won."""
-    h, w = axes
-    apart = all(axis.stride >= axis.span and axis.before == 0 for axis in axes)
-    if apart:
-        _clear_between(dx, axes)
+    _clear_between(dx, axes)
     for piece in _pieces(dy.shape[0], axes, dy.shape[3]):
         part = dy[piece.samples, piece.first : piece.last]
         won = winner[piece.samples, piece.first : piece.last]
         here = room(_BETTER, part.shape, _BOOL)
 
-        if apart and h.padded == h.size and w.padded == w.size:
-            rows = slice(*piece_inputs(h, piece))
-            image = dx[piece.samples, rows]
-            for number in range(h.kernel * w.kernel):
-                np.equal(won, number, out=here)
-                there = place(image, number, axes, part.shape[1:3])
-                np.multiply(part, here, out=there)
-            continue
-
-        product = room(_PART, part.shape, dy.dtype)
-
         def sent(
-            i: int,
-            j: int,
+            number: int,
+            out: Array,
             part: Array = part,
             won: Array = won,
             here: Array = here,
-            out: Array = product,
-        ) -> Array:
-            np.equal(won, i * w.kernel + j, out=here)
-            return np.multiply(part, here, out=out)
+        ) -> None:
+            np.equal(won, number, out=here)
+            np.multiply(part, here, out=out)
 
-        scatter(sent, axes, piece, dx, _IMAGE)
+        _send(sent, axes, piece, dx)
+
+
+def _send(
+    sent: Callable[[int, Array], None], axes: Axes, piece: Piece, dx: Array
+) -> None:
+    """Write dx from what goes to each place of the piece's windows.
+
+    ``sent(number, out)`` writes it to ``out``, (N, rows, W', C).
+    """
+    h, w = axes
+    n, _, _, c = dx[piece.samples].shape
+    outs = (piece.last - piece.first, w.out)
+    if _apart(axes):
+        image = dx[piece.samples, slice(*piece_inputs(h, piece))]
+        for number in range(h.kernel * w.kernel):
+            sent(number, place(image, number, axes, outs))
+        return
+    out = room(_PART, (n, *outs, c), dx.dtype)
+
+    def part(i: int, j: int) -> Array:
+        sent(i * w.kernel + j, out)
+        return out
+
+    scatter(part, axes, piece, dx, _IMAGE)
+
+
+def _apart(axes: Axes) -> bool:
+    """Whether no two windows share an input, and all lie within the image."""
+    return all(
+        a.stride >= a.span and a.before == 0 and a.padded == a.size for a in axes
+    )
 
 
 def _clear_between(dx: Array, axes: Axes) -> None:
     """Write zeros to what no window reads: between windows and after the last."""
+    if not _apart(axes):  # then sums are written everywhere
+        return
     h, w = axes
     for i in range(h.span, h.stride):
         dx[:, i :: h.stride] = 0
@@ -153,11 +166,16 @@ def mean(x: Array, y: Array, axes: Axes) -> None:
 def mean_gradient(dy: Array, dx: Array, axes: Axes) -> None:
     """Write dx: each of a window's inputs gets its share of dy."""
     share = counts(axes, dy.dtype)
+    _clear_between(dx, axes)
     for piece in _pieces(dy.shape[0], axes, dy.shape[3]):
         part = dy[piece.samples, piece.first : piece.last]
-        each = room(_PART, part.shape, dy.dtype)
+        each = room(_NUMBER, part.shape, dy.dtype)
         np.multiply(part, share[piece.first : piece.last], out=each)
-        scatter(lambda *at, each=each: each, axes, piece, dx, _IMAGE)
+
+        def sent(number: int, out: Array, each: Array = each) -> None:
+            copy_pixels(out, each)
+
+        _send(sent, axes, piece, dx)
 
 
 def global_mean(x: Array, y: Array) -> None:

@@ -92,6 +92,15 @@ def transposed_axis(
     return Axis(result, kernel, stride, dilation, span - 1 - left, size)
 
 
+def turned(axes: tuple[Axis, Axis]) -> tuple[Axis, Axis]:
+    """Return the windows of the outputs that an input goes into, for strides of 1."""
+    h, w = (
+        Axis(a.out, a.kernel, 1, a.dilation, a.span - 1 - a.before, a.size)
+        for a in axes
+    )
+    return h, w
+
+
 @dataclass(frozen=True)
 class Piece:
     """Samples, and rows of their output."""
@@ -201,6 +210,17 @@ def windows(full: Array, axes: tuple[Axis, Axis], outs: tuple[int, int]) -> Arra
     )
 
 
+def copy_pixels(out: Array, view: Array) -> None:
+    """Copy (..., C) where pixels lie apart but their channels together.
+
+    All channels of a pixel are copied at once, which takes half of the time.
+    """
+    if view.strides[-1] == view.itemsize:
+        pixel = np.dtype((np.void, view.shape[-1] * view.itemsize))
+        out, view = out.view(pixel), view.view(pixel)
+    np.copyto(out, view)
+
+
 def piece_inputs(h: Axis, piece: Piece) -> tuple[int, int]:
     """Return the first padded row that the piece's outputs read, and the end."""
     return piece.first * h.stride, (piece.last - 1) * h.stride + h.span
@@ -212,14 +232,16 @@ def scatter(
     piece: Piece,
     dx: Array,
     slot: int,
+    by_channel: bool = False,
     by_column: bool = False,
 ) -> None:
     """Add what the piece's outputs send back to their windows; write the sums to dx.
 
     ``part(i, j)`` is what goes to the place (i, j) of each window: (N, rows, W', C) for
-    dx (N, H, W, C). With ``by_column`` it is what the outputs of column j send to row i
-    of their windows: (kernel columns, N, rows, C), longer runs where channels are few.
-    Pieces come in order, each sample's from top to bottom.
+    dx (N, H, W, C). Pieces come in order, each sample's from top to bottom. With
+    ``by_channel`` the parts lie channel by channel in memory, and so shall the sums:
+    long runs where channels are few. With ``by_column`` part(i, j) is what the outputs
+    of column j send to row i of their windows: (kernel columns, N, rows, C).
     """
     h, w = axes
     first, last = piece_inputs(h, piece)
@@ -230,15 +252,18 @@ def scatter(
     if piece.last == h.out:
         last = h.padded
     image = dx[piece.samples]
-    shape = (image.shape[0], last - start, w.padded, dx.shape[3])
-    full = room(slot, shape, dx.dtype)
+    shape = (image.shape[0], last - start, w.padded)
+    if by_channel:
+        full = room(slot, (dx.shape[3], *shape), dx.dtype).transpose(1, 2, 3, 0)
+    else:
+        full = room(slot, (*shape, dx.shape[3]), dx.dtype)
     full.fill(0)
     below, outs = full[:, first - start :], (piece.last - piece.first, w.out)
     if by_column:
         view = windows(below, axes, outs)
-        for i, o in itertools.product(range(h.kernel), range(w.out)):
-            there = view[i, :, :, :, o]
-            np.add(there, part(i, o), out=there)
+        for i, j in itertools.product(range(h.kernel), range(w.out)):
+            there = view[i, :, :, :, j]
+            np.add(there, part(i, j), out=there)
     else:
         for at in range(h.kernel * w.kernel):
             there = place(below, at, axes, outs)

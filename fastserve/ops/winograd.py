@@ -27,7 +27,14 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from fastserve.ops.blocks import Array, room
-from fastserve.ops.windows import Axis, Piece, padded, pieces, write_unpadded
+from fastserve.ops.windows import (
+    Axis,
+    Piece,
+    copy_pixels,
+    padded,
+    pieces,
+    write_unpadded,
+)
 
 Finish = Callable[[slice], None]
 POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
@@ -75,8 +82,8 @@ def _matrices(height: int, width: int, dtype: str) -> tuple[Array, Array, Array]
 def pays(h: Axis, w: Axis, inputs: int, filters: int) -> bool:
     """Return whether a forward and backward are faster here than with patches.
 
-    In units of a multiplication: the products are counted, and for each element that
-    is moved about what was measured.
+    In units of a multiplication: the products are counted, what it takes to move a
+    number was measured.
     """
     for axis in (h, w):
         if axis.stride != 1 or axis.dilation != 1 or axis.kernel >= TILE:
@@ -84,10 +91,10 @@ def pays(h: Axis, w: Axis, inputs: int, filters: int) -> bool:
     p = _points(h.kernel) * _points(w.kernel)
     mh, mw = outputs(h.kernel), outputs(w.kernel)
     q, k = mh * mw, h.kernel * w.kernel
-    transforms = 3 * p * inputs + 2 * q * filters + 75 * (inputs + filters)
+    c, o = inputs, filters
     tiles = -(-h.out // mh) * -(-w.out // mw)
-    here = tiles * p * (3 * inputs * filters + transforms)
-    return k > 1 and here < h.out * w.out * k * inputs * (3 * filters + 125)
+    here = tiles * p * (3 * c * o + 3 * p * c + 2 * q * o + 47 * (c + o) + 1260)
+    return k > 1 and here < h.out * w.out * k * c * (3 * o + 60)
 
 
 def _rows(slot: int, rows: int, tiles: int, channels: int, like: Array) -> Array:
@@ -146,7 +153,7 @@ class _Tiles:
         full = padded(image, self.inputs(piece), self.before, self.width, _IMAGE)
         view = self.view(full, piece.last - piece.first)
         tiles = _rows(slot, view.shape[0] * view.shape[1], _tiles(view), x.shape[3], x)
-        np.copyto(tiles.reshape(view.shape), view)
+        copy_pixels(tiles.reshape(view.shape), view)
         return tiles
 
     def gather_outputs(self, dy: Array, piece: Piece, slot: int) -> Array:
@@ -156,7 +163,7 @@ class _Tiles:
         full = padded(dy[piece.samples], rows, (0, 0), self.across * self.mw, _IMAGE)
         view = self.apart(full, down)
         tiles = _rows(slot, self.mh * self.mw, _tiles(view), dy.shape[3], dy)
-        np.copyto(tiles.reshape(view.shape), view)
+        copy_pixels(tiles.reshape(view.shape), view)
         return tiles
 
     def write_outputs(self, tiles: Array, piece: Piece, y: Array) -> None:
@@ -168,7 +175,7 @@ class _Tiles:
         exact = part.shape == shape
         full = part if exact else room(_IMAGE, shape, y.dtype)
         view = self.apart(full, down)
-        np.copyto(view, tiles.reshape(view.shape))
+        copy_pixels(view, tiles.reshape(view.shape))
         if not exact:
             np.copyto(part, full[:, : part.shape[1], : part.shape[2]])
 
@@ -183,7 +190,7 @@ class _Tiles:
         full[:, :, self.across * mw :] = 0
         view = self.view(full, down)
         parts = tiles.reshape(view.shape)
-        np.copyto(view[:mh, :mw], parts[:mh, :mw])  # these don't overlap
+        copy_pixels(view[:mh, :mw], parts[:mh, :mw])  # these don't overlap
         for i in range(self.nh):
             for j in range(self.nw):
                 if i >= mh or j >= mw:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fastserve import schedules
 from fastserve.errors import ArgumentError, UnknownNameError
 from fastserve.optimizers.adam import Adam, Adamax, AdamW, Nadam
 from fastserve.optimizers.base import LearningRate, Optimizer, global_norm, quick_norm
@@ -44,6 +45,7 @@ __all__ = [
     "get",
     "global_norm",
     "quick_norm",
+    "schedules",
 ]
 
 NAMED: dict[str, Callable[..., Optimizer]] = {

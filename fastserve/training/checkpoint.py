@@ -328,6 +328,19 @@ def load_weights(
         return dict(file.metadata() or {})
 
 
+def write_arrays(path: Path, arrays: Views) -> None:
+    """Write arrays to a .safetensors file; it replaces one that is there."""
+    with writing(path):
+        clean(path.parent, re.escape(path.name))
+        replace(path, lambda p: _write_tensors(p, arrays))
+
+
+def read_arrays(path: Path) -> Views:
+    """Return what ``write_arrays`` wrote; raises CheckpointError for a damaged file."""
+    with _tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a .safetensors file.
 

@@ -7,14 +7,20 @@ renamed. What a dead process left is removed by the next one that writes the sam
 from __future__ import annotations
 
 import errno
+import fcntl
+import logging
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from fastserve.errors import CheckpointError
+
+log = logging.getLogger("fastserve")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -109,6 +115,35 @@ def discard(path: Path) -> None:
     """Remove a folder, if there is one; it is never half there under its name."""
     if path.exists():
         shutil.rmtree(path.rename(_temporary_name(path)))
+
+
+def hold(folder: Path) -> IO[str]:
+    """Take a folder for this process until the file that is returned is closed, or the
+    process ends, however it does.
+
+    Raises CheckpointError if another process has it, on this host or, where the file
+    system can tell, another one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read(200).strip() or "another job"
+        file.close()
+        raise CheckpointError(
+            "expected a run folder that no other job uses",
+            f"{folder}: in use by {holder}",
+            "wait for its end or stop it, or take another name with --set name=NAME",
+        ) from None
+    except OSError as error:  # a file system without locks
+        log.warning("can't see whether another job uses %s: %s", folder, error)
+        return file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
 
 
 def write(path: Path, text: str) -> None:

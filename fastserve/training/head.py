@@ -45,7 +45,9 @@ class PiecewiseHead:
         """Make forward and backward; return the sum of the losses, and how many of
         them the output's mask leaves out."""
         hidden = self.root.forward_until_last(x, key)
-        batch, left = apply_mask(batch, self.root.output_mask(), hidden.shape)
+        batch, left = apply_mask(
+            batch, self.root.output_mask(), hidden.shape, self.loss
+        )
         dhidden = self.root.scratch(hidden.shape)
         into = as_rows(dhidden)
         total = 0.0
@@ -64,7 +66,9 @@ class PiecewiseHead:
     def evaluate(self, x: Array, batch: Batch) -> tuple[float, int]:
         """Return the sum of the losses, and how many the output's mask leaves out."""
         hidden = self.root.forward_until_last(x, False)
-        batch, left = apply_mask(batch, self.root.output_mask(), hidden.shape)
+        batch, left = apply_mask(
+            batch, self.root.output_mask(), hidden.shape, self.loss
+        )
         total = 0.0
         for _, part, logits in self._pieces(hidden, batch, False):
             total += self.loss.sum_and_gradient(part.y, logits, part.weights)

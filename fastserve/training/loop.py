@@ -110,6 +110,8 @@ def run(
     """
     history = History()
     trainer.share_weights()  # rank 0 may have loaded others
+    if isinstance(source, Stream):
+        source.begin(schedule.first_step)
     # backups last: they save what the others have come to
     callbacks = sorted(callbacks, key=lambda c: isinstance(c, BackupAndRestore))
     plan = {"steps": schedule.steps_per_epoch or None, "samples": source.samples}

@@ -14,15 +14,25 @@ import numpy as np
 
 from fastserve.core import Array
 from fastserve.data.sources import Batch
-from fastserve.losses import spread_weights
+from fastserve.losses import Loss, spread_weights
 
 
-def apply_mask(batch: Batch, mask: Any, output: tuple[int, ...]) -> tuple[Batch, int]:
-    """Return the batch with masked weights, and how many losses that leaves out.
+def apply_mask(
+    batch: Batch, mask: Any, output: tuple[int, ...], loss: Loss
+) -> tuple[Batch, int]:
+    """Return the batch with masked weights, and how many losses that, and labels that
+    the loss ignores, leave out.
 
     ``output`` is the shape of the model's output. A mask that isn't over the first
     axes of the losses belongs to no output: a layer before took its axis away.
     """
+    batch, left = _masked(batch, mask, output)
+    counts = batch.weights if batch.masked else None
+    counts = counts if batch.measured is None else batch.measured
+    return batch, left + loss.ignored(batch.y, counts)
+
+
+def _masked(batch: Batch, mask: Any, output: tuple[int, ...]) -> tuple[Batch, int]:
     shape = output[:-1] if len(output) > 1 else output
     if not isinstance(mask, np.ndarray) or shape[: mask.ndim] != mask.shape:
         return batch, 0

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from fastserve.core import Array, Layer, StepKey
 from fastserve.data.sources import Batch
 from fastserve.errors import ArgumentError, DataError
 from fastserve.layers.graph import Graph
 from fastserve.losses import Loss
 from fastserve.metrics import Mean, Metric
-from fastserve.training.step import Trainer, _ignore
+from fastserve.training.masks import apply_mask
+from fastserve.training.step import StepResult, Trainer, _ignore
 
 
 class Output:
@@ -43,45 +46,102 @@ class Output:
 class OutputsTrainer(Trainer):
     """A ``Trainer`` for these outputs, in the model's order.
 
-    Batches have tuples of targets, and None or tuples of weights.
+    Batches have tuples of targets, and None or tuples of weights. Where masks arrive at
+    outputs, the losses that count in a step are counted before it, by a forward of its
+    own: each output's gradient has to be divided by their number over all ranks.
+
+    Args:
+        sample: a batch, to find out at which outputs masks arrive.
     """
 
     def __init__(
-        self, root: Layer, store: Any, outputs: Sequence[Output], *args: Any
+        self,
+        root: Layer,
+        store: Any,
+        outputs: Sequence[Output],
+        sample: Batch,
+        *args: Any,
     ) -> None:
         losses = root.fused_losses if isinstance(root, Graph) else (root.fused_loss,)
         for output, fusable in zip(outputs, losses, strict=True):
             loss = output.loss
-            if loss is not None and loss.reduction == "sum":
+            if loss is not None and (loss.reduction == "sum" or loss.whole_batch):
                 raise ArgumentError(
-                    "expected mean losses for several outputs or loss_weights",
-                    f"{loss.name} with reduction 'sum'",
-                    "leave out reduction, and give the loss a larger weight",
+                    f"{output.name}: expected a loss that is a mean over the samples, "
+                    "for several outputs or loss_weights",
+                    f"{loss.name} of a whole batch, or with reduction 'sum'",
+                    "use reduction 'sum_over_batch_size', and axes of the samples",
                 )
+            if loss is not None:
+                loss.check_training(cut=False)
             if loss is not None and fusable and fusable == loss.fused_loss:
                 output.loss, output.fused = loss.with_logits(), True
         self.outputs = list(outputs)
-        self.several = len(self.outputs) > 1
-        logged: list[tuple[str, Metric]] = []
-        if self.several:
-            logged = [(f"{o.name}_loss", o.mean) for o in outputs if o.loss is not None]
+        trained = [output for output in outputs if output.loss is not None]
+        several = len(self.outputs) > 1
+        logged: list[tuple[str | None, Metric]] = [
+            (f"{output.name}_loss" if several else None, output.mean)
+            for output in trained
+        ]
         for output in outputs:
-            prefix = f"{output.name}_" if self.several else ""
+            prefix = f"{output.name}_" if several else ""
             logged += [(f"{prefix}{m.name}", m) for m in output.metrics]
         self._names = [name for name, _ in logged]
-        first = next(o.loss for o in outputs if o.loss is not None)
+        self._evaluating = False
+        self._counted: list[float] = []  # losses of the step's outputs, if masked
         optimizer, *rest = args
+        first = trained[0].loss
+        assert first is not None
         super().__init__(root, store, first, optimizer, [m for _, m in logged], *rest)
         self._head = None
+        self._predict(sample, False)
+        self._masked = any(mask is not None for mask in self._masks())
 
     def results(self, totals: Array | None = None) -> dict[str, float]:
         """Return mean loss, each output's loss, and metrics; see ``Trainer``."""
         totals = self.totals if totals is None else totals
-        named = {"loss": float(totals[0] / totals[1]) if totals[1] else float("nan")}
+        named = {"loss": float(totals[0] / totals[1]) if totals[1] else 0.0}
         for name, (metric, part) in zip(self._names, self._states(totals), strict=True):
             metric.state[...] = part
-            named[name] = metric.result()
+            value = metric.result()
+            if name is not None and np.ndim(value) == 0:
+                named[name] = float(value)
+        if self._evaluating:
+            trained = [o for o in self.outputs if o.loss is not None]
+            means = sum(o.weight * o.mean.result() for o in trained)
+            named["loss"] = means + self._penalty()
         return named
+
+    def with_arrays(self, results: dict[str, float]) -> dict[str, Any]:
+        """Return the last results with those of metrics that are arrays, in order."""
+        named = [(n, m) for n, m in zip(self._names, self.metrics, strict=True) if n]
+        measured = {name: m.result() for name, m in named if name not in results}
+        known = {**results, **measured}
+        return {name: known[name] for name in ("loss", *(name for name, _ in named))}
+
+    def evaluate_shares(self, *args: Any) -> dict[str, float]:
+        self._evaluating = True
+        try:
+            return super().evaluate_shares(*args)
+        finally:
+            self._evaluating = False
+
+    def train_batch(
+        self,
+        batch: Batch | None,
+        mine: slice,
+        total: int,
+        *args: Any,
+    ) -> StepResult:
+        if self._masked:
+            counts = np.zeros(len(self.outputs))
+            for _, part in self._pieces(batch, mine) if batch is not None else ():
+                ys = self._predict(part, False)
+                for i, y in enumerate(ys):
+                    counts[i] += self._part_of(part, i, y)[1]
+            self.comm.allreduce(counts)
+            self._counted = (counts / total).tolist()
+        return super().train_batch(batch, mine, total, *args)
 
     def _losses_per_row(self, time: int) -> int:
         return 1  # the sum has a part for each row of the batch
@@ -103,50 +163,65 @@ class OutputsTrainer(Trainer):
         return total
 
     def _evaluate_part(self, part: Batch, status: Array, times: int) -> None:
-        total, _ = self._run(part, False, None, status)
-        status[0] += total * times
+        self._run(part, False, None, status)
         status[1] += len(part.x[0] if isinstance(part.x, tuple) else part.x)
 
     def _run(
         self, batch: Batch, key: StepKey | bool, scale: float | None, status: Array
     ) -> tuple[float, list[Any]]:
-        """Make forward and losses; return their sum over the rows, and the gradients
-        times ``scale``, unless that is None."""
+        """Make forward and losses; return their weighted sum, and the gradients times
+        ``scale``, unless that is None."""
+        root = self.root
+        ys = self._predict(batch, key)
+        total, gradients = 0.0, []
+        for metric, _ in self._states(status):
+            metric.reset()
+        for i, (output, y) in enumerate(zip(self.outputs, ys, strict=True)):
+            part, counted = self._part_of(batch, i, y)
+            gradient = None
+            if output.loss is not None:
+                prediction = self._logits(i) if output.fused else y
+                # the step divides by the number of rows, not of this output's losses
+                per_row = counted / len(y)
+                if scale is not None:
+                    gradient = root.scratch(prediction.shape)
+                    per_row = self._counted[i] if self._masked else per_row
+                share = output.weight / per_row if per_row else 0.0
+                loss = output.loss.sum_and_gradient(
+                    part.y, prediction, part.weights, (scale or 1.0) * share, gradient
+                )
+                output.mean.add(loss, counted, None)
+                total += loss * share
+            for metric in output.metrics:
+                weights = part.weights if metric.weighted else part.measured
+                metric.update(part.y, y, weights)
+            gradients.append(gradient)
+        for metric, place in self._states(status):
+            place += metric.state
+        return total, gradients
+
+    def _predict(self, batch: Batch, key: StepKey | bool) -> Sequence[Array]:
         if batch.masked:
             raise DataError(
                 "expected batches without a mask for several outputs or loss_weights",
                 "a source whose batches are masked",
                 "use one output, or weights",
             )
-        root = self.root
-        found = root.forward(self._input(batch.x), key)
-        ys = found if isinstance(found, tuple) else (found,)
-        total, gradients = 0.0, []
-        for metric, _ in self._states(status):
-            metric.reset()
-        for i, (output, y) in enumerate(zip(self.outputs, ys, strict=True)):
-            target, gradient = self._of(batch.y, i), None
-            if output.loss is not None:
-                prediction = self._logits(i) if output.fused else y
-                if scale is not None:
-                    gradient = root.scratch(prediction.shape)
-                count = output.loss.count(prediction.shape)
-                share = output.weight * len(prediction) / count
-                loss = output.loss.sum_and_gradient(
-                    target,
-                    prediction,
-                    self._of(batch.weights, i),
-                    (scale or 1.0) * share,
-                    gradient,
-                )
-                output.mean.add(loss, count, None)
-                total += loss * share
-            for metric in output.metrics:
-                metric.update(target, y)
-            gradients.append(gradient)
-        for metric, part in self._states(status):
-            part += metric.state
-        return total, gradients
+        found = self.root.forward(self._input(batch.x), key)
+        return found if isinstance(found, tuple) else (found,)
+
+    def _masks(self) -> Sequence[Any]:
+        masks = self.root.output_mask()
+        return masks if isinstance(masks, tuple) else (masks,) * len(self.outputs)
+
+    def _part_of(self, batch: Batch, i: int, y: Array) -> tuple[Batch, int]:
+        """Return targets and weights of output i, and how many losses count."""
+        part = Batch(batch.x, self._of(batch.y, i), self._of(batch.weights, i))
+        loss = self.outputs[i].loss
+        if loss is None:
+            return part, 0
+        part, hidden = apply_mask(part, self._masks()[i], y.shape, loss)
+        return part, loss.count(y.shape) - hidden
 
     def _logits(self, i: int) -> Array:
         root = self.root

@@ -148,8 +148,7 @@ class Progress(Callback):
         head = "" if self.whole else f"epoch {self._epoch + 1}/{self.params['epochs']} "
         parts = [f"{head}step {done:{width}}/{of}" if of else f"{head}step {done}"]
         if self.width and not ended and of:
-            filled = round(20 * done / of)
-            parts.append("━" * filled + "╺" * (20 - filled))
+            parts.append(_bar(done, of))
         parts += [describe(logs), self.rate()]
         spent = now - self._start
         made = done - (self.params["first_step"] if self.whole else 0)
@@ -165,25 +164,42 @@ class Progress(Callback):
 
 
 class BatchProgress(Callback):
-    """Counts the batches of ``evaluate`` and ``predict`` on a terminal."""
+    """Shows the batches of ``evaluate`` and ``predict``: a bar on a terminal, and of
+    predictions a line at the end."""
 
     def __init__(self, verb: str) -> None:
         self.verb = verb
 
     def _begin(self, logs: Logs | None = None) -> None:
-        self.width = terminal_width() if self.rank == 0 else None
-        self._drawn = time.perf_counter()
+        bar = self.rank == 0 and self.params["verbose"] == 1
+        self.width = terminal_width() if bar else None
+        self._start = self._drawn = time.perf_counter()
+        self._made = 0
 
     def _batch(self, batch: int, logs: Logs | None = None) -> None:
-        now = time.perf_counter()
+        self._made, now = batch + 1, time.perf_counter()
         if self.width and now - self._drawn > 1 / REDRAWS:
             self._drawn = now
-            print(f"\r\x1b[K{self.verb}: batch {batch + 1}", end="", flush=True)
+            of = self.params["steps"]
+            bar = f"/{of}  {_bar(self._made, of)}" if of else ""
+            line = f"{self.verb}: batch {self._made}{bar}"
+            print(f"\r\x1b[K{line[: self.width - 1]}", end="", flush=True)
 
     def _end(self, logs: Logs | None = None) -> None:
         if self.width:
             print("\r\x1b[K", end="", flush=True)
 
+    def on_predict_end(self, logs: Logs | None = None) -> None:
+        self._end()
+        if self.rank == 0:
+            spent = duration(time.perf_counter() - self._start)
+            print(f"{self.verb}: {self._made} batches  {spent}", flush=True)
+
     on_test_begin = on_predict_begin = _begin
     on_test_batch_begin = on_predict_batch_begin = _batch
-    on_test_end = on_predict_end = _end
+    on_test_end = _end
+
+
+def _bar(done: int, of: int) -> str:
+    filled = round(20 * min(done, of) / of)
+    return "━" * filled + "╺" * (20 - filled)

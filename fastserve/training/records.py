@@ -18,8 +18,9 @@ from typing import Any
 from fastserve import environment
 from fastserve.comm import Communicator
 from fastserve.errors import CheckpointError, FastserveError
-from fastserve.training import checkpoint, files, shards
+from fastserve.training import checkpoint, files
 from fastserve.training.callbacks import Callback, Logs, Monitor
+from fastserve.training.saver import Saver
 from fastserve.training.step import Trainer
 
 log = logging.getLogger("fastserve")
@@ -144,13 +145,13 @@ class Checkpoints(Callback):
 
     def __init__(
         self,
-        folder: Path,
+        saver: Saver,
         every: int | None,
         keep: int,
         at_end: bool,
         state: Callable[[], dict[str, Any]],
     ) -> None:
-        self.folder, self.every, self.keep = folder, every, keep
+        self._saver, self.every, self.keep = saver, every, keep
         self.at_end, self.state = at_end, state
         self.saved: int | None = None
 
@@ -159,6 +160,7 @@ class Checkpoints(Callback):
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self.step += 1
+        self._saver.check()
         ends = self.step == self.params["total_steps"]
         if not ends and self.step % self.params["steps"]:
             self._save_if_due()
@@ -174,11 +176,11 @@ class Checkpoints(Callback):
         ended = self.step >= self.params["total_steps"]
         if self.saved != self.step and (self.at_end or not ended):
             self._save()
+        self._saver.finish()
 
     def _save(self) -> None:
         self.saved = self.step
-        if self.model.trainer is not None:
-            _save(self.model.trainer, self.folder, self.step, self.state(), self.keep)
+        self._saver.save(self.step, self.state(), self.keep)
 
 
 class BestCheckpoint(Monitor):
@@ -188,9 +190,9 @@ class BestCheckpoint(Monitor):
     on with it.
     """
 
-    def __init__(self, folder: Path, state: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, saver: Saver, state: Callable[[], dict[str, Any]]) -> None:
         super().__init__("val_loss")
-        self.folder, self.state = folder, state
+        self._saver, self.state = saver, state
         self.best: float | None = None
         self.step: int | None = None  # where it is from
 
@@ -202,7 +204,9 @@ class BestCheckpoint(Monitor):
         found = None
         if self.rank == 0:
             with suppress(CheckpointError):
-                found = checkpoint.read_state(checkpoint.find(self.folder, "best"))
+                found = checkpoint.read_state(
+                    checkpoint.find(self._saver.folder, "best")
+                )
         self.best, self.step = trainer.comm.broadcast_obj(
             (found.get("val_loss"), found["step"]) if found else (None, None)
         )
@@ -214,15 +218,7 @@ class BestCheckpoint(Monitor):
         total = self.params["total_steps"]
         step = min((epoch + 1) * self.params["steps"], total)
         self.best, self.step = value, step
-        _save(trainer, self.folder, step, {**self.state(), "val_loss": value}, None)
-
-
-def _save(
-    trainer: Trainer, folder: Path, step: int, state: dict[str, Any], keep: int | None
-) -> None:
-    """Save a checkpoint, or with ``keep`` None the best one; all ranks call it."""
-    store, optimizer, comm = trainer.store, trainer.optimizer, trainer.comm
-    shards.save(folder, step, store, optimizer, state, keep, comm)
+        self._saver.save(step, {**self.state(), "val_loss": value}, None)
 
 
 def start_logs(folder: Path, comm: Communicator) -> None:

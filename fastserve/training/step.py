@@ -346,7 +346,9 @@ class Trainer:
         y = root.forward(self._input(batch.x), key)
         prediction = root.logits() if self.fused else y
         gradient = root.scratch(prediction.shape)
-        batch, hidden = apply_mask(batch, root.output_mask(), prediction.shape)
+        batch, hidden = apply_mask(
+            batch, root.output_mask(), prediction.shape, self.loss
+        )
         self._status[1] -= hidden
         total = self.loss.sum_and_gradient(
             batch.y, prediction, batch.weights, scale, gradient
@@ -438,7 +440,9 @@ class Trainer:
         y = self.root.forward(self._input(part.x), False)
         prediction = self.root.logits() if self.fused else y
         status[1] += _losses(part, self.loss.count(prediction.shape))
-        part, hidden = apply_mask(part, self.root.output_mask(), prediction.shape)
+        part, hidden = apply_mask(
+            part, self.root.output_mask(), prediction.shape, self.loss
+        )
         status[1] -= hidden
         status[0] += times * self.loss.sum_and_gradient(
             part.y, prediction, part.weights, 1.0, None
@@ -447,13 +451,21 @@ class Trainer:
 
     def results(self, totals: Array | None = None) -> dict[str, float]:
         """Return mean loss and metrics of ``totals``, by default of all steps since
-        ``reset_totals``."""
+        ``reset_totals``; metrics whose result is an array are left out."""
         totals = self.totals if totals is None else totals
         named = {"loss": float(totals[0] / totals[1]) if totals[1] else 0.0}
         for metric, part in self._states(totals):
             metric.state[...] = part
-            named[metric.name] = metric.result()
+            value = metric.result()
+            if np.ndim(value) == 0:
+                named[metric.name] = float(value)
         return named
+
+    def with_arrays(self, results: dict[str, float]) -> dict[str, Any]:
+        """Return the last results with those of metrics that are arrays, in order."""
+        measured = {m.name: m.result() for m in self.metrics if m.name not in results}
+        known = {**results, **measured}
+        return {name: known[name] for name in ("loss", *(m.name for m in self.metrics))}
 
     def reset_totals(self) -> None:
         self.totals.fill(0)
@@ -512,15 +524,15 @@ class Trainer:
     def _measure(self, batch: Batch, y: Array, status: Array) -> None:
         """Add the metrics of a micro-batch to their places in ``status``.
 
-        As in Keras, ``metrics=`` are not weighted by sample or class weights; what a
-        mask leaves out isn't measured.
+        As in Keras, ``metrics=`` are not weighted by sample or class weights,
+        ``weighted_metrics=`` are; what a mask leaves out isn't measured.
         """
         weights = batch.measured
         if weights is None and batch.masked:
             weights = batch.weights
         for metric, part in self._states(status):
             metric.reset()
-            metric.update(batch.y, y, weights)
+            metric.update(batch.y, y, batch.weights if metric.weighted else weights)
             part += metric.state
 
     def _measure_piece(self, part: Batch, y: Array) -> None:

@@ -57,9 +57,11 @@ def merging() -> dict[str, np.ndarray]:
             xs[1][:2], xs[2][:1] = xs[0][:2], xs[0][:1]
         known = [RNG.random((5, s[0])) < 0.6 for s in shapes] if masked else None
 
-        def run(values, layer=make(), known=known):
+        layer = make()
+
+        def run(values, layer=layer, known=known):
             values = [v * 1 for v in values]
-            for value, mask in zip(values, known or []):
+            for value, mask in zip(values, known or [], strict=known is not None):
                 keras.src.backend.set_keras_mask(value, mask)
             return layer(values)
 
@@ -67,7 +69,7 @@ def merging() -> dict[str, np.ndarray]:
         dy = normal(*y.shape)
         (dxs,) = back(jax.numpy.asarray(dy))
         found |= {f"{name}/y": np.asarray(y), f"{name}/dy": dy}
-        for i, (x, dx) in enumerate(zip(xs, dxs)):
+        for i, (x, dx) in enumerate(zip(xs, dxs, strict=True)):
             found |= {f"{name}/x{i}": x, f"{name}/dx{i}": np.asarray(dx)}
         if known is not None:
             for i, mask in enumerate(known):
@@ -134,5 +136,35 @@ def training() -> dict[str, np.ndarray]:
     return {f"model/{name}": value for name, value in found.items()}
 
 
+def masked() -> dict[str, np.ndarray]:
+    """A mask arrives at the first of two outputs, of 6 positions each sample."""
+    keras.utils.set_random_seed(1)
+    tokens = keras.Input((6,), dtype="int32")
+    x = L.Embedding(5, 4, mask_zero=True, name="table")(tokens)
+    states = L.LSTM(3, return_sequences=True, name="states")(x)
+    tags = L.Dense(3, "softmax", name="tags")(states)
+    score = L.Dense(1, name="score")(L.LSTM(2, name="last")(states))
+    net = keras.Model(tokens, [tags, score])
+    x = RNG.integers(0, 5, (12, 6))
+    x[:, 0] = 1
+    y = [RNG.integers(0, 3, (12, 6)), normal(12, 1)]
+    found = {"x0": x, "y0": y[0], "y1": y[1]}
+    for i, value in enumerate(net.get_weights()):
+        found[f"before{i}"] = value
+    net.compile(
+        keras.optimizers.SGD(0.3),
+        ["sparse_categorical_crossentropy", "mse"],
+        metrics=[["accuracy"], []],
+        loss_weights=[1.5, 0.5],
+    )
+    found["evaluate"] = np.array(net.evaluate(x, y, 12, verbose=0))
+    for step in range(3):
+        rows = slice(4 * step, 4 * step + 4)
+        net.train_on_batch(x[rows], [a[rows] for a in y])
+    for i, value in enumerate(net.get_weights()):
+        found[f"after{i}"] = value
+    return {f"masked/{name}": value for name, value in found.items()}
+
+
 if __name__ == "__main__":
-    np.savez_compressed(HERE / "functional.npz", **merging(), **training())
+    np.savez_compressed(HERE / "functional.npz", **merging(), **training(), **masked())

@@ -76,9 +76,85 @@ def losses() -> Arrays:
     return found
 
 
+def metrics() -> Arrays:
+    found: Arrays = {}
+    for case, (kind, arguments, data) in cases.METRICS.items():
+        y, x, weights = cases.metric_inputs(data)
+        for weighted in (False, True):
+            metric = getattr(keras.metrics, kind)(**arguments)
+            for part in cases.BATCHES:
+                metric.update_state(
+                    y[part], x[part], weights[part] if weighted else None
+                )
+            found[f"{case}/{weighted}"] = np.array(metric.result())
+    return found
+
+
+def schedules() -> Arrays:
+    found: Arrays = {}
+    for case, (kind, arguments) in cases.SCHEDULES.items():
+        schedule = getattr(keras.optimizers.schedules, kind)(**arguments)
+        steps = range(cases.SCHEDULE_STEPS)
+        found[case] = np.array([float(schedule(step)) for step in steps], np.float32)
+    return found
+
+
+def weights() -> Arrays:
+    found: Arrays = {}
+    w = jax.numpy.asarray(cases.weight())
+    for case, (kind, arguments) in cases.REGULARIZERS.items():
+        penalty = getattr(keras.regularizers, kind)(**arguments)
+        found[f"{case}/penalty"] = np.array(penalty(w))
+        found[f"{case}/gradient"] = np.array(jax.grad(penalty)(w))
+    for case, (kind, arguments) in cases.CONSTRAINTS.items():
+        arguments = {
+            k: tuple(v) if k == "axis" and v != 0 and v != 1 else v
+            for k, v in arguments.items()
+        }
+        found[f"{case}/value"] = np.array(
+            getattr(keras.constraints, kind)(**arguments)(w)
+        )
+    return found
+
+
+def trainings() -> Arrays:
+    found: Arrays = {}
+    x, y, sample_weight, kernel = cases.training_inputs()
+    for case, (reduction, penalties, rules) in cases.TRAININGS.items():
+        options = {
+            f"{name}_regularizer": getattr(keras.regularizers, kind)(**arguments)
+            for name, (kind, arguments) in penalties.items()
+        } | {
+            f"{name}_constraint": getattr(keras.constraints, kind)(**arguments)
+            for name, (kind, arguments) in rules.items()
+        }
+        model = keras.Sequential(
+            [keras.layers.Input((6,)), keras.layers.Dense(4, **options)]
+        )
+        model.set_weights([kernel, np.zeros(4, np.float32)])
+        loss = keras.losses.MeanSquaredError(reduction)
+        model.compile(
+            keras.optimizers.SGD(0.02), loss, metrics=["mae"], weighted_metrics=["mae"]
+        )
+        data = {"batch_size": 4, "sample_weight": sample_weight, "verbose": 0}
+        history = model.fit(x, y, epochs=3, shuffle=False, **data).history
+        found |= {f"{case}/history/{k}": np.array(v) for k, v in history.items()}
+        measured = model.evaluate(x, y, return_dict=True, **data)
+        found |= {f"{case}/evaluate/{k}": np.array(v) for k, v in measured.items()}
+        found[f"{case}/kernel"], found[f"{case}/bias"] = model.get_weights()
+    return found
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
-    made = {"optimizers": optimizers(), "losses": losses()}
+    made = {
+        "optimizers": optimizers(),
+        "losses": losses(),
+        "metrics": metrics(),
+        "schedules": schedules(),
+        "weights": weights(),
+        "trainings": trainings(),
+    }
     for name, arrays in made.items():
         path = HERE / f"numbers_{name}.npz"
         np.savez_compressed(path, **arrays)

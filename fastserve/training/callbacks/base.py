@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastserve.comm import world
+from fastserve.core import Array
 from fastserve.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -49,12 +50,19 @@ class Callback:
     def set_params(self, params: dict[str, Any]) -> None:
         self.params = params
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> Any:
         """Return what a backup needs for the callback to go on, as JSON types."""
         return {}
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: Any) -> None:
         """Let the next training start from what ``get_state`` returned."""
+
+    def get_arrays(self) -> dict[str, Array]:
+        """Return the arrays that a backup needs besides, the same on all ranks."""
+        return {}
+
+    def set_arrays(self, arrays: dict[str, Array]) -> None:
+        """Let the next training start from what ``get_arrays`` returned."""
 
     def on_train_begin(self, logs: Logs | None = None) -> None: ...
 

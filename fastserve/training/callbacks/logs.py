@@ -35,20 +35,31 @@ class CSVLogger(Callback):
             )
         self.path, self.separator, self.append = Path(filename), separator, append
         self._columns: list[str] = []
+        self._resumed: int | None = None  # bytes that belong to what is gone on with
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self._columns = []
         if self.rank != 0:
             return
+        goes_on = self.append or self._resumed is not None
         with files.writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            old = self.path.read_bytes() if self._goes_on() else b""
+            there = goes_on and self.path.exists()
+            old = self.path.read_bytes()[: self._resumed] if there else b""
             whole = old[: old.rfind(b"\n") + 1]
-            if whole != old or not old:
-                self.path.write_bytes(whole)
+            self.path.write_bytes(whole)
+        if self._resumed and whole:
+            first = whole.decode().splitlines()[:1]
+            self._columns = next(csv.reader(first, delimiter=self.separator))[1:]
+        self._resumed = None
 
-    def _goes_on(self) -> bool:
-        return self.append and self.path.exists()
+    def get_state(self) -> int:
+        """Return the length of the file: what is written later is made again."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def set_state(self, state: int) -> None:
+        """Let the next training go on with the file, as it was."""
+        self._resumed = state
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         if self.rank != 0:
@@ -128,7 +139,10 @@ class TensorBoard(Callback):
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         if self.every and self._step % self.every == 0:
-            for name, value in (logs or {}).items():
+            values = dict(logs or {})
+            if self.model.last_step is not None:
+                values["learning_rate"] = self.model.last_step.learning_rate
+            for name, value in values.items():
                 self._scalar("train", f"batch_{name}", value, self._step)
         self._step += 1
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastserve.errors import ArgumentError, StateError
+from fastserve.schedules import Adjustable
 from fastserve.training.callbacks.base import Callback, Logs, Monitor
 
 if TYPE_CHECKING:
@@ -16,11 +18,13 @@ if TYPE_CHECKING:
 
 
 def constant_rate(model: Trainable, who: str) -> float:
-    """Return the optimizer's learning rate.
+    """Return the optimizer's learning rate, if it can be set.
 
     Raises StateError if it has a schedule, or none is known: it can't be set then.
     """
     rate = None if model.optimizer is None else model.optimizer.learning_rate
+    if isinstance(rate, Adjustable):
+        return rate.rate
     if rate is None or callable(rate):
         raise StateError(
             f"{who}: expected an optimizer with a number as learning rate",
@@ -32,7 +36,10 @@ def constant_rate(model: Trainable, who: str) -> float:
 
 def set_rate(model: Trainable, rate: float) -> None:
     assert model.optimizer is not None
-    model.optimizer.learning_rate = rate
+    if isinstance(model.optimizer.learning_rate, Adjustable):
+        model.optimizer.learning_rate.rate = rate
+    else:
+        model.optimizer.learning_rate = rate
 
 
 class LearningRateScheduler(Callback):
@@ -117,6 +124,7 @@ class ReduceLROnPlateau(Monitor):
                 )
         self.factor, self.patience, self.verbose = factor, patience, verbose
         self.cooldown, self.min_lr = cooldown, min_lr
+        self.say: Callable[[str], None] = partial(print, flush=True)
         self._resumed: dict[str, Any] = {}
         self._forget()
 
@@ -126,16 +134,17 @@ class ReduceLROnPlateau(Monitor):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         super().on_train_begin(logs)
-        constant_rate(self.model, "ReduceLROnPlateau")
+        self._rate = constant_rate(self.model, "ReduceLROnPlateau")
         self._forget()
         for name, value in self._resumed.items():
             setattr(self, name, value)
         self._resumed = {}
+        set_rate(self.model, self._rate)
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         logs = {} if logs is None else logs
         rate = constant_rate(self.model, "ReduceLROnPlateau")
-        logs["learning_rate"] = rate
+        self._rate = logs["learning_rate"] = rate
         value = self.current(logs)
         if value is None:
             return
@@ -151,14 +160,15 @@ class ReduceLROnPlateau(Monitor):
 
     def _reduce(self, epoch: int, rate: float) -> None:
         rate = max(rate * self.factor, self.min_lr)
+        self._rate = rate
         set_rate(self.model, rate)
         self.cooldown_counter, self.wait = self.cooldown, 0
         if self.verbose and self.rank == 0:
-            print(f"epoch {epoch + 1}: learning rate reduced to {rate:g}", flush=True)
+            self.say(f"epoch {epoch + 1}: learning rate reduced to {rate:g}")
 
     def get_state(self) -> dict[str, Any]:
         """Return what a backup needs to go on, as JSON types."""
-        names = ("best", "wait", "cooldown_counter")
+        names = ("best", "wait", "cooldown_counter", "_rate")
         return {name: getattr(self, name) for name in names}
 
     def set_state(self, state: dict[str, Any]) -> None:

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from fastserve.core import Array
 from fastserve.errors import ArgumentError, CheckpointError
 from fastserve.training import checkpoint, shards
 from fastserve.training.callbacks.base import Callback, Logs, Monitor
 
 if TYPE_CHECKING:
+    from fastserve.comm import Communicator
     from fastserve.training.step import Trainer
 
 
@@ -171,9 +175,29 @@ class BackupAndRestore(Callback):
             trainer.totals[...] = [float(total) for total in state["totals"]]
         if trainer.guard is not None and state["spikes"] is not None:
             trainer.guard.set_state(state["spikes"])
+        arrays = self._read_arrays(state, trainer.comm)
         for name, callback in self._named():
-            callback.set_state(state["callbacks"].get(name, {}))
+            if name in state["callbacks"]:
+                callback.set_state(state["callbacks"][name])
+            if name in arrays:
+                callback.set_arrays(arrays[name])
         return int(state["step"])
+
+    def _read_arrays(
+        self, state: dict[str, Any], comm: Communicator
+    ) -> dict[str, dict[str, Array]]:
+        """Return the callbacks' arrays, that rank 0 reads, on all ranks."""
+        kinds = state["arrays"]
+        read: dict[str, Array] = {}
+        if comm.rank == 0 and kinds:
+            read = checkpoint.read_arrays(self.folder / _arrays_file(state["step"]))
+        found: dict[str, dict[str, Array]] = {}
+        for name, inside in kinds.items():
+            for part, (shape, dtype) in inside.items():
+                array = read.get(f"{name}/{part}", np.empty(shape, dtype))
+                comm.broadcast(array)
+                found.setdefault(name, {})[part] = array
+        return found
 
     def _check(self, state: dict[str, Any]) -> None:
         for name, value in self._plan.items():
@@ -214,7 +238,7 @@ class BackupAndRestore(Callback):
         trainer = self._trainer
         rate = trainer.optimizer.learning_rate
         states = {name: callback.get_state() for name, callback in self._named()}
-        guard = trainer.guard
+        guard, arrays = trainer.guard, self._write_arrays()
         state = {
             "plan": self._plan,
             "learning_rate": None if callable(rate) else rate,
@@ -222,16 +246,39 @@ class BackupAndRestore(Callback):
             "totals": [repr(total) for total in trainer.totals.tolist()],
             "spikes": None if guard is None else guard.get_state(),
             "callbacks": {name: state for name, state in states.items() if state},
+            "arrays": arrays,
         }
         store, optimizer, comm = trainer.store, trainer.optimizer, trainer.comm
         shards.save(self.folder, self._step, store, optimizer, state, self.keep, comm)
+        if self.rank == 0:  # those of backups that are gone
+            for path in self.folder.glob("callbacks-*.safetensors"):
+                if not (self.folder / f"step-{path.stem[10:]}").exists():
+                    path.unlink()
+
+    def _write_arrays(self) -> dict[str, dict[str, Any]]:
+        """Write the callbacks' arrays, and return their shapes and types."""
+        named = [(name, callback.get_arrays()) for name, callback in self._named()]
+        flat = {f"{n}/{part}": a for n, arrays in named for part, a in arrays.items()}
+        if flat and self.rank == 0:
+            checkpoint.write_arrays(self.folder / _arrays_file(self._step), flat)
+        return {
+            name: {part: [list(a.shape), a.dtype.str] for part, a in arrays.items()}
+            for name, arrays in named
+            if arrays
+        }
 
     def on_train_end(self, logs: Logs | None = None) -> None:
         if not self.delete_checkpoint or self.rank != 0:
             return
         for path in self.folder.glob("step-*"):
             shutil.rmtree(path)
+        for path in self.folder.glob("callbacks-*.safetensors"):
+            path.unlink()
         for name in (checkpoint.LATEST, Path(checkpoint.BASE).name):
             (self.folder / name).unlink(missing_ok=True)
         if self.folder.exists() and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def _arrays_file(step: int) -> str:
+    return f"callbacks-{step:08d}.safetensors"

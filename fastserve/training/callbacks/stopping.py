@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from fastserve.core import Array
 from fastserve.errors import ArgumentError
 from fastserve.training.callbacks.base import Callback, Logs, Monitor
 
@@ -46,6 +47,7 @@ class EarlyStopping(Monitor):
         self.restore_best_weights = restore_best_weights
         self.start_from_epoch = start_from_epoch
         self._resumed: dict[str, Any] = {}
+        self._resumed_weights: Any = None
         self._forget()
 
     def _forget(self) -> None:
@@ -58,7 +60,8 @@ class EarlyStopping(Monitor):
         self._forget()
         for name, value in self._resumed.items():
             setattr(self, name, value)
-        self._resumed = {}
+        self._weights = self._resumed_weights
+        self._resumed, self._resumed_weights = {}, None
         if self.stopped_epoch and self.wait >= self.patience:
             self.model.stop_training = True  # it had ended before it was resumed
         else:
@@ -100,6 +103,15 @@ class EarlyStopping(Monitor):
     def set_state(self, state: dict[str, Any]) -> None:
         """Let the next training start from what ``get_state`` returned."""
         self._resumed = dict(state)
+
+    def get_arrays(self) -> dict[str, Array]:
+        """Return the weights of the best epoch, if they are kept."""
+        names = ("values", "moving")
+        return dict(zip(names, self._weights or (), strict=False))
+
+    def set_arrays(self, arrays: dict[str, Array]) -> None:
+        """Let the next training start from what ``get_arrays`` returned."""
+        self._resumed_weights = arrays["values"], arrays["moving"]
 
 
 class TerminateOnNaN(Callback):

@@ -1,0 +1,257 @@
+"""Metrics, by Keras' names, as sums that can be merged.
+
+``update`` adds a batch to ``state``, a float64 vector; the states of several batches or
+ranks, added up, are the state of all of them together, and ``result`` is computed from
+the state alone. So evaluation counts every sample once however it is split.
+
+Most are weighted means over the rows, others sums of rows: a row is a sample, or a
+position of a sequence, as for losses. Weights are None, (B,), or one for each row. The
+mean of nothing is 0, as in Keras.
+
+``y_pred`` is what the loss is given: logits if it takes logits.
+
+A new metric is a subclass of ``RowMetric`` with one method, ``values``, or one of
+``Metric`` with ``update`` and ``result``; if its state's size depends on the number of
+classes, with ``build``.
+
+B batch, C classes or features, N rows
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastserve.core import Array, Shape
+from fastserve.errors import ArgumentError, ShapeError
+from fastserve.losses import Loss, Targets, row_count, spread_weights
+from fastserve.ops.blocks import row_blocks
+
+
+class Metric:
+    """A number about a data set, from sums over its batches.
+
+    By itself it is used as Keras' are: ``update_state``, ``result``, ``reset_state``.
+
+    Attributes:
+        name: the key in logs and in the history.
+        state: float64 vector; it may be summed over ranks in place.
+        weighted: in training, count samples by their weights.
+    """
+
+    name = "metric"
+    size = 2  # numbers in the state
+    weighted = False
+
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name or self.name
+        self.state = np.zeros(self.size)
+
+    def build(self, y_true_shape: Shape, output_shape: Shape) -> None:
+        """Make the state for these shapes (without the batch); it is kept if there is
+        one that fits. Most metrics have nothing to do."""
+
+    def update(self, y_true: Any, y_pred: Any, weights: Any = None) -> None:
+        """Add a batch; the arrays are only read."""
+        raise NotImplementedError(f"{type(self).__name__}.update")
+
+    def result(self) -> Any:
+        """Return the metric of all that was added since ``reset``: number or array."""
+        raise NotImplementedError(f"{type(self).__name__}.result")
+
+    def reset(self) -> None:
+        self.state.fill(0)
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        self.update(y_true, y_pred, sample_weight)
+
+    def reset_state(self) -> None:
+        self.reset()
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Add a batch; return the result of all so far."""
+        self.update_state(y_true, y_pred, sample_weight)
+        return self.result()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+
+class Averaged(Metric):
+    """A weighted mean; the state is (weighted sum, sum of weights)."""
+
+    def add(self, total: float, count: int, weights: Array | None) -> None:
+        """Add the weighted sum of ``count`` rows of these weights."""
+        self.state[0] += total
+        self.state[1] += count if weights is None else weights.sum()
+
+    def result(self) -> float:
+        return float(self.state[0] / self.state[1]) if self.state[1] else 0.0
+
+
+class Mean(Averaged):
+    """Weighted mean of values, by itself: ``mean.update_state(values, weights)``.
+
+    Values (B, ...) are first averaged over all axes that the weights don't have.
+    """
+
+    name = "mean"
+
+    def update_state(self, values: Any, sample_weight: Any = None) -> None:  # type: ignore[override]
+        each, weights = _sample_values(values, sample_weight, np.mean)
+        self.add(float(each.sum()), len(each), weights)
+
+    def update(self, y_true: Any, y_pred: Any, weights: Any = None) -> None:
+        raise _not_for_training(self)
+
+    def __call__(self, values: Any, sample_weight: Any = None) -> Any:  # type: ignore[override]
+        self.update_state(values, sample_weight)
+        return self.result()
+
+
+class Sum(Metric):
+    """Weighted sum of values, by itself: ``total.update_state(values, weights)``."""
+
+    name = "sum"
+    size = 1
+
+    def update_state(self, values: Any, sample_weight: Any = None) -> None:  # type: ignore[override]
+        each, _ = _sample_values(values, sample_weight, np.sum)
+        self.state[0] += each.sum()
+
+    def update(self, y_true: Any, y_pred: Any, weights: Any = None) -> None:
+        raise _not_for_training(self)
+
+    def __call__(self, values: Any, sample_weight: Any = None) -> Any:  # type: ignore[override]
+        self.update_state(values, sample_weight)
+        return self.result()
+
+    def result(self) -> float:
+        return float(self.state[0])
+
+
+class RowMetric(Averaged):
+    """Mean of a number for each row."""
+
+    targets = Targets("metric")
+
+    def values(self, y: Array, x: Array) -> Array:
+        """Return a number for each row (N) from y (N) or (N, C) and x (N, C)."""
+        raise NotImplementedError(f"{type(self).__name__}.values")
+
+    def update(self, y_true: Any, y_pred: Any, weights: Any = None) -> None:
+        x = np.asarray(y_pred)
+        y, rows = self.targets.rows(y_true, x)
+        w = row_weights(weights, x.shape, self.name)
+        total = 0.0
+        for part in row_blocks(*rows.shape):
+            values = self.values(y[part], rows[part])
+            if w is not None:
+                values = values * w[part]
+            total += float(values.sum(dtype=np.float64))
+        self.add(total, len(rows), w)
+
+
+class MeanLoss(Averaged):
+    """Mean of a loss over the rows; NaN where the loss is NaN.
+
+    Unlike the loss itself, the weighted sum is divided by the sum of the weights, as
+    Keras' metrics do.
+    """
+
+    def __init__(self, loss: Loss, name: str | None = None) -> None:
+        own = type(self).name
+        super().__init__(name or (loss.name if own == Metric.name else own))
+        if loss.whole_batch:
+            raise ArgumentError(
+                f"metric {self.name}: expected a loss of each sample",
+                "one number for a whole batch",
+                "give the loss the axes of a sample: axis=(1, 2, 3)",
+            )
+        self.loss = loss
+
+    def update(self, y_true: Any, y_pred: Any, weights: Any = None) -> None:
+        x = np.asarray(y_pred)
+        x = x if x.dtype.kind == "f" else x.astype(np.float32)
+        keep = self.loss.counted(y_true)
+        w = None
+        if weights is not None or keep is not None:
+            w = np.ones(self.loss.count(x.shape))
+        if w is not None and weights is not None:
+            shape = (*self.loss.loss_shape(x.shape), 1)
+            spread_weights(weights, shape, w, self.name)
+        if w is not None and keep is not None:
+            w *= keep.reshape(-1)
+        total = self.loss.sum_and_gradient(y_true, x, weights)
+        self.add(total, self.loss.count(x.shape), w)
+
+
+class FunctionMetric(Averaged):
+    """Mean of the numbers that a plain function returns.
+
+    Args:
+        function: ``function(y_true, y_pred)`` returns a number for each sample, or for
+            each row; further axes are averaged.
+        arguments: keywords that it gets besides.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], name: str | None = None, **arguments: Any
+    ) -> None:
+        super().__init__(name or getattr(function, "__name__", type(function).__name__))
+        self.function, self.arguments = function, arguments
+
+    def update(self, y_true: Any, y_pred: Any, weights: Any = None) -> None:
+        values = np.asarray(self.function(y_true, y_pred, **self.arguments), np.float64)
+        count = len(y_pred)
+        if values.ndim == 0 or len(values) != count:
+            raise ShapeError(
+                f"metric {self.name}: expected {count} numbers, one for each sample",
+                f"shape {values.shape}",
+                "return them before taking the mean",
+            )
+        if weights is None or values.shape != np.shape(weights):
+            values = values.reshape(count, math.prod(values.shape[1:])).mean(axis=1)
+        values = values.reshape(-1)
+        w = None if weights is None else np.asarray(weights).reshape(-1)
+        if w is not None and w.shape != values.shape:
+            w = row_weights(weights, values.shape, self.name)
+        self.add(float((values if w is None else values * w).sum()), values.size, w)
+
+
+def row_weights(weights: Any, shape: tuple[int, ...], owner: str) -> Array | None:
+    """Return the weights (N) of the rows of y_pred's ``shape``, in float64, or None."""
+    if weights is None:
+        return None
+    spread = np.empty(row_count(shape))
+    spread_weights(weights, shape, spread, owner)
+    return spread
+
+
+def _sample_values(
+    values: Any, weights: Any, reduce: Callable[..., Any]
+) -> tuple[Array, Array | None]:
+    """Return the weighted values (B) and weights (B), other axes reduced."""
+    v = np.asarray(values, np.float64)
+    v = v.reshape(1) if v.ndim == 0 else v
+    w = None
+    if weights is not None:
+        w = np.asarray(weights, np.float64)
+        if w.ndim == v.ndim + 1 and w.shape[-1] == 1:
+            w = w[..., 0]
+        v = reduce(v, axis=tuple(range(w.ndim, v.ndim)))
+        w = np.broadcast_to(w, v.shape)
+        v = v * w
+        w = reduce(w, axis=tuple(range(1, w.ndim)))
+    return reduce(v, axis=tuple(range(1, v.ndim))), w
+
+
+def _not_for_training(metric: Metric) -> ArgumentError:
+    return ArgumentError(
+        f"metric {metric.name}: expected a metric of targets and predictions",
+        f"{type(metric).__name__}, which is one of plain values",
+        "use it by itself with update_state(values), or pass a function to compile",
+    )

@@ -1,0 +1,116 @@
+"""``Saver``: writes checkpoints while the training goes on."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastserve.comm import Communicator
+from fastserve.core import Array, Parameter, ParameterStore
+from fastserve.optimizers import Optimizer
+from fastserve.training import checkpoint, shards
+
+
+class Snapshot:
+    """A copy of weights and of the optimizer's state, as a checkpoint needs them.
+
+    Weights that never change are not copied. The memory is taken once.
+    """
+
+    def __init__(self, store: ParameterStore, optimizer: Optimizer) -> None:
+        self._store, self._optimizer = store, optimizer
+        self.offsets = store.offsets
+        self._values = np.empty_like(store.values)
+        self._moved: list[tuple[Array, Array]] = []  # frozen ones that change
+        self.state = {k: np.empty_like(v) for k, v in optimizer.state.items()}
+        self.own, self.step = optimizer.own, optimizer.step
+        self.parameters = [self._copied(p) for p in store.parameters]
+        self.frozen_parameters = [
+            p if p.base else self._copied(p) for p in store.frozen_parameters
+        ]
+
+    def _copied(self, parameter: Parameter) -> Parameter:
+        twin = copy.copy(parameter)
+        if parameter.trainable:
+            value = self.view(self._values, parameter)
+        else:
+            value = np.empty_like(parameter.value)
+            self._moved.append((value, parameter.value))
+        twin.bind(value, value)
+        return twin
+
+    def view(self, vector: Array, parameter: Parameter) -> Array:
+        return self._store.view(vector, parameter)
+
+    def take(self) -> None:
+        """Copy everything as it is now."""
+        np.copyto(self._values, self._store.values)
+        for value, source in self._moved:
+            np.copyto(value, source)
+        for name, vector in self._optimizer.state.items():
+            np.copyto(self.state[name], vector)
+        self.step = self._optimizer.step
+
+
+class Saver:
+    """Saves a trainer's checkpoints; all ranks call ``save`` and ``finish``.
+
+    Rank 0 copies what is to be saved, and a thread writes the copy, so a step waits for
+    the copy alone, and for the checkpoint before if that is still being written. What
+    goes wrong is raised by the next call. The state of a sharded optimizer comes from
+    all ranks through the gradients' memory, so there the ranks wait for the file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        store: ParameterStore,
+        optimizer: Optimizer,
+        comm: Communicator,
+    ) -> None:
+        self.folder, self._comm = folder, comm
+        self._store, self._optimizer = store, optimizer
+        self._snapshot: Snapshot | None = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, step: int, state: dict[str, Any], keep: int | None) -> None:
+        """Save the checkpoint of ``step``, or with ``keep`` None the best one."""
+        self.finish()
+        if self._optimizer.own is not None:
+            parts = self._store, self._optimizer, state, keep, self._comm
+            shards.save(self.folder, step, *parts)
+        elif self._comm.rank == 0:
+            if self._snapshot is None:
+                self._snapshot = Snapshot(self._store, self._optimizer)
+            self._snapshot.take()
+            # a daemon, because a failed rank must end whatever this thread does
+            self._thread = threading.Thread(
+                target=self._write, args=(step, state, keep), name="saver", daemon=True
+            )
+            self._thread.start()
+
+    def _write(self, step: int, state: dict[str, Any], keep: int | None) -> None:
+        assert self._snapshot is not None
+        try:
+            held: Any = self._snapshot
+            checkpoint.save(self.folder, step, held, held, state, keep)
+        except BaseException as error:  # noqa: BLE001  raised in the training's thread
+            self._error = error
+
+    def check(self) -> None:
+        """Raise what went wrong since the last call, if anything did."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def finish(self) -> None:
+        """Wait until all is written; raise what went wrong."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()

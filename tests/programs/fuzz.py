@@ -1,0 +1,290 @@
+"""Feeds damaged files to a reader: only our own errors may come out, in time.
+
+Usage: fuzz.py READER COUNT [SEED]; prints what went wrong, and ends with status 1 then.
+Memory is limited to 3 GiB, so a header that asks for too much is found too.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import random
+import resource
+import struct
+import sys
+import tempfile
+import time
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import fastserve as fs
+from fastserve.config import load_job
+from fastserve.data.completions import read_pairs
+from fastserve.data.idx import read_idx
+from fastserve.data.images import Pixels
+from fastserve.data.npy import load_npz
+from fastserve.data.preprocessing import loads
+from fastserve.data.tables import Options, Table
+from fastserve.data.token_files import open_token_file
+from fastserve.data.tokenizers import CharTokenizer, load_tokenizer
+from fastserve.errors import FastserveError
+from fastserve.training import checkpoint
+from launch.hosts import parse_hosts, read_hostfile
+
+MEMORY = 3 << 30
+SECONDS = 5.0  # for one input, on a busy machine
+REFERENCES = Path(__file__).parents[1] / "references"
+
+
+class Case(NamedTuple):
+    """A sound file, and what reads it."""
+
+    name: str
+    content: bytes
+    read: Callable[[Path], Any]
+    sound: bool = True  # False: the file alone is not all that the reader needs
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+def _npy(array: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def _npz() -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, x=np.arange(12.0).reshape(3, 4), y=np.arange(3))
+    return file.getvalue()
+
+
+def _idx() -> bytes:
+    return struct.pack(">HBBIII", 0, 8, 3, 4, 5, 6) + bytes(range(120))
+
+
+def _png(width: int = 5, height: int = 4) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        tail = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + tail
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = b"".join(b"\0" + bytes(range(width)) for _ in range(height))
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
+
+
+def _model() -> fs.models.Sequential:
+    model = fs.models.Sequential([fs.layers.Dense(3, input_shape=(4,))])
+    model.compile("adam", "mse")
+    model.store  # noqa: B018  builds it
+    return model
+
+
+MODEL = _model()
+
+
+def _weights() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "w.safetensors")
+        MODEL.save_weights(path)
+        return path.read_bytes()
+
+
+def _state() -> bytes:
+    entry = {"bytes": 17, "sha256": "0" * 64}
+    files = {"model.safetensors": entry, "optimizer.safetensors": entry}
+    body = {"format": 1, "step": 3, "optimizer_step": 3, "files": files, "state": {}}
+    return _json(body)
+
+
+def _table(path: Path, task: str) -> None:
+    table = Table(path, Options("y", task))
+    rows = np.arange(table.samples)
+    table.fit(rows)
+    table.encode(rows[:3])
+
+
+def _images(path: Path) -> None:
+    for channels in (1, 3):
+        Pixels(4, 5, channels).read(path)
+
+
+YAML = b"""name: tiny
+seed: 1
+model: {type: gpt, n_layer: 2, n_head: 2, n_embd: 16}
+data: {type: text, source: pydoc-topics, tokenizer: char}
+train: {global_batch: 6, steps: 12, clip_norm: 1.0}
+optimizer: {type: adamw, lr: 3e-3, betas: [0.9, 0.95]}
+launch: {ranks: 2, env: {A: "b c"}, hosts: ["node1:2", "node[2-3]"]}
+"""
+CSV = b'a,b,kind,y\n1,2.5,red,0\n2,-1e3,"bl""ue",1\n3,0.5,red,1\n4,1,"x\ny",0\n' * 1
+JSONL = b'{"a": 1, "b": "red", "y": 0}\n{"a": 2.5, "b": "blue", "y": 1}\n' * 3
+PAIRS = b'{"prompt": "ab", "completion": "cd"}\n{"prompt": "c", "completion": "x"}\n'
+HOSTS = b"node1 slots=4\n# no\nnode[02-04]:2\n[fe80::1]:3\n\nnode9\n"
+TOKENIZER = _json(CharTokenizer.train("abcdefgh\n").to_json())
+LLMC = struct.pack("<256i", 20240520, 1, 40, *[0] * 253) + bytes(80)
+
+
+def _preprocessing(path: Path) -> None:
+    loads(path.read_text("utf-8", errors="replace"), str(path))
+
+
+def _kept_table() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "t.csv")
+        path.write_bytes(CSV)
+        table = Table(path, Options("y", "classification"))
+        table.fit(np.arange(table.samples))
+        return table.preprocessing.dumps().encode()
+
+
+def _keras(path: Path) -> None:
+    MODEL.load_weights(path)
+
+
+READERS: dict[str, Callable[[], Case]] = {
+    "yaml": lambda: Case("job.yaml", YAML, lambda p: load_job(p, files=False)),
+    "hostfile": lambda: Case("hosts.txt", HOSTS, read_hostfile),
+    "hosts": lambda: Case(
+        "hosts", b"node1:2,node[1-3]:4,[::1]:2", lambda p: parse_hosts(_text(p))
+    ),
+    "idx": lambda: Case("a-ubyte", _idx(), read_idx),
+    "idx gzip": lambda: Case("a.gz", gzip.compress(_idx()), read_idx),
+    "csv": lambda: Case("a.csv", CSV, lambda p: _table(p, "classification")),
+    "csv numbers": lambda: Case("a.csv", CSV, lambda p: _table(p, "regression")),
+    "jsonl": lambda: Case("a.jsonl", JSONL, lambda p: _table(p, "classification")),
+    "completions": lambda: Case("a.jsonl", PAIRS, lambda p: list(read_pairs(p))),
+    "npy tokens": lambda: Case(
+        "a.npy",
+        _npy(np.arange(60, dtype=np.uint16)),
+        lambda p: open_token_file(p, 64),
+    ),
+    "llm.c tokens": lambda: Case("a.bin", LLMC, lambda p: open_token_file(p, 64)),
+    "tokenizer": lambda: Case("tokenizer.json", TOKENIZER, load_tokenizer),
+    "safetensors": lambda: Case(
+        "w.safetensors", _weights(), lambda p: MODEL.load_weights(p)
+    ),
+    "state": lambda: Case(
+        "state.json",
+        _state(),
+        lambda p: checkpoint.load(p.parent, MODEL.store, None),
+        sound=False,
+    ),
+    "preprocessing": lambda: Case("p.json", _kept_table(), _preprocessing),
+    "image png": lambda: Case("a.png", _png(), _images),
+    "image pgm": lambda: Case("a.pgm", b"P5\n5 4\n255\n" + bytes(20), _images),
+    "keras weights": lambda: Case(
+        "a.weights.h5",
+        (REFERENCES / "keras_files" / "nested.weights.h5").read_bytes(),
+        _keras,
+        sound=False,
+    ),
+    "npz": lambda: Case("a.npz", _npz(), load_npz),
+}
+
+
+def _text(path: Path) -> str:
+    return path.read_text("utf-8", errors="surrogateescape")
+
+
+PIECES = [
+    b"\0",
+    b"\xff\xff\xff\xff",
+    b"\x7f\xff\xff\xff",
+    b"99999999999999999999",
+    b"-1",
+    b"1e309",
+    b"NaN",
+    b"null",
+    b'"',
+    b"{",
+    b"[" * 60,
+    b"\n",
+    b"\r",
+    b",",
+    b":",
+    b"&a *a",
+    b"!!python/object:os.system",
+    b"../../x",
+    b"$(touch x)",
+    b"\xed\xa0\x80",
+    b"\xf0\x9f\x98\x80",
+]
+
+
+def damage(content: bytes, rng: random.Random) -> bytes:
+    """Return the content with one to five faults."""
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 5)):
+        if not data:
+            return bytes(data)
+        place, kind = rng.randrange(len(data)), rng.randrange(7)
+        span = min(len(data) - place, 1 << rng.randrange(8))
+        if kind == 0:
+            data[place] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            data[place] = rng.randrange(256)
+        elif kind == 2:
+            del data[place : place + span]
+        elif kind == 3:
+            data[place:place] = data[place : place + span]
+        elif kind == 4:
+            data[place:place] = rng.choice(PIECES)
+        elif kind == 5:
+            piece = rng.choice(PIECES)
+            data[place : place + len(piece)] = piece
+        else:
+            del data[place:]
+    return bytes(data)
+
+
+def run(reader: str, count: int, seed: int) -> int:
+    """Return how many inputs went wrong."""
+    case, wrong, refused = READERS[reader](), 0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, case.name)
+        if case.sound:
+            path.write_bytes(case.content)
+            case.read(path)
+        for number in range(count):
+            content = damage(case.content, random.Random(f"{seed} {number}"))
+            path.write_bytes(content)
+            start = time.perf_counter()
+            problem = None
+            try:
+                case.read(path)
+            except FastserveError:
+                refused += 1
+            except (OSError, ValueError) as error:
+                if reader != "npz":  # its callers say more
+                    problem = f"{type(error).__name__}: {error}"
+                refused += 1
+            except Exception as error:  # noqa: BLE001  what this looks for
+                problem = f"{type(error).__name__}: {error}"
+            if time.perf_counter() - start > SECONDS:
+                problem = f"{time.perf_counter() - start:.1f} s"
+            if problem:
+                wrong += 1
+                print(f"{reader} {number}: {problem[:300]}\n  {content[:200]!r}")
+                if wrong >= 20:
+                    break
+    print(f"{reader}: {count} inputs, {refused} refused, {wrong} wrong")
+    return wrong
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    chosen = [sys.argv[1]] if sys.argv[1] != "all" else list(READERS)
+    seed = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    failed = sum(run(name, int(sys.argv[2]), seed) for name in chosen)
+    sys.exit(1 if failed else 0)

@@ -1,0 +1,128 @@
+"""A job that is killed again and again ends with the bits of an undisturbed one.
+
+FASTSERVE_TEST_KILLS says how often; ``make test-kills`` takes 200.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from mpi_environments import FLAVOURS, Started, require
+
+from launch.process import job_processes
+
+KILLS = int(os.environ.get("FASTSERVE_TEST_KILLS", "4"))
+STEPS = 200
+JOB = f"""
+name: tiny
+model: {{type: gpt, n_layer: 1, n_head: 2, n_embd: 64, block_size: 32, dropout: 0.1}}
+data: {{type: text, source: pydoc-topics}}
+train: {{global_batch: 8, micro_batch: 2, steps: {STEPS}, log_every: 7, eval_every: 50,
+        eval_batches: 2, early_stop: 50, baseline: false}}
+checkpoint: {{every: 1, keep: 2, best: true}}
+comm: {{algorithm: exact}}
+launch: {{ranks: 2}}
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("mpi", FLAVOURS)
+def test_kills_at_any_moment(mpi: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB)
+    command = [str(require(mpi) / "bin" / "python"), "-m", "launch.cli", "run"]
+    with Started(
+        [*command, "job.yaml", "--set", "name=whole"], cwd=tmp_path
+    ) as started:
+        assert started.finish(300).returncode == 0
+    rng = random.Random(mpi)
+    run_dir, seen = tmp_path / "runs/tiny", 0
+    resume = [*command, "job.yaml", "--resume", "auto"]
+    for number in range(KILLS):
+        with Started(resume, cwd=tmp_path) as started:
+            _wait(run_dir, rng, started)
+            saving = bool(list(run_dir.glob("checkpoints/.*.tmp-*")))
+            for pid in job_processes(str(run_dir), "FASTSERVE_RUN_DIR"):
+                _kill(pid)
+            _kill(started.process.pid)
+            started.process.wait(20)
+        seen += saving
+        print(f"kill {number + 1}: {'while it saved' if saving else 'between saves'}")
+    with Started(resume, cwd=tmp_path) as started:
+        done = started.finish(300)
+    assert done.returncode == 0, done.stderr
+    assert seen >= KILLS // 2
+    for name in (f"step-{STEPS:08d}", "best"):
+        one, other = (
+            json.loads(
+                (tmp_path / f"runs/{n}/checkpoints/{name}/state.json").read_text()
+            )
+            for n in ("whole", "tiny")
+        )
+        assert one["files"] == other["files"], name
+        assert one["state"]["early_stop"] == other["state"]["early_stop"]
+    assert _lines(tmp_path / "runs/whole") == _lines(run_dir)
+    assert not list(run_dir.glob("checkpoints/.*.tmp-*"))
+
+
+def _wait(run_dir: Path, rng: random.Random, started: Started) -> None:
+    """Wait until the job has made steps of its own, and then for a random moment, most
+    often one at which a checkpoint is being written."""
+    since, limit = time.time(), time.monotonic() + 60
+    states = run_dir / "checkpoints"
+    while not any(_age(p) > since for p in states.glob("step-*/state.json")):
+        assert time.monotonic() < limit
+        assert started.process.poll() is None, started.finish(1).stderr
+        time.sleep(0.01)
+    time.sleep(rng.random() * 0.3)
+    if rng.random() < 0.8:
+        while not list(states.glob(".step-*.tmp-*")):
+            assert time.monotonic() < limit
+        time.sleep(rng.random() * 0.004)
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # it was removed meanwhile
+        return 0.0
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _lines(run_dir: Path) -> list[dict[str, float]]:
+    """Return the lines of the metrics without what depends on time."""
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    timed = ("time", "tokens_per_s", "gflops")
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+
+
+@pytest.mark.mpi
+def test_a_second_job_is_kept_out_of_a_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB)
+    python = str(require("openmpi") / "bin" / "python")
+    command = [python, "-m", "launch.cli", "run", "job.yaml", "-n", "1"]
+    states = tmp_path / "runs/tiny/checkpoints"
+    with Started([*command, "--set", "train.steps=100000"], cwd=tmp_path) as first:
+        limit = time.monotonic() + 60
+        while not list(states.glob("step-*/state.json")):
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        for more in (["--overwrite"], ["--resume", "auto", "--overwrite"]):
+            with Started([*command, *more], cwd=tmp_path) as second:
+                done = second.finish(60)
+            assert done.returncode == 2, done.stderr
+            assert "in use by process" in done.stderr
+            assert "to do: wait for its end or stop it" in done.stderr
+        assert list(states.glob("step-*/state.json"))
+        first.process.send_signal(signal.SIGTERM)
+        assert first.finish(60).returncode == 75

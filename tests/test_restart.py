@@ -1,0 +1,131 @@
+"""A job that has lost a rank or a host starts again from its checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from mpi_environments import FLAVOURS, Started, require
+
+from launch.hosts import Host
+from launch.process import job_processes
+from launch.restart import Goal, Loss, run
+
+JOB = """
+name: tiny
+model: {type: gpt, n_layer: 1, n_head: 2, n_embd: 32, block_size: 64}
+data: {type: text, source: pydoc-topics}
+train: {global_batch: 16, steps: 150, log_every: 1, baseline: false}
+checkpoint: {every: 5}
+comm: {algorithm: exact}
+launch: {ranks: 2, oversubscribe: true, max_restarts: 2}
+"""
+
+
+class Attempts:
+    """Stands in for jobs that lose these hosts, one list after the other."""
+
+    def __init__(self, *losses: list[str] | None, status: int = 70) -> None:
+        self.losses, self.status = list(losses), status
+        self.made: list[tuple[int, bool]] = []
+
+    def __call__(self, goal: Goal, loss: Loss, again: bool) -> int:
+        self.made.append((goal.count, again))
+        lost = self.losses.pop(0) if self.losses else None
+        if lost is None:
+            return 0
+        loss.note(lost)
+        return self.status
+
+
+def goal(ranks: int | None = None, least: int = 2) -> Goal:
+    return Goal((Host("a", 2), Host("b", 2), Host("c", 1)), ranks, least)
+
+
+def test_a_lost_host_is_left_out(tmp_path: Path) -> None:
+    said: list[str] = []
+    attempts = Attempts(["b"], [])
+    assert run(goal(), 3, attempts, tmp_path, said.append) == 0
+    assert attempts.made == [(5, False), (3, True), (3, True)]
+    assert said[0].startswith("restart 1 of at most 3, from the start, on 3 ranks")
+    assert "without b" in said[0]
+    attempts = Attempts(["b", "c"])
+    assert run(goal(4), 1, attempts, tmp_path, said.append) == 0
+    assert attempts.made == [(4, False), (2, True)]
+
+
+def test_enough_is_enough(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "checkpoints" / "step-00000012").mkdir(parents=True)
+    attempts = Attempts([], [], [])
+    assert run(goal(), 2, attempts, tmp_path, said.append) == 70
+    assert len(attempts.made) == 3
+    assert "from checkpoint step-00000012" in said[0]
+    assert said[-1] == "ended after 2 restarts"
+    attempts = Attempts(["a", "b"])
+    assert run(goal(least=2), 9, attempts, tmp_path, said.append) == 70
+    assert attempts.made == [(5, False)]
+    assert "1 ranks are left of at least 2" in said[-1]
+    attempts = Attempts(["a", "b", "c"])
+    assert run(goal(least=1), 9, attempts, tmp_path, said.append) == 70
+    assert "0 ranks are left" in said[-1]
+
+
+def test_no_restart_without_a_loss_or_a_wish(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def fails(goal: Goal, loss: Loss, again: bool) -> int:
+        return 1
+
+    assert run(goal(), 5, fails, tmp_path, said.append) == 1
+    attempts = Attempts(["b"])
+    assert run(goal(), 0, attempts, tmp_path, said.append) == 70
+    assert said == []
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("mpi", FLAVOURS)
+def test_a_killed_rank_costs_nothing_but_time(mpi: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB)
+    command = [str(require(mpi) / "bin" / "python"), "-m", "launch.cli", "run"]
+    whole = [*command, "job.yaml", "-n", "1", "--set", "name=whole"]
+    with Started(whole, cwd=tmp_path) as started:
+        assert started.finish(120).returncode == 0
+    with Started([*command, "job.yaml"], cwd=tmp_path) as started:
+        killed = time.time()
+        for _ in range(2):
+            pid = _rank_that_trains(tmp_path / "runs/tiny", killed)
+            os.kill(pid, signal.SIGKILL)
+            killed = time.time()
+        done = started.finish(120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("restart ") == 2, done.stderr
+    name = "checkpoints/step-00000150/state.json"
+    one, other = (
+        json.loads((tmp_path / f"runs/{n}" / name).read_text())["files"]
+        for n in ("whole", "tiny")
+    )
+    assert one == other
+    lines = (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(x)["step"] for x in lines if "grad_norm" in x]
+    assert steps == list(range(1, 151))
+
+
+def _rank_that_trains(run_dir: Path, since: float) -> int:
+    """Return the process of a rank that has made steps since then, and a checkpoint."""
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit:
+        time.sleep(0.02)
+        lines = run_dir / "metrics.jsonl"
+        states = [p.stat().st_mtime for p in run_dir.glob("checkpoints/*/state.json")]
+        if not lines.exists() or max(states, default=0.0) < since + 0.5:
+            continue
+        for pid in job_processes(str(run_dir), "FASTSERVE_RUN_DIR"):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if words[1:3] == [b"-m", b"fastserve"]:
+                return pid
+    raise AssertionError("no rank trains")
