@@ -10,7 +10,7 @@ import pytest
 from gradcheck import check_directions, prepare
 
 import fastserve as fs
-from fastserve.assemble import make_model
+from fastserve.assemble.model import make_model
 from fastserve.comm import Communicator, run_threads
 from fastserve.core import Layer, StepKey
 from fastserve.errors import ArgumentError, DataError, ShapeError, StateError

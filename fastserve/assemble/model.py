@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastserve import config, losses, metrics, optimizers, schedules
-from fastserve.assemble_data import Data, call_function
+from fastserve.assemble.data import Data, call_function
 from fastserve.config import schema
 from fastserve.data.sampler import Sampler
 from fastserve.data.subset import Subset, first_batches
