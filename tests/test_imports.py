@@ -35,6 +35,7 @@ SIDEWAYS = {
     ("metrics", "losses"),
     ("optimizers", "schedules"),
     ("comm", "ops"),
+    ("utils", "data"),
 }
 LAUNCH_MAY_USE = {"errors", "environment", "config"}
 ENVIRONMENT_READERS = {"environment.py"}

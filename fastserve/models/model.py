@@ -14,7 +14,7 @@ import numpy as np
 from fastserve import losses, optimizers
 from fastserve import metrics as metric_names
 from fastserve.comm import world
-from fastserve.core import Array, Layer, Memory, Parameter, ParameterStore, Tensor
+from fastserve.core import Layer, Memory, Parameter, ParameterStore, Tensor
 from fastserve.core.layer import is_several
 from fastserve.core.parameter import named_parameters
 from fastserve.data.prefetch import Pace, Share, load, shares
@@ -25,7 +25,6 @@ from fastserve.errors import (
     ArgumentError,
     CheckpointError,
     DataError,
-    ShapeError,
     StateError,
     UnknownNameError,
 )
@@ -297,9 +296,11 @@ class Model(Lists):
                 isinstance(array, np.ndarray) for array in flatten(x)
             )
             self.build(_each(lambda a: a.shape[1:], x if several else np.asarray(x)))
-        if not isinstance(self.root, Graph):
-            return x
-        return arrays_for("x", x, self.root.input_names)
+        if isinstance(self.root, Graph):
+            x = arrays_for("x", x, self.root.input_names)
+        if self.known_input_shape == (1,) and np.ndim(x) == 1:  # as Keras does
+            return np.asarray(x)[:, None]
+        return x
 
     def _numbers(self, x: Any) -> Any:
         """Return inputs as above, of numbers that are all finite."""
@@ -897,22 +898,6 @@ class Model(Lists):
 
     # -- weights -----------------------------------------------------------------
 
-    def get_weights(self) -> list[Array]:
-        """Return copies of all weights in order of execution."""
-        return [p.value.copy() for p in self._in_order()]
-
-    def set_weights(self, weights: Sequence[Array]) -> None:
-        """Set all weights, in the order of ``get_weights``."""
-        parameters = self._in_order()
-        if len(weights) != len(parameters):
-            raise ShapeError(
-                f"set_weights: expected {len(parameters)} arrays", f"{len(weights)}"
-            )
-        for parameter, value in zip(parameters, weights, strict=True):
-            parameter.check(value)
-        for parameter, value in zip(parameters, weights, strict=True):
-            parameter.assign(value)
-
     def _built_root(self) -> Layer:
         self.store  # noqa: B018  raises if the model isn't built
         return self.root
@@ -960,8 +945,15 @@ class Model(Lists):
     def save(self, filepath: str | Path, overwrite: bool = True) -> None:
         """Write weights and architecture to one safetensors file.
 
-        Raises CheckpointError if the file is there and ``overwrite`` is false.
+        Raises CheckpointError if the file is there and ``overwrite`` is false,
+        ArgumentError for the ending of Keras' HDF5 files, which hold weights alone.
         """
+        if keras_files.is_keras_file(filepath):
+            raise ArgumentError(
+                "save: expected a path that doesn't end in .h5",
+                f"{filepath}",
+                "take .safetensors, or save_weights for Keras' .weights.h5",
+            )
         _check_absent(filepath, overwrite)
         metadata = {"fastserve": json.dumps(self.get_config())}
         if world().rank == 0:
@@ -1003,11 +995,6 @@ class Model(Lists):
         self._skip_input_gradient()
         self.trainer = None
 
-    @property
-    def count_params(self) -> int:
-        """Number of all weights, trained or not."""
-        return self.store.count + sum(p.size for p in self.store.frozen_parameters)
-
     def summary(self, *, print_fn: Callable[[str], Any] | None = None) -> None:
         """Print the layers with their output shapes and numbers of weights.
 
@@ -1035,9 +1022,9 @@ class Model(Lists):
             for a, b, c, d in rows
         ]
         lines.insert(1, "─" * max(map(len, lines)))
-        lines.append(f"{self.count_params:,} weights in {self.dtype}")
+        lines.append(f"{self.count_params():,} weights in {self.dtype}")
         if self.store.frozen_parameters:
-            rest = self.count_params - self.store.count
+            rest = self.count_params() - self.store.count
             lines[-1] += f", {self.store.count:,} of them trained, {rest:,} not"
         return "\n".join(lines)
 
