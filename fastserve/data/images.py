@@ -247,8 +247,8 @@ class ImageFolder(Examples):
     def source(self, rows: Array) -> Source:
         return EncodedSource(self, rows)
 
-    def digests(self) -> list[bytes]:
-        return [digest(_bytes_of(path)) for path in self.files]
+    def digests(self) -> bytes:
+        return b"".join(digest(_bytes_of(path)) for path in self.files)
 
 
 def _bytes_of(path: Path) -> bytes:
