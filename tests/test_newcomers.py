@@ -79,3 +79,60 @@ def test_a_model_is_not_written_under_the_ending_of_keras_files(tmp_path: Path) 
     with pytest.raises(ArgumentError, match=r"doesn't end in \.h5"):
         small().save(tmp_path / "a.h5")
     assert not list(tmp_path.iterdir())
+
+
+X, LABELS = np.random.default_rng(0).random((12, 4)), np.arange(12) % 3
+ONE_HOT = np.eye(3)[LABELS]
+CROSSENTROPY = fs.losses.CategoricalCrossentropy
+
+
+def fit(
+    loss: Any, activation: str | None, x: Any = X, y: Any = ONE_HOT, **k: Any
+) -> None:
+    model = fs.Sequential([L.Dense(4, "relu"), L.Dense(3, activation)])
+    model.compile("adam", loss)
+    model.fit(x, y, verbose=0, **k)
+
+
+MISTAKES: dict[str, Any] = {
+    "a softmax before logits": lambda: fit(CROSSENTROPY(from_logits=True), "softmax"),
+    "no softmax": lambda: fit("categorical_crossentropy", None),
+    "no sigmoid": lambda: fit("binary_crossentropy", None),
+    "names as class weights": lambda: fit("mse", None, class_weight={"cat": 2.0}),
+    "a share above 1": lambda: fit("mse", None, validation_split=1.5),
+    "inputs without targets": lambda: fit("mse", None, validation_data=X),
+    "no rows": lambda: fit("mse", None, X[:0], ONE_HOT[:0]),
+    "texts": lambda: fit("mse", None, np.array(["a"] * 12)),
+    "labels": lambda: fit("categorical_crossentropy", "softmax", y=LABELS),
+    "NaN": lambda: fit("mse", None, np.full((12, 4), np.nan)),
+    "a loud verbose": lambda: small().predict(X, verbose="loud"),
+    "a mode": lambda: fs.callbacks.EarlyStopping(mode="lowest"),
+    "a rate as text": lambda: fs.optimizers.Adam("0.1"),  # type: ignore[arg-type]
+    "an optimizer": lambda: fs.Sequential().compile("adamm", "mse"),
+    "a shape that is a number": lambda: fs.Input(784),  # type: ignore[arg-type]
+    "an input_shape likewise": lambda: L.Dense(3, input_shape=784),  # type: ignore
+    "no units": lambda: L.Dense(0),
+    "channels first": lambda: L.Conv2D(4, 3, data_format="channels_first"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_told_in_three_parts(mistake: str) -> None:
+    with pytest.raises(fs.errors.FastserveError) as error:
+        MISTAKES[mistake]()
+    assert error.value.expected
+    assert error.value.received
+    assert error.value.todo
+
+
+def test_files_of_keras_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "a.keras"
+    path.write_bytes(b"PK\x03\x04" + bytes(100))
+    with pytest.raises(fs.errors.CheckpointError, match="format of Keras"):
+        fs.models.load_model(path)
+
+
+def test_long_lists_of_names_are_not_shown_beside_the_nearest() -> None:
+    with pytest.raises(fs.errors.UnknownNameError) as error:
+        fs.Sequential([L.Dense(1)]).compile("adam", "binary_crosentropy")
+    assert error.value.todo == "did you mean 'binary_crossentropy'?"

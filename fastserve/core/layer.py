@@ -116,6 +116,12 @@ class Layer(Weighted):
             )
         self.name = name
         self.label = type(self).__name__  # what a graph names it after
+        if isinstance(input_shape, (int, str)):
+            raise ArgumentError(
+                f"{type(self).__name__}: expected the shape of a sample as a tuple",
+                repr(input_shape),
+                f"({input_shape},) for a vector; the batch isn't part of it",
+            )
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.output_shape: Shape | None = None
         self.path = ""  # place in the model's tree

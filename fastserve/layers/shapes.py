@@ -33,7 +33,7 @@ class InputLayer(Layer):
     def __init__(
         self, shape: Shape, dtype: str | None = None, name: str | None = None
     ) -> None:
-        super().__init__(tuple(shape), name)
+        super().__init__(() if shape is None else shape, name)
         try:
             plain = "str" if dtype == "string" else dtype
             kind = "" if plain is None else str(np.dtype(plain).kind)

@@ -32,6 +32,7 @@ from fastserve.layers.chain import skip_input_gradient
 from fastserve.layers.graph import Graph, arrange, flatten, snake_case
 from fastserve.metrics import Metric
 from fastserve.models import keras_files
+from fastserve.models.activation import check_activation
 from fastserve.models.config import Reader, Writer
 from fastserve.models.functional import chain_graph, check_traceable, trace
 from fastserve.models.lists import Lists
@@ -528,7 +529,9 @@ class Model(Lists):
     def _check_targets(self, targets: Any, sample: Batch) -> None:
         _, loss = self._compiled("fit")
         if not self._weighs_outputs:
-            self._single(loss).check_targets(targets, self.output_shape)
+            loss = self._single(loss)
+            loss.check_targets(targets, self.output_shape)
+            check_activation(loss, self.root)
             return
         outputs = self._outputs(sample)
         several = len(outputs) > 1
@@ -651,6 +654,7 @@ class Model(Lists):
             raise ArgumentError(
                 "fit: expected validation_split from 0 up to below 1",
                 f"{validation_split}",
+                "give the share that is held out, for example 0.2",
             )
         source = self._source("fit", x, y, weights, shuffle)
         if validation_split == 0:
@@ -690,6 +694,13 @@ class Model(Lists):
                 "expected class_weight as a dict, with arrays",
                 f"{type(class_weight).__name__}, {type(source).__name__}",
             )
+        wrong = [k for k in class_weight if not isinstance(k, (int, float, np.number))]
+        if wrong:
+            raise ArgumentError(
+                "expected class_weight's keys to be numbers of classes",
+                f"{wrong[0]!r}",
+                "give the classes as y has them, for example {0: 1.0, 1: 5.0}",
+            )
         _, loss = self._compiled("fit")
         if isinstance(source.y, tuple):
             raise ArgumentError(
@@ -728,6 +739,7 @@ class Model(Lists):
                 "fit: expected validation_data (x, y) or (x, y, sample_weight), or "
                 "batches",
                 type(data).__name__,
+                "put inputs and targets into a tuple",
             )
         return self._source("validation_data", *data)
 
@@ -1083,4 +1095,6 @@ def _verbosity(verbose: str | int) -> int:
         return 1 if terminal_width() else 2
     if verbose in (0, 1, 2):
         return int(verbose)
-    raise ArgumentError("expected verbose 'auto', 0, 1 or 2", repr(verbose))
+    raise ArgumentError(
+        "expected verbose 'auto', 0, 1 or 2", repr(verbose), "give one of these"
+    )
