@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 import fastserve as fs
 from fastserve.errors import ArgumentError, ShapeError
+from launch.cli import main
 
 L = fs.layers
 
@@ -136,3 +138,49 @@ def test_long_lists_of_names_are_not_shown_beside_the_nearest() -> None:
     with pytest.raises(fs.errors.UnknownNameError) as error:
         fs.Sequential([L.Dense(1)]).compile("adam", "binary_crosentropy")
     assert error.value.todo == "did you mean 'binary_crossentropy'?"
+
+
+JOB = """
+name: job
+data: {type: arrays, file: data.npz}
+model:
+  type: sequential
+  layers: [{Dense: {units: 4}}, LAYER]
+  loss: mse
+  metrics: [mae]
+train: {global_batch: 8, epochs: 1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        ("LAYER", "{Denze: {units: 2}}", r"model\.layers\[1\]: .*layer\n.*\n.*'Dense'"),
+        ("LAYER", "{Dense: {unit: 2}}", r"\[1\]: Dense: .*among units, (.|\n)*'units'"),
+        (
+            "LAYER",
+            "{Dense: {units: two}}",
+            r"\[1\]: Dense: .*units (.|\n)*'two'",
+        ),
+        ("loss: mse", "loss: mze", "known loss"),
+        ("[mae]", "[maee]", "known metric"),
+    ],
+)
+def test_check_looks_at_names_and_arguments(
+    old: str,
+    new: str,
+    wanted: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("data.npz", x=X, y=LABELS)
+    text = JOB.replace(old, new).replace("LAYER", "{Dense: {units: 1}}")
+    Path("job.yaml").write_text(
+        text.replace("Denze: {units: 2}", "{Denze: {units: 2}}")
+    )
+    with pytest.raises(SystemExit) as status:
+        main(["check", "job.yaml"])
+    assert status.value.code == 2
+    assert re.search(wanted, capsys.readouterr().err)
