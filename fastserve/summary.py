@@ -57,7 +57,7 @@ def _weights(model: Model) -> str:
     trained = ""
     if model.store.frozen_parameters:
         trained = f", {count(model.store.count)} of them trained"
-    return f"{count(model.count_params)} weights{trained}"
+    return f"{count(model.count_params())} weights{trained}"
 
 
 def _split(job: config.Job, comm: Communicator) -> str:

@@ -33,6 +33,7 @@ SIDEWAYS = {
     ("metrics", "losses"),
     ("optimizers", "schedules"),
     ("comm", "ops"),
+    ("utils", "data"),
 }
 LAUNCH_MAY_USE = {"errors", "environment", "config"}
 ENVIRONMENT_READERS = {"environment.py"}

@@ -168,7 +168,9 @@ def list_classes(folder: Path, endings: Sequence[str]) -> list[tuple[Path, str]]
     if empty or not found:
         raise DataError(
             f"{folder}: expected files {', '.join(endings)} in a folder for each class",
-            f"none in {', '.join(sorted(empty)[:5])}" if empty else "no such folder",
+            f"none in {', '.join(sorted(empty)[:5])}"
+            if empty
+            else f"no folders in {folder}",
             "put them there, or remove the folder",
         )
     return found

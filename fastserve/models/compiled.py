@@ -13,6 +13,7 @@ from fastserve.data.sources import Batch
 from fastserve.errors import ArgumentError, UnknownNameError
 from fastserve.layers.graph import Graph, flatten
 from fastserve.metrics import Metric
+from fastserve.models.activation import check_activation
 from fastserve.models.places import for_each, metrics_for_each
 from fastserve.optimizers import Optimizer
 from fastserve.training.outputs import Output, OutputsTrainer
@@ -49,7 +50,9 @@ def make_trainer(model: Model, sample: Batch, optimizer: Optimizer) -> Trainer:
 def check_targets(model: Model, targets: Any, sample: Batch) -> None:
     _, loss = model._compiled("fit")
     if not weighs_outputs(model):
-        single(model, loss).check_targets(targets, model.output_shape)
+        loss = single(model, loss)
+        loss.check_targets(targets, model.output_shape)
+        check_activation(loss, model.root)
         return
     outputs = outputs_of(model, sample)
     several = len(outputs) > 1

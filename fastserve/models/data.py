@@ -31,9 +31,11 @@ def inputs_of(model: Model, x: Any) -> Any:
             isinstance(array, np.ndarray) for array in flatten(x)
         )
         model.build(each(lambda a: a.shape[1:], x if several else np.asarray(x)))
-    if not isinstance(model.root, Graph):
-        return x
-    return arrays_for("x", x, model.root.input_names)
+    if isinstance(model.root, Graph):
+        x = arrays_for("x", x, model.root.input_names)
+    if model.known_input_shape == (1,) and np.ndim(x) == 1:  # as Keras does
+        return np.asarray(x)[:, None]
+    return x
 
 
 def numbers_of(model: Model, x: Any) -> Any:
@@ -137,6 +139,7 @@ def split(
         raise ArgumentError(
             "fit: expected validation_split from 0 up to below 1",
             f"{validation_split}",
+            "give the share that is held out, for example 0.2",
         )
     source = source_of(model, "fit", x, y, weights, shuffle)
     if validation_split == 0:
@@ -182,6 +185,13 @@ def _weighed(
     model: Model, y: Any, given: Any, class_weight: Mapping[int, float]
 ) -> Array:
     """Return the weights of samples, or labels, times those of their classes."""
+    wrong = [k for k in class_weight if not isinstance(k, (int, float, np.number))]
+    if wrong:
+        raise ArgumentError(
+            "expected class_weight's keys to be numbers of classes",
+            f"{wrong[0]!r}",
+            "give the classes as y has them, for example {0: 1.0, 1: 5.0}",
+        )
     if isinstance(y, tuple):
         raise ArgumentError(
             "expected class_weight for a model with a single output",
@@ -218,6 +228,7 @@ def validation_of(model: Model, data: Any, held_out: Source | None) -> Source | 
         raise ArgumentError(
             "fit: expected validation_data (x, y) or (x, y, sample_weight), or batches",
             type(data).__name__,
+            "put inputs and targets into a tuple",
         )
     return source_of(model, "validation_data", *data)
 

@@ -29,9 +29,9 @@ def describe(model: Model) -> str:
         for a, b, c, d in rows
     ]
     lines.insert(1, "─" * max(map(len, lines)))
-    lines.append(f"{model.count_params:,} weights in {model.dtype}")
+    lines.append(f"{model.count_params():,} weights in {model.dtype}")
     if model.store.frozen_parameters:
-        rest = model.count_params - model.store.count
+        rest = model.count_params() - model.store.count
         lines[-1] += f", {model.store.count:,} of them trained, {rest:,} not"
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastserve import losses, optimizers
 from fastserve.comm import world
-from fastserve.core import Array, Layer, Memory, Parameter, ParameterStore, Tensor
+from fastserve.core import Layer, Memory, Parameter, ParameterStore, Tensor
 from fastserve.core.parameter import named_parameters
 from fastserve.data.prefetch import Pace, load
 from fastserve.data.sampler import Sampler
@@ -608,14 +608,6 @@ class Model(Lists):
 
     # -- weights -----------------------------------------------------------------
 
-    def get_weights(self) -> list[Array]:
-        """Return copies of all weights in order of execution."""
-        return [p.value.copy() for p in self._in_order()]
-
-    def set_weights(self, weights: Sequence[Array]) -> None:
-        """Set all weights, in the order of ``get_weights``."""
-        saving.set_weights(self._in_order(), weights)
-
     def _built_root(self) -> Layer:
         self.store  # noqa: B018  raises if the model isn't built
         return self.root
@@ -648,7 +640,8 @@ class Model(Lists):
     def save(self, filepath: str | Path, overwrite: bool = True) -> None:
         """Write weights and architecture to one safetensors file.
 
-        Raises CheckpointError if the file is there and ``overwrite`` is false.
+        Raises CheckpointError if the file is there and ``overwrite`` is false,
+        ArgumentError for the ending of Keras' HDF5 files, which hold weights alone.
         """
         saving.save(self, Path(filepath), overwrite)
 
@@ -687,11 +680,6 @@ class Model(Lists):
         self._skip_input_gradient()
         self.trainer = None
 
-    @property
-    def count_params(self) -> int:
-        """Number of all weights, trained or not."""
-        return self.store.count + sum(p.size for p in self.store.frozen_parameters)
-
     def summary(self, *, print_fn: Callable[[str], Any] | None = None) -> None:
         """Print the layers with their output shapes and numbers of weights.
 
@@ -724,4 +712,6 @@ def _verbosity(verbose: str | int) -> int:
         return 1 if terminal_width() else 2
     if verbose in (0, 1, 2):
         return int(verbose)
-    raise ArgumentError("expected verbose 'auto', 0, 1 or 2", repr(verbose))
+    raise ArgumentError(
+        "expected verbose 'auto', 0, 1 or 2", repr(verbose), "give one of these"
+    )

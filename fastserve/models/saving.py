@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastserve.comm import world
-from fastserve.core import Array, Parameter
-from fastserve.errors import ArgumentError, CheckpointError, ShapeError
+from fastserve.errors import ArgumentError, CheckpointError
 from fastserve.models import keras_files
 from fastserve.training import checkpoint
 
 if TYPE_CHECKING:
     from fastserve.models.model import Model
-
-
-def set_weights(parameters: Sequence[Parameter], weights: Sequence[Array]) -> None:
-    """Set all parameters, or none if one of the arrays doesn't fit."""
-    if len(weights) != len(parameters):
-        raise ShapeError(
-            f"set_weights: expected {len(parameters)} arrays", f"{len(weights)}"
-        )
-    for parameter, value in zip(parameters, weights, strict=True):
-        parameter.check(value)
-    for parameter, value in zip(parameters, weights, strict=True):
-        parameter.assign(value)
 
 
 def save_weights(model: Model, path: Path, overwrite: bool) -> None:
@@ -56,6 +42,12 @@ def load_weights(model: Model, path: Path, skip_mismatch: bool, by_name: bool) -
 
 def save(model: Model, path: Path, overwrite: bool) -> None:
     """See ``Model.save``."""
+    if keras_files.is_keras_file(path):
+        raise ArgumentError(
+            "save: expected a path that doesn't end in .h5",
+            f"{path}",
+            "take .safetensors, or save_weights for Keras' .weights.h5",
+        )
     _check_absent(path, overwrite)
     metadata = {"fastserve": json.dumps(model.get_config())}
     if world().rank == 0:

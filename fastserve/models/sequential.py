@@ -7,8 +7,9 @@ from typing import Any
 
 from fastserve.core import Layer, Tensor
 from fastserve.errors import ArgumentError, StateError
+from fastserve.layers import InputLayer
 from fastserve.layers.chain import Chain
-from fastserve.layers.shapes import InputLayer
+from fastserve.layers.graph import snake_case
 from fastserve.models.config import Reader, Writer
 from fastserve.models.model import Model
 
@@ -38,10 +39,27 @@ class Sequential(Model):
 
     @property
     def layers(self) -> list[Layer]:
-        """The layers without the ``Input`` they begin with, as in Keras."""
+        """The layers, in order; as in Keras the ``Input`` isn't one of them."""
         layers = self.chain.layers
-        starts = bool(layers) and isinstance(layers[0], InputLayer)
-        return layers[1:] if starts else list(layers)
+        told = bool(layers) and isinstance(layers[0], InputLayer)
+        return layers[1:] if told else list(layers)
+
+    def get_layer(self, name: str | None = None, index: int | None = None) -> Layer:
+        """Return a layer by its name or number, or by its place in ``layers``.
+
+        A layer without a name has also the one that Keras gives to it in the first
+        model of a process: ``dense``, ``dense_1``.
+        """
+        if index is None and name not in self.chain.children():
+            counts: dict[str, int] = {}
+            for layer in self.layers:
+                kind = snake_case(layer.label)
+                count = counts.get(kind, 0)
+                if not layer.name:
+                    counts[kind] = count + 1
+                    if name == (f"{kind}_{count}" if count else kind):
+                        return layer
+        return super().get_layer(name, index)
 
     def add(self, layer: Layer | Model | Tensor) -> None:
         """Append a layer, a model, or what ``Input`` returned.
@@ -79,8 +97,8 @@ class Sequential(Model):
 
     @property
     def known_input_shape(self) -> tuple[int | None, ...] | None:
-        layers = self.chain.layers
-        return layers[0].input_shape if layers else None
+        first = self.chain.layers[:1]
+        return first[0].input_shape if first else None
 
     def get_config(self) -> dict[str, Any]:
         """Return class, seed, type, input shape and layers, as JSON types."""
