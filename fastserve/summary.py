@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from fastserve import config
-from fastserve.assemble_data import Data
+from fastserve.assemble.data import Data
 from fastserve.comm import Communicator
 from fastserve.core import generator
 from fastserve.data.end_token import WithEnd

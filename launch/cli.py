@@ -196,7 +196,7 @@ def _without_start(arguments: Sequence[str]) -> list[str]:
 @_overrides
 def check(config: str, overrides: tuple[str, ...], **where: Any) -> int:
     """Check a job's YAML file and print what it would start."""
-    from fastserve.assemble import check_model
+    from fastserve.assemble.model import check_model
 
     job = _load(config, overrides, **where)
     check_model(job)

@@ -21,8 +21,6 @@ ORDER = [
     {"losses", "metrics", "optimizers", "schedules", "data", "utils"},
     {"training"},
     {"models"},
-    {"assemble_labelled"},
-    {"assemble_data"},
     {"assemble", "bench"},
     {"summary"},
     {"worker", "estimate"},

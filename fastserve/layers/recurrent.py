@@ -11,6 +11,7 @@ B batch, T time, F features, H units, G gates, K = H + 1 + F
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -541,6 +542,19 @@ class Recurrent(Layer):
         ):
             if parameter is not None and parameter.trainable:
                 yield parameter, rows
+
+
+@contextmanager
+def states_kept(root: Layer) -> Iterator[None]:
+    """Within it a model may be run on the side: states that go on from batch to batch
+    are afterwards what they were."""
+    layers = [layer for _, layer in root.walk() if isinstance(layer, Recurrent)]
+    before = [(layer._carried, layer._place) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, (carried, place) in zip(layers, before, strict=True):
+            layer._carried, layer._place = carried, place
 
 
 class SimpleRNN(Recurrent):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastserve import config, losses, metrics, optimizers, schedules
-from fastserve.assemble_data import Data, call_function
+from fastserve.assemble.data import Data, call_function
 from fastserve.config import schema
 from fastserve.core import Layer
 from fastserve.data.sampler import Sampler
@@ -89,7 +89,8 @@ def check_model(job: config.Job) -> None:
     """Raise a FastserveError for names and arguments that no data could make right."""
     if isinstance(job.model, schema.SequentialModel):
         layers = list(make_layers(job.model, {"classes": 2, "vocabulary": 2}))
-        Sequential(layers).compile("adam", *_measures(job.model))
+        loss, named = _measures(job.model)
+        Sequential(layers).compile("adam", loss, metrics=named)
 
 
 def _model_in(file: str, seed: int) -> Model:
@@ -244,17 +245,18 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
     if isinstance(m, schema.GptModel):
         model.compile(optimizer)
     elif isinstance(m, schema.SequentialModel):
-        model.compile(optimizer, *_measures(m))
+        loss, named = _measures(m)
+        model.compile(optimizer, loss, metrics=named)
     elif isinstance(m, schema.JsonModel):
         weights = m.loss_weights
-        model.compile(optimizer, m.loss, m.metrics, loss_weights=weights)
+        model.compile(optimizer, m.loss, metrics=m.metrics, loss_weights=weights)
     elif model.loss is not None:
         more: dict[str, Any] = {}
         if model.weighted_metrics:
             more["weighted_metrics"] = model.weighted_metrics
         if model.loss_weights is not None:
             more["loss_weights"] = model.loss_weights
-        model.compile(optimizer, model.loss, model.metrics, **more)
+        model.compile(optimizer, model.loss, metrics=model.metrics, **more)
     else:
         raise ShapeError(
             f"{m.file}: expected a compiled model",
