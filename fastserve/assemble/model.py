@@ -89,7 +89,8 @@ def check_model(job: config.Job) -> None:
     """Raise a FastserveError for names and arguments that no data could make right."""
     if isinstance(job.model, schema.SequentialModel):
         layers = list(make_layers(job.model, {"classes": 2, "vocabulary": 2}))
-        Sequential(layers).compile("adam", *_measures(job.model))
+        loss, named = _measures(job.model)
+        Sequential(layers).compile("adam", loss, metrics=named)
 
 
 def _model_in(file: str, seed: int) -> Model:

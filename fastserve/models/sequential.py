@@ -7,9 +7,9 @@ from typing import Any
 
 from fastserve.core import Layer, Tensor
 from fastserve.errors import ArgumentError, StateError
-from fastserve.layers import InputLayer
 from fastserve.layers.chain import Chain
 from fastserve.layers.graph import snake_case
+from fastserve.layers.shapes import InputLayer
 from fastserve.models.config import Reader, Writer
 from fastserve.models.model import Model
 
@@ -39,10 +39,10 @@ class Sequential(Model):
 
     @property
     def layers(self) -> list[Layer]:
-        """The layers, in order; as in Keras the ``Input`` isn't one of them."""
+        """The layers without the ``Input`` they begin with, as in Keras."""
         layers = self.chain.layers
-        told = bool(layers) and isinstance(layers[0], InputLayer)
-        return layers[1:] if told else list(layers)
+        starts = bool(layers) and isinstance(layers[0], InputLayer)
+        return layers[1:] if starts else list(layers)
 
     def get_layer(self, name: str | None = None, index: int | None = None) -> Layer:
         """Return a layer by its name or number, or by its place in ``layers``.
@@ -97,8 +97,8 @@ class Sequential(Model):
 
     @property
     def known_input_shape(self) -> tuple[int | None, ...] | None:
-        first = self.chain.layers[:1]
-        return first[0].input_shape if first else None
+        layers = self.chain.layers
+        return layers[0].input_shape if layers else None
 
     def get_config(self) -> dict[str, Any]:
         """Return class, seed, type, input shape and layers, as JSON types."""
