@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastserve.ops import patches, winograd
+from fastserve.ops import kernel_rows, patches, winograd
 from fastserve.ops.blocks import Array, room
 from fastserve.ops.windows import Axis
 
@@ -27,7 +27,10 @@ Finish = Callable[[slice], None]
 
 
 def _way(axes: Axes, inputs: int, filters: int) -> Any:
-    return winograd if winograd.pays(*axes, inputs, filters) else patches
+    for way in (kernel_rows, winograd):
+        if way.pays(*axes, inputs, filters):
+            return way
+    return patches
 
 
 def _groups(kernel: Array, groups: int) -> Iterator[tuple[slice, slice]]:
