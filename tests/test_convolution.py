@@ -122,6 +122,27 @@ class Ungrouped:
         self.way.forward(*arguments, finish)
 
 
+@pytest.mark.parametrize("size", [1 << 18, 500, 50])
+@pytest.mark.parametrize("channels", [1, 9])
+def test_patches_kept_for_the_gradient(
+    size: int, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patches, "SIZE", size)
+    rng = np.random.default_rng(5)
+    axes = (window_axis(9, 3), window_axis(8, 3, 2, padding="same"))
+    x, kernel = rng.standard_normal((5, 9, 8, channels)), np.ones((3, 3, channels, 4))
+    dy = rng.standard_normal((5, 7, 4, 4))
+    kept = np.full(convolution.to_keep(5, kernel, axes, 1), np.nan)
+    convolution.forward(x, kernel, np.empty_like(dy), axes, kept=kept)
+    alone, dkernel = np.empty_like(kernel), np.empty_like(kernel)
+    convolution.backward(x, dy, kernel, alone, None, axes)
+    x.fill(np.nan)  # isn't read any more
+    convolution.backward(x, dy, kernel, dkernel, None, axes, kept=kept)
+    np.testing.assert_array_equal(dkernel, alone)
+    monkeypatch.setattr(patches, "KEPT", kept.size - 1)
+    assert convolution.to_keep(5, kernel, axes, 1) == 0
+
+
 @pytest.mark.parametrize("channels", [6, 30, 60])
 def test_groups_are_convolutions_of_their_own(channels: int) -> None:
     rng = np.random.default_rng(3)

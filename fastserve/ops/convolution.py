@@ -40,6 +40,14 @@ def _groups(kernel: Array, groups: int) -> Iterator[tuple[slice, slice]]:
         yield slice(g * c, g * c + c), slice(g * o, g * o + o)
 
 
+def to_keep(samples: int, kernel: Array, axes: Axes, groups: int) -> int:
+    """Return the number of elements that forward shall keep for dkernel, mostly 0."""
+    c, o = kernel.shape[2:]
+    if groups > 1 or _way(axes, c, o) is not patches:
+        return 0
+    return patches.to_keep(samples, axes, c, o)
+
+
 def forward(
     x: Array,
     kernel: Array,
@@ -47,13 +55,17 @@ def forward(
     axes: Axes,
     groups: int = 1,
     finish: Finish | None = None,
+    kept: Array | None = None,
 ) -> None:
-    """Write y.
+    """Write y; ``kept`` is memory of ``to_keep`` elements, to be given to backward.
 
     ``finish(rows)`` is called once for all rows of y as (N H' W', O), a piece at a time
     while that is in the cache.
     """
     way = _way(axes, kernel.shape[2], kernel.shape[3] // groups)
+    if groups == 1 and kept is not None:
+        patches.forward(x, kernel, y, axes, finish, kept)
+        return
     if groups == 1:
         way.forward(x, kernel, y, axes, finish)
         return
@@ -71,10 +83,14 @@ def backward(
     dx: Array | None,
     axes: Axes,
     groups: int = 1,
+    kept: Array | None = None,
 ) -> None:
     """Write dkernel and dx, each unless it is None; x is needed for dkernel alone."""
     if len(dy) == 0 and dkernel is not None:
         dkernel.fill(0)
+        return
+    if kept is not None:
+        patches.backward(x, dy, kernel, dkernel, dx, axes, kept)
         return
     way = _way(axes, kernel.shape[2], kernel.shape[3] // groups)
     for c, o in _groups(kernel, groups):

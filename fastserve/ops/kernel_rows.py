@@ -35,7 +35,7 @@ def pays(h: Axis, w: Axis, inputs: int, filters: int) -> bool:
         return False
     # backward multiplies for each input, not for each output
     alike = h.size * w.size <= 1.2 * h.out * w.out
-    return alike and FEW <= min(inputs, filters) and filters <= MANY
+    return alike and min(inputs, filters) >= FEW and filters <= MANY
 
 
 def _pieces(samples: int, h: Axis, w: Axis, channels: int) -> list[Piece]:
