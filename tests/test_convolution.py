@@ -123,15 +123,18 @@ class Ungrouped:
 
 
 @pytest.mark.parametrize("size", [1 << 18, 500, 50])
-@pytest.mark.parametrize("channels", [1, 9])
-def test_patches_kept_for_the_gradient(
-    size: int, channels: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("way", [patches, winograd])
+@pytest.mark.parametrize("channels", [1, 32])
+def test_kept_for_the_gradient(
+    size: int, way: Any, channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patches, "SIZE", size)
+    monkeypatch.setattr(way, "SIZE", size)
+    monkeypatch.setattr(convolution, "_way", lambda *shape: way)
     rng = np.random.default_rng(5)
-    axes = (window_axis(9, 3), window_axis(8, 3, 2, padding="same"))
+    stride = 2 if way is patches else 1
+    axes = (window_axis(9, 3), window_axis(8, 3, stride, padding="same"))
     x, kernel = rng.standard_normal((5, 9, 8, channels)), np.ones((3, 3, channels, 4))
-    dy = rng.standard_normal((5, 7, 4, 4))
+    dy = rng.standard_normal((5, 7, 8 // stride, 4))
     kept = np.full(convolution.to_keep(5, kernel, axes, 1), np.nan)
     convolution.forward(x, kernel, np.empty_like(dy), axes, kept=kept)
     alone, dkernel = np.empty_like(kernel), np.empty_like(kernel)
@@ -139,7 +142,7 @@ def test_patches_kept_for_the_gradient(
     x.fill(np.nan)  # isn't read any more
     convolution.backward(x, dy, kernel, dkernel, None, axes, kept=kept)
     np.testing.assert_array_equal(dkernel, alone)
-    monkeypatch.setattr(patches, "KEPT", kept.size - 1)
+    monkeypatch.setattr(way, "KEPT", kept.size - 1)
     assert convolution.to_keep(5, kernel, axes, 1) == 0
 
 

@@ -110,7 +110,7 @@ class Conv2D(Filtering):
         self.kernel_regularizer = regularizers.get(kernel_regularizer)
         self.kernel_constraint = constraints.get(kernel_constraint)
         self.window = window_sizes(self.kernel_size, self.dilation_rate)
-        self._kept: Array | None = None  # the patches of forward, for the gradient
+        self._kept: Array | None = None  # of forward, for the gradient
 
     def axis(self, size: int, i: int) -> Axis:
         return window_axis(
@@ -140,7 +140,7 @@ class Conv2D(Filtering):
         finish = functools.partial(self.finish, z, training=training)
         kernel = self._image_kernel(self.kernel.value)
         size = convolution.to_keep(len(x), kernel, axes, self.groups) if training else 0
-        self._kept = self.buffer("patches", (size,)) if size else None
+        self._kept = self.buffer("kept", (size,)) if size else None
         convolution.forward(x, kernel, z, axes, self.groups, finish, self._kept)
 
     def map_back(self, x: Array, dz: Array, dx: Array | None, axes: Axes) -> None:

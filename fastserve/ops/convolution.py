@@ -43,9 +43,11 @@ def _groups(kernel: Array, groups: int) -> Iterator[tuple[slice, slice]]:
 def to_keep(samples: int, kernel: Array, axes: Axes, groups: int) -> int:
     """Return the number of elements that forward shall keep for dkernel, mostly 0."""
     c, o = kernel.shape[2:]
-    if groups > 1 or _way(axes, c, o) is not patches:
+    way = _way(axes, c, o)
+    if groups > 1 or way is kernel_rows:
         return 0
-    return patches.to_keep(samples, axes, c, o)
+    size: int = way.to_keep(samples, axes, c, o)
+    return size
 
 
 def forward(
@@ -63,11 +65,9 @@ def forward(
     while that is in the cache.
     """
     way = _way(axes, kernel.shape[2], kernel.shape[3] // groups)
-    if groups == 1 and kept is not None:
-        patches.forward(x, kernel, y, axes, finish, kept)
-        return
     if groups == 1:
-        way.forward(x, kernel, y, axes, finish)
+        given = () if kept is None else (kept,)
+        way.forward(x, kernel, y, axes, finish, *given)
         return
     for c, o in _groups(kernel, groups):
         way.forward(x[..., c], kernel[..., o], y[..., o], axes, None)
@@ -89,10 +89,8 @@ def backward(
     if len(dy) == 0 and dkernel is not None:
         dkernel.fill(0)
         return
-    if kept is not None:
-        patches.backward(x, dy, kernel, dkernel, dx, axes, kept)
-        return
     way = _way(axes, kernel.shape[2], kernel.shape[3] // groups)
+    given = () if kept is None else (kept,)
     for c, o in _groups(kernel, groups):
         way.backward(
             None if x is None else x[..., c],
@@ -101,6 +99,7 @@ def backward(
             None if dkernel is None else dkernel[..., o],
             None if dx is None else dx[..., c],
             axes,
+            *given,
         )
 
 
