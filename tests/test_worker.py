@@ -93,7 +93,6 @@ def test_what_a_run_leaves(alone: Path) -> None:
     assert found == {
         ".lock",
         *(f"{step}/{file}" for step in steps for file in files),
-        ".lock",
         "checkpoints/latest",
         "config.yaml",
         "done.json",
