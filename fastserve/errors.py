@@ -87,13 +87,21 @@ class ConfigError(FastserveError, ValueError):
         Exception.__init__(self, f"{source}: {count}\n" + "\n".join(faults))
 
 
+_LISTED = 40  # names that are all shown, even beside the nearest one
+
+
 class UnknownNameError(FastserveError, ValueError):
     """A name isn't among the known ones; the message names the nearest."""
 
     def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
-        names = sorted(known)
+        names = sorted(set(known))
         near = nearest(str(name), names)
         todo = f"did you mean {near!r}? " if near else ""
+        if near and len(names) > _LISTED:
+            super().__init__(
+                f"expected the name of a known {kind}", repr(name), todo.strip()
+            )
+            return
         super().__init__(
             f"expected the name of a known {kind}",
             repr(name),

@@ -16,7 +16,8 @@ from types import FrameType
 from typing import IO, Any
 
 from fastserve import config, environment
-from fastserve.assemble import (
+from fastserve.assemble.data import Data, end_token, make_data, read_text
+from fastserve.assemble.model import (
     check_start,
     check_wishes,
     compile_model,
@@ -25,7 +26,6 @@ from fastserve.assemble import (
     only_first_batches,
     total_steps,
 )
-from fastserve.assemble_data import Data, end_token, make_data, read_text
 from fastserve.comm import Communicator, init
 from fastserve.config import schema
 from fastserve.config.labelled import Splits

@@ -198,7 +198,10 @@ def _without_start(arguments: Sequence[str]) -> list[str]:
 @_overrides
 def check(config: str, overrides: tuple[str, ...], **where: Any) -> int:
     """Check a job's YAML file and print what it would start."""
+    from fastserve.assemble.model import check_model
+
     job = _load(config, overrides, **where)
+    check_model(job)
     hosts, allocation = start.where(job.launch)
     program = [str(Path(config).absolute())]
     plan = _planner(job, hosts, program, None, allocation)()

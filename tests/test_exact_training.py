@@ -32,14 +32,16 @@ def mlp() -> fs.models.Model:
         seed=3,
     )
     model.compile(
-        fs.optimizers.AdamW(1e-2), "sparse_categorical_crossentropy", ["accuracy"]
+        fs.optimizers.AdamW(1e-2),
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
     )
     return model
 
 
 def gpt() -> fs.models.Model:
     model = fs.models.GPT(17, 12, 2, 2, 16, dropout=0.1, seed=3)
-    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
 
@@ -53,7 +55,7 @@ def lstm() -> fs.models.Model:
         ],
         seed=3,
     )
-    model.compile("rmsprop", "binary_crossentropy", ["accuracy"])
+    model.compile("rmsprop", "binary_crossentropy", metrics=["accuracy"])
     return model
 
 
@@ -68,7 +70,9 @@ def batch_norm() -> fs.models.Model:
         seed=3,
     )
     model.compile(
-        fs.optimizers.SGD(0.05, 0.9), "sparse_categorical_crossentropy", ["accuracy"]
+        fs.optimizers.SGD(0.05, 0.9),
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
     )
     return model
 

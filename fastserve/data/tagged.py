@@ -178,11 +178,11 @@ class Tagged(Examples):
         every = np.arange(source.samples)
         return source.batch(every, every)
 
-    def digests(self) -> list[bytes]:
-        return [
+    def digests(self) -> bytes:
+        return b"".join(
             digest("\n".join(word for word, _ in self.read(row)).encode())
             for row in range(self.samples)
-        ]
+        )
 
 
 class TaggedSource(EncodedSource):
