@@ -63,9 +63,24 @@ if TYPE_CHECKING:
     from .training import callbacks as callbacks
 
 
+# what users of Keras look for, and what takes its place
+_ELSEWHERE = {
+    "applications": "there are no pretrained networks; load_weights reads Keras' files",
+    "backend": "arrays are NumPy's, and so are functions on them",
+    "distribution": "start the script with mpirun",
+    "export": "use model.save or model.save_weights",
+    "mixed_precision": "computing is in float32 or float64",
+    "ops": "there is no automatic differentiation; see docs/from-keras.md",
+    "preprocessing": "pad_sequences is in fs.utils, images are read by fs.data",
+    "random": "use NumPy's generators; layers take the model's seed",
+    "saving": "load_model is in fs.models",
+}
+
+
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
-        raise AttributeError(f"module 'fastserve' has no attribute {name!r}")
+        hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+        raise AttributeError(f"module 'fastserve' has no attribute {name!r}{hint}")
     module, _, attribute = _LAZY[name].partition(":")
     found = importlib.import_module(module)
     return getattr(found, attribute) if attribute else found

@@ -15,6 +15,7 @@ nothing of fastserve can catch it::
     ├── LossSpikeError     (ArithmeticError)     a loss that stays far too high
     ├── CheckpointError    (RuntimeError)  a run that can't be written or read
     ├── CommError          (RuntimeError)  ranks that can't talk or don't agree
+    │   └── ReplicaError                   ranks whose weights differ
     └── LaunchError        (RuntimeError)  a job that can't be started
 """
 
@@ -69,6 +70,10 @@ class CommError(FastserveError, RuntimeError):
     """Ranks can't communicate, or hold different state."""
 
 
+class ReplicaError(CommError):
+    """The ranks' weights aren't the same any more; raised on all ranks."""
+
+
 class LaunchError(FastserveError, RuntimeError):
     """A job can't be started as it was asked for."""
 
@@ -82,13 +87,21 @@ class ConfigError(FastserveError, ValueError):
         Exception.__init__(self, f"{source}: {count}\n" + "\n".join(faults))
 
 
+_LISTED = 40  # names that are all shown, even beside the nearest one
+
+
 class UnknownNameError(FastserveError, ValueError):
     """A name isn't among the known ones; the message names the nearest."""
 
     def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
-        names = sorted(known)
+        names = sorted(set(known))
         near = nearest(str(name), names)
         todo = f"did you mean {near!r}? " if near else ""
+        if near and len(names) > _LISTED:
+            super().__init__(
+                f"expected the name of a known {kind}", repr(name), todo.strip()
+            )
+            return
         super().__init__(
             f"expected the name of a known {kind}",
             repr(name),

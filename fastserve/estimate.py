@@ -22,8 +22,8 @@ _SECONDS = 5.0  # of all timed steps, unless the first alone takes longer
 
 def estimate(config: str, overrides: Sequence[str], rows: int) -> dict[str, Any]:
     """Return parameters, and the median seconds of a step on ``rows`` rows."""
-    from fastserve.assemble import compile_model, make_model
-    from fastserve.assemble_data import make_data
+    from fastserve.assemble.data import make_data
+    from fastserve.assemble.model import compile_model, make_model
     from fastserve.config import load_job
     from fastserve.data.sampler import Sampler
 

@@ -60,7 +60,8 @@ def import_run(folder: str, run: str, overrides: Sequence[str] = ()) -> str:
     o = model.options_of_gpt
     said = [
         f"imported {o['variant']}, {o['n_layer']} layers, width {o['n_embd']}, context "
-        f"{o['block_size']}, {o['vocab_size']:,} tokens: {model.count_params:,} weights"
+        f"{o['block_size']}, {o['vocab_size']:,} tokens: {model.count_params():,} "
+        "weights"
     ]
     if tokenizer is None:
         said.append(f"no {_TOKENIZER} in {folder}: generate needs one for text")

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from fastserve import config
-from fastserve.assemble import make_model
-from fastserve.assemble_labelled import table_options
+from fastserve.assemble.labelled import table_options
+from fastserve.assemble.model import make_model
 from fastserve.config import labelled
 from fastserve.core import Array, without_initial_values
 from fastserve.data import preprocessing

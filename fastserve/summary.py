@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from fastserve import config
-from fastserve.assemble_data import Data
+from fastserve.assemble.data import Data
 from fastserve.comm import Communicator
 from fastserve.core import generator
 from fastserve.data.end_token import WithEnd
@@ -57,7 +57,7 @@ def _weights(model: Model) -> str:
     trained = ""
     if model.store.frozen_parameters:
         trained = f", {count(model.store.count)} of them trained"
-    return f"{count(model.count_params)} weights{trained}"
+    return f"{count(model.count_params())} weights{trained}"
 
 
 def _split(job: config.Job, comm: Communicator) -> str:

@@ -9,9 +9,22 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fastserve.core import Array
+from fastserve.data import PyDataset
 from fastserve.errors import ArgumentError, DataError, ShapeError, UnknownNameError
 
-__all__ = ["normalize", "pad_sequences", "to_categorical"]
+__all__ = ["PyDataset", "normalize", "pad_sequences", "to_categorical"]
+
+# what Keras' users look for here, and what takes its place
+_ELSEWHERE = {
+    "image_dataset_from_directory": "jobs read folders of images: data.type images",
+    "set_random_seed": "give the seed to the model: Sequential(layers, seed=1)",
+    "text_dataset_from_directory": "jobs read folders of texts: data.type texts",
+}
+
+
+def __getattr__(name: str) -> Any:
+    hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
 
 def to_categorical(x: Any, num_classes: int | None = None) -> Array:

@@ -168,8 +168,10 @@ def run(
     if not resume and not overwrite:
         _refuse_to_replace(plan.run_dir)
 
-    def attempt(goal: Goal, loss: Loss, again: bool) -> int:
-        words = [*_without_start(arguments), "--resume", "auto"] if again else arguments
+    def attempt(goal: Goal, loss: Loss, goes_on: bool) -> int:
+        words = arguments
+        if goes_on:
+            words = [*_without_start(arguments), "--resume", "auto"]
         launch = job.launch.model_copy(update={"ranks": goal.ranks})
         wanted = job.model_copy(update={"launch": launch})
         make = _planner(wanted, list(goal.hosts), words, kernel, allocation)
@@ -196,7 +198,10 @@ def _without_start(arguments: Sequence[str]) -> list[str]:
 @_overrides
 def check(config: str, overrides: tuple[str, ...], **where: Any) -> int:
     """Check a job's YAML file and print what it would start."""
+    from fastserve.assemble.model import check_model
+
     job = _load(config, overrides, **where)
+    check_model(job)
     hosts, allocation = start.where(job.launch)
     program = [str(Path(config).absolute())]
     plan = _planner(job, hosts, program, None, allocation)()

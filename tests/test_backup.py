@@ -55,7 +55,7 @@ def fit(
         ],
         seed=4,
     )
-    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     made = [0]
 
     def kill(batch: int, logs: Any) -> None:

@@ -157,10 +157,10 @@ def test_generation_is_timed(
 
 def test_bytes_that_a_token_reads() -> None:
     tied = bench_generate.GPT(10, 8, 1, 2, 4)
-    count = tied.count_params - 8 * 4  # a row of the positions is looked up
+    count = tied.count_params() - 8 * 4  # a row of the positions is looked up
     assert bench_generate.bytes_read(tied, 3) == 4 * (count + 2 * 4 * 3)
     llama = bench_generate.GPT(10, 8, 1, 2, 4, variant="llama", n_kv_head=1)
-    count = llama.count_params - 10 * 4  # a row of the tokens is
+    count = llama.count_params() - 10 * 4  # a row of the tokens is
     assert bench_generate.bytes_read(llama, 3) == 4 * (count + 2 * 2 * 3)
 
 

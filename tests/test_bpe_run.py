@@ -12,7 +12,7 @@ import pytest
 from mpi_environments import mpi_command, run, variables
 
 from fastserve import config, worker
-from fastserve.assemble_data import make_data
+from fastserve.assemble.data import make_data
 from fastserve.data.encode import encode_text, share_text
 from fastserve.data.text import load_text
 from fastserve.data.tokenizers import BPETokenizer, load_tokenizer

@@ -29,7 +29,7 @@ def regression(lr: float = 0.05) -> tuple[Any, Any, fs.models.Sequential]:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((40, 3)).astype(np.float32)
     model = fs.models.Sequential([fs.layers.Dense(1, input_shape=(3,))], seed=1)
-    model.compile(fs.optimizers.SGD(lr), "mse", ["mae"])
+    model.compile(fs.optimizers.SGD(lr), "mse", metrics=["mae"])
     return x, x.sum(axis=1, keepdims=True), model
 
 

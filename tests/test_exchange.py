@@ -231,8 +231,8 @@ def test_a_text_with_more_tokens_than_the_model(folder: Path) -> None:
     assert worker.main(["job.yaml"]) == 2
     assert not Path("runs").exists()
     with pytest.raises(FastserveError, match="different tokens"):
-        from fastserve.assemble import make_model
-        from fastserve.assemble_data import make_data
+        from fastserve.assemble.data import make_data
+        from fastserve.assemble.model import make_model
 
         job = load()
         make_model(job, make_data(job).vocab_size)

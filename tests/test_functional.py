@@ -107,7 +107,7 @@ def compiled(model: fs.Model, rate: float = 0.2) -> fs.Model:
     model.compile(
         fs.optimizers.SGD(rate),
         ["sparse_categorical_crossentropy", "mse"],
-        [["accuracy"], ["mae"]],
+        metrics=[["accuracy"], ["mae"]],
         loss_weights=[0.7, 2.0],
     )
     return model
@@ -299,7 +299,7 @@ def test_a_list_of_one_is_that_one() -> None:
         (listed, [data], [targets]),
         (named, {"x": data}, {"y": targets}),
     ):
-        model.compile(fs.optimizers.SGD(1e-3), "mse", ["mae"])
+        model.compile(fs.optimizers.SGD(1e-3), "mse", metrics=["mae"])
         history = model.fit(inputs, outputs, verbose=0).history
         assert list(history) == ["loss", "mae"]
 
@@ -392,7 +392,7 @@ def test_losses_and_metrics_for_what_is_no_output() -> None:
     model.compile("sgd", ["mse"])
     with pytest.raises(ArgumentError):
         model.fit(reference("x"), reference("y"), verbose=0)
-    model.compile("sgd", "mse", {"clas": "mae"})
+    model.compile("sgd", "mse", metrics={"clas": "mae"})
     with pytest.raises(ArgumentError) as error:
         model.fit(reference("x"), reference("y")[::-1], verbose=0)
     assert "'clas'" in str(error.value) or "targets" in str(error.value)

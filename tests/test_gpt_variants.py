@@ -11,7 +11,7 @@ import pytest
 from gradcheck import check_layer, frozen
 
 import fastserve as fs
-from fastserve.assemble import make_model
+from fastserve.assemble.model import make_model
 from fastserve.config import load_job
 from fastserve.core import StepKey
 from fastserve.data import TokenSource

@@ -21,8 +21,6 @@ ORDER = [
     {"losses", "metrics", "optimizers", "schedules", "data", "utils"},
     {"training"},
     {"models"},
-    {"assemble_labelled"},
-    {"assemble_data"},
     {"assemble", "bench"},
     {"summary"},
     {"worker", "estimate"},
@@ -35,6 +33,7 @@ SIDEWAYS = {
     ("metrics", "losses"),
     ("optimizers", "schedules"),
     ("comm", "ops"),
+    ("utils", "data"),
 }
 LAUNCH_MAY_USE = {"errors", "environment", "config"}
 ENVIRONMENT_READERS = {"environment.py"}

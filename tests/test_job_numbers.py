@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import fastserve as fs
-from fastserve.assemble import compile_model
+from fastserve.assemble.model import compile_model
 from fastserve.config import load_job
 from fastserve.errors import ConfigError
 

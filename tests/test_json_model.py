@@ -12,7 +12,7 @@ from mpi_environments import run, variables
 
 import fastserve as fs
 from fastserve import config
-from fastserve.assemble import make_model
+from fastserve.assemble.model import make_model
 from fastserve.errors import DataError
 
 JOB = """

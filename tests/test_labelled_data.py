@@ -81,7 +81,7 @@ def test_an_empty_part_is_refused() -> None:
 
 
 def test_copies_are_found() -> None:
-    found = copies([digest(text) for text in (b"a", b"b", b"a", b"c", b"b")])
+    found = copies(b"".join(map(digest, (b"a", b"b", b"a", b"c", b"b"))))
     assert found.tolist() == [0, 1, 0, 3, 1]
 
 

@@ -17,8 +17,8 @@ from test_labelled_data import idx, pgm, write
 
 import fastserve as fs
 from fastserve import predictions, worker
-from fastserve.assemble import with_sizes
-from fastserve.assemble_data import make_data
+from fastserve.assemble.data import make_data
+from fastserve.assemble.model import with_sizes
 from fastserve.config import dump_yaml, load_job
 from fastserve.errors import CheckpointError, ConfigError, DataError
 

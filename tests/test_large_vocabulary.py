@@ -27,7 +27,7 @@ def sequential(bias: bool) -> Any:
         dtype="float64",
     )
     loss = fs.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("adamw", loss, ["accuracy"])
+    model.compile("adamw", loss, metrics=["accuracy"])
     return model
 
 
@@ -43,7 +43,7 @@ def results(make: Any, weights: Any, **options: Any) -> list[Any]:
     model = make()
     model.options = Options(**options)
     trainer = model.prepare(ArraySource(x, y))
-    trainer.train_batch(Batch(x, y, weights), slice(0, 7), 7, 0, TIME)
+    trainer.train_batch(Batch(x, y, weights), slice(0, 7), 7, 0)
     grads = model.store.grads.copy()
     evaluated = trainer.evaluate(ArraySource(x, y, weights), 5)
     return [trainer.totals.copy(), grads, list(evaluated.values())]
@@ -85,7 +85,7 @@ def test_a_frozen_head_has_no_gradient(
     for size in (1 << 30, 100_000):
         monkeypatch.setattr(head, "PIECE_BYTES", size)
         model = make()
-        assert model.count_params
+        assert model.count_params()
         if isinstance(model, GPT):
             model.add_lora(2, 4, dropout=0.0)
         else:
@@ -95,7 +95,7 @@ def test_a_frozen_head_has_no_gradient(
         tokens = np.random.default_rng(0).integers(0, VOCABULARY, (7, TIME + 1))
         x, y = tokens[:, :-1].copy(), tokens[:, 1:].copy()
         trainer = model.prepare(ArraySource(x, y))
-        trainer.train_batch(Batch(x, y, None), slice(0, 7), 7, 0, TIME)
+        trainer.train_batch(Batch(x, y, None), slice(0, 7), 7, 0)
         # they share memory, and the smaller ones may have written to its start
         kernel = max(model.store.frozen_parameters, key=lambda p: p.size)
         assert not kernel.grad.reshape(-1)[1000:].any()
@@ -112,7 +112,7 @@ def test_logits_are_never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = model.prepare(ArraySource(x, y))
     tracemalloc.start()
     for step in range(2):
-        trainer.train_batch(Batch(x, y, None), slice(0, 64), 64, step, TIME)
+        trainer.train_batch(Batch(x, y, None), slice(0, 64), 64, step)
         trainer.evaluate(ArraySource(x, y), 64)
         _, peak = tracemalloc.get_traced_memory()
         assert peak < 64 * TIME * VOCABULARY * 4 / 2

@@ -94,7 +94,7 @@ def test_the_first_output_is_the_base_model() -> None:
     before, weights = model.forward(x).copy(), model.get_weights()
     model.add_lora(4, 8.0, ALL)
     np.testing.assert_array_equal(model.forward(x), before)
-    assert model.count_params == model.store.count + sum(w.size for w in weights)
+    assert model.count_params() == model.store.count + sum(w.size for w in weights)
 
 
 @pytest.mark.parametrize("variant", ["gpt2", "llama"])

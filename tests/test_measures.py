@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastserve as fs
-from fastserve.assemble_data import make_data
+from fastserve.assemble.data import make_data
 from fastserve.comm import Communicator, run_threads
 from fastserve.config import load_job
 from fastserve.data.sources import ArraySource, TokenSource

@@ -31,7 +31,7 @@ def classifier(
     model = fs.models.Sequential(
         [fs.layers.Dense(8, "relu"), fs.layers.Dense(3, "softmax")], **keys
     )
-    model.compile("sgd", loss, ["accuracy"])
+    model.compile("sgd", loss, metrics=["accuracy"])
     return model
 
 
@@ -190,7 +190,7 @@ def test_sequences_of_unknown_length_have_the_same_loss() -> None:
             ]
         )
         loss = "sparse_categorical_crossentropy"
-        model.compile("sgd", loss, [loss])
+        model.compile("sgd", loss, metrics=[loss])
         model.fit(tokens, tokens, verbose=0)
         assert model.last_step is not None
         results.append((model.last_step, model.evaluate(tokens, tokens, verbose=0)))
@@ -453,11 +453,13 @@ def test_fused_and_separate_softmax_agree() -> None:
 def test_regression_and_binary_targets() -> None:
     target = (X @ np.arange(6.0)).astype(np.float32)
     model = fs.models.Sequential([fs.layers.Dense(1)])
-    model.compile(fs.optimizers.Adam(0.05), "mse", ["mae"])
+    model.compile(fs.optimizers.Adam(0.05), "mse", metrics=["mae"])
     history = model.fit(X, target[:, None], epochs=60, verbose=0)
     assert history.history["loss"][-1] < 0.05 * history.history["loss"][0]
     binary = fs.models.Sequential([fs.layers.Dense(1, "sigmoid")])
-    binary.compile(fs.optimizers.Adam(0.05), "binary_crossentropy", ["accuracy"])
+    binary.compile(
+        fs.optimizers.Adam(0.05), "binary_crossentropy", metrics=["accuracy"]
+    )
     history = binary.fit(X, (target > 0)[:, None], epochs=60, verbose=0)
     assert history.history["accuracy"][-1] > 0.95
 
@@ -476,7 +478,7 @@ def test_a_classifier_of_token_sequences(before: list[Any]) -> None:
             fs.layers.Dense(1, "sigmoid"),
         ]
     )
-    model.compile(fs.optimizers.Adam(0.01), "binary_crossentropy", ["accuracy"])
+    model.compile(fs.optimizers.Adam(0.01), "binary_crossentropy", metrics=["accuracy"])
     history = model.fit(tokens, y[:, None], epochs=30, verbose=0)
     assert history.history["accuracy"][-1] > 0.95
 
@@ -529,3 +531,19 @@ def test_layers_survive_their_config(make: Any) -> None:
     np.testing.assert_array_equal(again.store.values, model.store.values)
     one = model.root.forward(X, StepKey())
     np.testing.assert_array_equal(again.root.forward(X, StepKey()), one)
+
+
+def test_the_third_argument_of_compile_is_loss_weights() -> None:
+    model = fs.models.Sequential([fs.layers.Dense(1)])
+    with pytest.raises(fs.errors.ArgumentError, match="loss_weights, the third"):
+        model.compile("sgd", "mse", ["mae"])
+    model.compile("sgd", "mse", [0.5], ["mae"])
+    assert model.loss_weights == [0.5]
+
+
+def test_the_input_is_none_of_the_layers_of_a_sequential() -> None:
+    dense = fs.layers.Dense(1)
+    model = fs.models.Sequential([fs.Input((3,)), dense])
+    assert model.layers == [dense]
+    assert model.get_layer(index=0) is dense
+    assert model.predict(np.ones((2, 3)), verbose=0).shape == (2, 1)

@@ -67,7 +67,7 @@ def test_they_are_in_the_frozen_vector_and_never_trained() -> None:
     store = model.store
     assert [p.path for p in store.frozen_parameters] == ["1.mean", "1.fixed"]
     assert store.moving.size == store.frozen.size
-    assert model.count_params == store.count + 7
+    assert model.count_params() == store.count + 7
     before = layer_of(model).fixed.value.copy()
     model.fit(*data(), verbose=0)
     assert np.abs(layer_of(model).mean.value).max() > 0

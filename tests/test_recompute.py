@@ -36,7 +36,7 @@ def trained(model: Any, x: Any, y: Any, steps: int = 3, **options: Any) -> list[
     """Return losses, gradients of the last step, and weights."""
     t = trainer(model, x, y, **options)
     batch, rows = Batch(x, y, None), slice(0, len(x))
-    losses = [t.train_batch(batch, rows, len(x), i, TIME).loss for i in range(steps)]
+    losses = [t.train_batch(batch, rows, len(x), i).loss for i in range(steps)]
     return [losses, model.store.grads.copy(), model.store.values.copy()]
 
 

@@ -10,7 +10,7 @@ import pytest
 from gradcheck import check_directions, prepare
 
 import fastserve as fs
-from fastserve.assemble import make_model
+from fastserve.assemble.model import make_model
 from fastserve.comm import Communicator, run_threads
 from fastserve.core import Layer, StepKey
 from fastserve.errors import ArgumentError, DataError, ShapeError, StateError
@@ -258,7 +258,7 @@ def tagger(dtype: str = "float64", **options: Any) -> fs.models.Sequential:
         seed=1,
         dtype=dtype,
     )
-    model.compile("sgd", "sparse_categorical_crossentropy", ["accuracy"])
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
     model.options = Options(**options)
     return model
 
@@ -271,7 +271,7 @@ def test_a_classifier_does_not_see_the_padding() -> None:
             [L.Embedding(9, 5, mask_zero=True), L.LSTM(4), L.Dense(2, "softmax")],
             dtype="float64",
         )
-        model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
         padded = np.pad(x, ((0, 0), (0, more)))
         history = model.fit(padded, y, 4, 3, verbose=0)
         results.append(
@@ -359,7 +359,7 @@ def test_logits_in_pieces_are_masked_too(monkeypatch: pytest.MonkeyPatch) -> Non
             dtype="float64",
         )
         loss = fs.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile("sgd", loss, ["accuracy"])
+        model.compile("sgd", loss, metrics=["accuracy"])
         history = model.fit(x, y, 5, 2, verbose=0, sample_weight=np.arange(1.0, 14))
         found.append([*history.history["loss"], *model.evaluate(x, y)])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-9)
@@ -389,7 +389,7 @@ def test_initial_states_in_the_functional_api() -> None:
     decoder = L.LSTM(4, return_sequences=True)
     y = L.Dense(3, "softmax")(decoder(table(t), initial_state=[h, c]))
     model = fs.Model([x, t], y, dtype="float64")
-    model.compile("sgd", "sparse_categorical_crossentropy", ["accuracy"])
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
     a, _ = words()
     c_, d = words(13, 4)
     padded = [np.pad(array, ((0, 0), (0, 3))) for array in (a, c_, d)]

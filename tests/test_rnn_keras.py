@@ -88,7 +88,7 @@ def test_masked_training_is_keras(kind: str) -> None:
     model.build((TIME,))
     model.set_weights(stored("training", "w"))
     model.compile(
-        fs.optimizers.SGD(0.5), "sparse_categorical_crossentropy", ["accuracy"]
+        fs.optimizers.SGD(0.5), "sparse_categorical_crossentropy", metrics=["accuracy"]
     )
     steps = []
     for first in range(0, 24, 8):

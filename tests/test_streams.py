@@ -28,7 +28,7 @@ def classifier() -> fs.models.Sequential:
     model = fs.models.Sequential(
         [fs.layers.Dense(8, "relu"), fs.layers.Dense(3, "softmax")], seed=2
     )
-    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
 

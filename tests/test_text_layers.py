@@ -269,7 +269,7 @@ def test_a_model_takes_texts(texts: Any, mode: str, tmp_path: Path) -> None:
         words = vectorize.vocabulary_size()
         layers = [fs.layers.Embedding(words, 8), fs.layers.Flatten(), *layers]
     model = fs.models.Sequential([vectorize, *layers], seed=1)
-    model.compile(fs.optimizers.Adam(0.05), "binary_crossentropy", ["accuracy"])
+    model.compile(fs.optimizers.Adam(0.05), "binary_crossentropy", metrics=["accuracy"])
     history = model.fit(
         texts, LABELS, 8, epochs=15, validation_split=0.25, verbose=0
     ).history

@@ -27,7 +27,7 @@ def test_mlp_from_arrays_to_file(tmp_path: Path) -> None:
             fs.layers.Dense(8, activation="softmax"),
         ]
     )
-    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     history = model.fit(x, y, epochs=8, verbose=0, validation_split=0.2)
     assert history.history["val_accuracy"][-1] > 0.95
     assert history.history["loss"][-1] < history.history["loss"][0] / 2

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fastserve import config, worker
-from fastserve.assemble_data import make_data
+from fastserve.assemble.data import make_data
 from fastserve.data.sources import TokenSource
 from fastserve.data.token_files import Shards, open_token_file
 from fastserve.errors import ConfigError, DataError

@@ -29,7 +29,7 @@ def mlp(dropout: float = 0.0) -> fs.models.Sequential:
         ],
         seed=3,
     )
-    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
 

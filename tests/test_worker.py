@@ -91,6 +91,7 @@ def test_what_a_run_leaves(alone: Path) -> None:
     steps = {f"checkpoints/step-{s:08d}" for s in (4, 8, 12)}
     files = {"model.safetensors", "optimizer.safetensors", "state.json"}
     assert found == {
+        ".lock",
         *(f"{step}/{file}" for step in steps for file in files),
         "checkpoints/latest",
         "config.yaml",

@@ -103,7 +103,7 @@ def _result(
     floor = bytes_read(model, PROMPT + tokens / 2) / bandwidth
     result: dict[str, Any] = {
         "shape": shape,
-        "model": {**model.options_of_gpt, "weights": model.count_params},
+        "model": {**model.options_of_gpt, "weights": model.count_params()},
         "prompt": PROMPT,
         "tokens": tokens,
         "repeats": len(seconds["fastserve"]),

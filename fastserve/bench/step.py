@@ -162,7 +162,7 @@ def _result(
             "loss": losses[name][-1],
         }
     return {
-        "model": {**shape, "weights": model.count_params},
+        "model": {**shape, "weights": model.count_params()},
         "batch": batch,
         "repeats": len(ours),
         "sgemm_gflops": peak,

@@ -15,6 +15,7 @@ from fastserve.core.parameter import Parameter
 from fastserve.core.random import StepKey
 from fastserve.core.regularizers import Regularizer
 from fastserve.core.tensor import call
+from fastserve.core.weights import Weighted
 from fastserve.errors import ArgumentError, ShapeError, StateError
 
 Shape = tuple[int | None, ...]  # without the batch axis; None where it may vary
@@ -50,7 +51,7 @@ def nothing(layer: Layer) -> None:
     """A ``done`` for callers that don't need to know which gradients are ready."""
 
 
-class Layer:
+class Layer(Weighted):
     """A function with parameters, and the function that gives its gradients.
 
     A subclass writes three methods: ``build`` makes the parameters, from shapes alone;
@@ -115,6 +116,12 @@ class Layer:
             )
         self.name = name
         self.label = type(self).__name__  # what a graph names it after
+        if isinstance(input_shape, (int, str)):
+            raise ArgumentError(
+                f"{type(self).__name__}: expected the shape of a sample as a tuple",
+                repr(input_shape),
+                f"({input_shape},) for a vector; the batch isn't part of it",
+            )
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.output_shape: Shape | None = None
         self.path = ""  # place in the model's tree
@@ -136,6 +143,16 @@ class Layer:
         graph.inline = True
         self.takes_integers = graph.takes_integers
         return graph.build_once(graph.input_shape)
+
+    def add_weight(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras' way to make a weight for ``call``, which needs a tape: an error."""
+        raise ArgumentError(
+            f"{type(self).__name__}: expected weights made by self.param, for forward "
+            "and backward",
+            "add_weight",
+            "write self.param(name, shape, initializer) and a backward, as there is no "
+            "automatic differentiation; see docs/from-keras.md",
+        )
 
     def forward(self, x: Any, training: Training = False) -> Any:
         if self._graph is None:
@@ -239,6 +256,9 @@ class Layer:
         if not self._trainable:
             made.trainable = False
         return made
+
+    def _in_order(self) -> list[Parameter]:
+        return list({id(p): p for p in self.parameters()}.values())
 
     # -- what a subclass uses --------------------------------------------------
 

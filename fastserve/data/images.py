@@ -168,7 +168,9 @@ def list_classes(folder: Path, endings: Sequence[str]) -> list[tuple[Path, str]]
     if empty or not found:
         raise DataError(
             f"{folder}: expected files {', '.join(endings)} in a folder for each class",
-            f"none in {', '.join(sorted(empty)[:5])}" if empty else "no such folder",
+            f"none in {', '.join(sorted(empty)[:5])}"
+            if empty
+            else f"no folders in {folder}",
             "put them there, or remove the folder",
         )
     return found
@@ -247,8 +249,8 @@ class ImageFolder(Examples):
     def source(self, rows: Array) -> Source:
         return EncodedSource(self, rows)
 
-    def digests(self) -> list[bytes]:
-        return [digest(_bytes_of(path)) for path in self.files]
+    def digests(self) -> bytes:
+        return b"".join(digest(_bytes_of(path)) for path in self.files)
 
 
 def _bytes_of(path: Path) -> bytes:

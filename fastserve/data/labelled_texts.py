@@ -142,11 +142,11 @@ class Texts(Examples):
         x = self.encoder.encode([self.read(row) for row in rows.tolist()])
         return Batch(x, self.targets[rows], None)
 
-    def digests(self) -> list[bytes]:
-        return [
+    def digests(self) -> bytes:
+        return b"".join(
             digest(self.read(row).encode("utf-8", "replace"))
             for row in range(self.samples)
-        ]
+        )
 
 
 def texts_of(

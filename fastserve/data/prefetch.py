@@ -40,7 +40,6 @@ class Share(NamedTuple):
         batch: the rank's rows of the global batch; None if it has none.
         mine: their places in the global batch. total: its number of rows.
         full: rows of a batch that isn't a short last one.
-        time: length of the samples, for outputs with an axis of unknown length.
         losses: number of losses of the global batch if it is masked.
         mark: a number that is the same for the same global batch, where ranks compare.
     """
@@ -49,7 +48,6 @@ class Share(NamedTuple):
     mine: slice
     total: int
     full: int
-    time: int = 1
     losses: int | None = None
     mark: int = 0
 
@@ -75,7 +73,7 @@ def share_of(source: Source, sampler: Sampler, step: int, rows_of: RowsOf) -> Sh
             with reader.lock:
                 batch = _Slot().copy(source.batch(rows[mine], epochs[mine]))
     losses = source.losses(rows)
-    return Share(batch, mine, len(rows), sampler.batch, source.time, losses)
+    return Share(batch, mine, len(rows), sampler.batch, losses)
 
 
 class Pace:

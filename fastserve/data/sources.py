@@ -250,7 +250,9 @@ def numeric(name: str, array: Any, strings: bool = False) -> Array:
         )
     if result.ndim == 0 or len(result) == 0:
         raise DataError(
-            f"expected {name} to have at least one row", f"shape {result.shape}"
+            f"expected {name} to have at least one row",
+            f"shape {result.shape}",
+            "check how the data was made",
         )
     check_finite(name, result)
     return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -78,11 +77,12 @@ def digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=8).digest()
 
 
-def copies(digests: Iterable[bytes]) -> Array:
-    """Return for each example the first one that is equal to it, (n,) of int64."""
-    joined = b"".join(digests)
-    _, first, back = np.unique(
-        np.frombuffer(joined, np.uint64), return_index=True, return_inverse=True
-    )
+def copies(digests: bytes | bytearray) -> Array:
+    """Return for each example the first one that is equal to it, (n,) of int64.
+
+    ``digests`` has 8 bytes for each.
+    """
+    numbers = np.frombuffer(digests, np.uint64)
+    _, first, back = np.unique(numbers, return_index=True, return_inverse=True)
     found: Array = first[back].astype(np.int64)
     return found

@@ -71,13 +71,14 @@ class Stream(Source):
             their order.
         transform: is applied to each batch as it comes.
         targets: whether there must be a y.
+        strings: x holds texts, for a model that takes them.
     """
 
     batches: int | None = None
 
     def __init__(self, targets: bool = True) -> None:
         self.samples = 0  # not known
-        self.targets = targets
+        self.targets, self.strings = targets, False
         self.arrange: Callable[[Any, Any, Any], tuple[Any, Any, Any]] = lambda *a: a
         self.transform: Callable[[Batch], Batch] = lambda batch: batch
         self._example: Batch | None = None
@@ -123,7 +124,7 @@ class Stream(Source):
             total = size_of(batch)
             mine = rows_of(total, full)
             part = rows_of_batch(batch, mine) if mine.stop > mine.start else None
-            yield Share(part, mine, total, full, time_of(batch), mark=mark_of(batch))
+            yield Share(part, mine, total, full, mark=mark_of(batch))
 
     def _batch(self, item: Any, step: int) -> Batch:
         """Check a batch and make arrays of it."""
@@ -138,7 +139,7 @@ class Stream(Source):
             )
         x, y, weights = self.arrange(*(*item, None, None)[:3])
         made = Batch(
-            _arrays(f"x of {where}", x),
+            _arrays(f"x of {where}", x, self.strings),
             _arrays(f"y of {where}", y) if self.targets else np.empty(0),
             None if weights is None else _arrays(f"sample_weight of {where}", weights),
         )
@@ -287,12 +288,6 @@ def size_of(batch: Batch) -> int:
     return len(next(_flat(batch.x)))
 
 
-def time_of(batch: Batch) -> int:
-    """Return the length of the samples, for outputs with an axis of unknown length."""
-    first = next(_flat(batch.x))
-    return int(first.shape[1]) if first.ndim > 1 else 1
-
-
 def mark_of(batch: Batch) -> int:
     """Return a number that differs if shapes, types, or the ends of arrays differ."""
     mark = 0
@@ -302,7 +297,10 @@ def mark_of(batch: Batch) -> int:
             rows = max(1, _COMPARED // max(1, array.nbytes // max(1, len(array))))
             mark = zlib.crc32(head, mark)
             for end in (array[:rows], array[-rows:]):
-                mark = zlib.crc32(np.ascontiguousarray(end).tobytes()[:_COMPARED], mark)
+                bits = np.ascontiguousarray(end).tobytes()
+                if array.dtype.hasobject:  # texts: the array has their addresses
+                    bits = repr(end.tolist()).encode()
+                mark = zlib.crc32(bits[:_COMPARED], mark)
     return mark
 
 
@@ -313,8 +311,8 @@ def _flat(part: Any) -> Iterator[Array]:
         yield part
 
 
-def _arrays(name: str, value: Any) -> Any:
+def _arrays(name: str, value: Any, strings: bool = False) -> Any:
     several = isinstance(value, (tuple, list)) and any(v is not None for v in value)
     if several and all(v is None or getattr(v, "ndim", 0) for v in value):
         return tuple(None if v is None else numeric(name, v) for v in value)
-    return numeric(name, value)
+    return numeric(name, value, strings)

@@ -343,6 +343,11 @@ class Graph(Layer):
     def output_mask(self) -> Any:
         return self._mask_out
 
+    @property
+    def takes_strings(self) -> bool:  # type: ignore[override]
+        readers = [c.layer for c in self.calls if self._in[0] in c.inputs]
+        return self.one_input and any(layer.takes_strings for layer in readers)
+
     def _takes_integers(self, place: int) -> bool:
         source = self.inputs[self._in.index(place)].node.layer
         if isinstance(source, InputLayer) and source.integers is not None:

@@ -26,21 +26,24 @@ class InputLayer(Layer):
     """Says the shape of one sample; passes its input on.
 
     Args:
-        dtype: 'float32' or so for numbers, 'int32' or so for indices; by default it
-            depends on whether the layer behind takes integers.
+        dtype: 'float32' or so for numbers, 'int32' or so for indices, 'string' for
+            texts; by default it depends on what the layer behind takes.
     """
 
     def __init__(
         self, shape: Shape, dtype: str | None = None, name: str | None = None
     ) -> None:
-        super().__init__(tuple(shape), name)
+        super().__init__(() if shape is None else shape, name)
         try:
-            kind = "" if dtype is None else str(np.dtype(dtype).kind)
+            plain = "str" if dtype == "string" else dtype
+            kind = "" if plain is None else str(np.dtype(plain).kind)
         except TypeError:
             kind = "?"
-        if kind not in ("", *"fiub"):
+        if kind not in ("", *"fiubU"):
             raise ArgumentError(
-                "Input: expected a dtype of numbers", repr(dtype), "for example 'int32'"
+                "Input: expected a dtype of numbers or texts",
+                repr(dtype),
+                "for example 'float32', 'int32' or 'string'",
             )
         self.wanted_dtype = dtype
         self.integers = None if not kind else kind != "f"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,16 @@ def load_model(
     Args:
         custom_objects: classes of the user's own layers by their names.
 
-    Raises CheckpointError if the file is damaged or holds weights alone.
+    Raises CheckpointError if the file is damaged, holds weights alone, or is Keras'.
     """
+    with suppress(OSError), open(filepath, "rb") as file:
+        if file.read(4) in (b"PK\x03\x04", b"\x89HDF"):  # zip, HDF5
+            raise CheckpointError(
+                "expected a file that model.save wrote",
+                f"{filepath}, in a format of Keras",
+                "make the same layers and call load_weights on a file that Keras' "
+                "save_weights('a.weights.h5') wrote",
+            )
     text = checkpoint.read_metadata(Path(filepath)).get("fastserve")
     try:
         model = _from_config(json.loads(text or ""), custom_objects)

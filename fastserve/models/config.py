@@ -16,7 +16,7 @@ from fastserve.core import (
     initializers,
     regularizers,
 )
-from fastserve.errors import ArgumentError, DataError, UnknownNameError
+from fastserve.errors import ArgumentError, DataError, UnknownNameError, nearest
 from fastserve.layers.chain import Chain, Residual
 from fastserve.layers.graph import Graph
 from fastserve.layers.shapes import Input, InputLayer
@@ -245,10 +245,13 @@ def make_layer(
     try:
         inspect.signature(kind).bind(*inner, **arguments)
     except TypeError as error:
+        known_arguments = list(inspect.signature(kind).parameters)
+        wrong = next((k for k in arguments if k not in known_arguments), None)
+        near = wrong and nearest(wrong, known_arguments)
         raise ArgumentError(
-            f"{name}: expected arguments {inspect.signature(kind)}",
-            str(error),
-            "see the layer's docstring",
+            f"{name}: expected arguments among {', '.join(known_arguments)}",
+            repr(wrong) if wrong else str(error),
+            f"did you mean {near!r}?" if near else "see the layer's docstring",
         ) from None
     made = kind(*inner, **arguments)
     layer: Layer = made.node.layer if isinstance(made, Tensor) else made

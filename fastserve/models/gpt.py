@@ -163,16 +163,17 @@ class GPT(Model):
             norm_bias=o["bias"],
         )
 
-    def compile(  # type: ignore[override]
+    def compile(
         self,
         optimizer: Any = "adamw",
         loss: Any = None,
+        loss_weights: Any = None,
         metrics: str | Sequence[Any] | None = (),
         weighted_metrics: str | Sequence[Any] | None = (),
     ) -> None:
         """As ``Model.compile``; the loss is the cross-entropy of the next token."""
         loss = loss or SparseCategoricalCrossentropy(from_logits=True)
-        super().compile(optimizer, loss, metrics, weighted_metrics)
+        super().compile(optimizer, loss, loss_weights, metrics, weighted_metrics)
 
     def generate(
         self,

@@ -4,32 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastserve.core import Layer, Parameter
+from fastserve.core import Layer
+from fastserve.core.weights import Weighted
 from fastserve.training.step import Trainer
 
 
-class Lists:
+class Lists(Weighted):
     """The part of ``Model`` that only looks."""
 
     root: Layer
     trainer: Trainer | None
-
-    def _in_order(self) -> list[Parameter]:
-        raise NotImplementedError(f"{type(self).__name__}._in_order")
-
-    @property
-    def weights(self) -> list[Parameter]:
-        """All parameters in order of execution; their arrays are ``value``."""
-        return self._in_order()
-
-    @property
-    def trainable_weights(self) -> list[Parameter]:
-        return [p for p in self._in_order() if p.trainable]
-
-    @property
-    def non_trainable_weights(self) -> list[Parameter]:
-        """Those that are frozen, and those that layers change themselves."""
-        return [p for p in self._in_order() if not p.trainable]
 
     @property
     def input_shape(self) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -12,37 +12,44 @@ from typing import Any
 import numpy as np
 
 from fastserve import losses, optimizers
-from fastserve import metrics as metric_names
 from fastserve.comm import world
-from fastserve.core import Array, Layer, Memory, Parameter, ParameterStore, Tensor
-from fastserve.core.layer import is_several
+from fastserve.core import Layer, Memory, Parameter, ParameterStore, Tensor
 from fastserve.core.parameter import named_parameters
-from fastserve.data.prefetch import Pace, Share, load, shares
-from fastserve.data.sampler import Sampler, share
-from fastserve.data.sources import ArraySource, Batch, Source, check_input, numeric
-from fastserve.data.streams import OPEN, Stream, agreed, as_stream
+from fastserve.data.prefetch import Pace, load
+from fastserve.data.sampler import Sampler
+from fastserve.data.sources import Source, check_input
+from fastserve.data.streams import Stream, agreed
 from fastserve.errors import (
     ArgumentError,
-    CheckpointError,
-    DataError,
-    ShapeError,
     StateError,
     UnknownNameError,
 )
 from fastserve.layers.chain import skip_input_gradient
 from fastserve.layers.graph import Graph, arrange, flatten, snake_case
-from fastserve.metrics import Metric
-from fastserve.models import keras_files
+from fastserve.models import description, saving
+from fastserve.models.compiled import (
+    check_loss_weights,
+    known_metrics,
+    make_trainer,
+)
 from fastserve.models.config import Reader, Writer
+from fastserve.models.data import (
+    check_source,
+    inputs_of,
+    numbers_of,
+    shares_of,
+    source_of,
+    split,
+    validation_of,
+    weigh_classes,
+)
 from fastserve.models.functional import chain_graph, check_traceable, trace
 from fastserve.models.lists import Lists
-from fastserve.models.places import arrays_for, for_each, metrics_for_each
+from fastserve.models.places import each
 from fastserve.optimizers import Optimizer
-from fastserve.training import checkpoint
 from fastserve.training.callbacks import Callback, CallbackList, History
 from fastserve.training.loop import Schedule, evaluate, run
-from fastserve.training.outputs import Output, OutputsTrainer
-from fastserve.training.predict import predict, slices
+from fastserve.training.predict import predict
 from fastserve.training.progress import (
     BatchProgress,
     Progress,
@@ -139,11 +146,11 @@ class Model(Lists):
         if not any(symbolic) and not any(
             isinstance(v, Tensor) for v in kwargs.values()
         ):
-            x = self._numbers(given)
+            x = numbers_of(self, given)
             self._build_for(x)
             return self._arranged(self.forward(x), np.copy)
         if self._traced and not self.root.built:
-            self._trace(_each(lambda tensor: tensor.shape[1:], given))
+            self._trace(each(lambda tensor: tensor.shape[1:], given))
         return self.root(*inputs, **kwargs)
 
     def as_layer(self) -> Layer:
@@ -284,45 +291,11 @@ class Model(Lists):
 
     def _build_for(self, x: Any) -> None:
         if self._store is None:
-            shape = _each(lambda array: array.shape[1:], x)
+            shape = each(lambda array: array.shape[1:], x)
             self.build(self.known_input_shape or shape)
         check_input(x, self.root.input_shape or ())
 
     # -- several inputs and outputs ------------------------------------------------
-
-    def _inputs(self, x: Any) -> Any:
-        """Return inputs as an array, or as a tuple of arrays if there are several."""
-        if self._traced and not self.root.built:
-            several = isinstance(x, (list, tuple, dict)) and all(
-                isinstance(array, np.ndarray) for array in flatten(x)
-            )
-            self.build(_each(lambda a: a.shape[1:], x if several else np.asarray(x)))
-        if not isinstance(self.root, Graph):
-            return x
-        return arrays_for("x", x, self.root.input_names)
-
-    def _numbers(self, x: Any) -> Any:
-        """Return inputs as above, of numbers that are all finite."""
-        arrays = self._inputs(x)
-        if isinstance(arrays, tuple):
-            return tuple(numeric(f"x[{i}]", array) for i, array in enumerate(arrays))
-        return numeric("x", arrays, self.root.takes_strings)
-
-    def _targets(self, y: Any, weights: Any) -> tuple[Any, Any]:
-        """Return targets and weights as arrays, or as tuples for several outputs."""
-        if not isinstance(self.root, Graph):
-            return y, weights
-        names = self.root.output_names
-        given = for_each("loss", self.loss, names)
-        y = arrays_for("targets y", y, names, [loss is None for loss in given])
-        if len(names) == 1:
-            return y, None if weights is None else arrays_for("weights", weights, names)
-        if isinstance(weights, (list, tuple, dict)):
-            some = [True] * len(names)
-            weights = arrays_for("sample_weight", weights, names, some)
-        elif weights is not None:
-            weights = (weights,) * len(names)
-        return y, weights
 
     def _arranged(self, outputs: Any, change: Any = lambda y: y) -> Any:
         """Return what ``forward`` gave as the model's outputs are: a list or a dict."""
@@ -330,78 +303,26 @@ class Model(Lists):
         like = self.root.outputs_like if isinstance(self.root, Graph) else None
         return arrange(values, like)
 
-    @property
-    def _weighs_outputs(self) -> bool:
-        """Whether the losses of the outputs must be put together, or their number in a
-        sample is only known when the model has run."""
-        if self.loss_weights is not None or not isinstance(self.root, Graph):
-            return self.loss_weights is not None
-        return self.root.several_outputs or None in (self.root.output_shape or ())
-
-    def _single(self, value: Any) -> Any:
-        """Return the value that a list or dict has for a model's only output."""
-        if isinstance(value, (list, tuple, dict)):
-            return for_each("loss", value, self.output_names)[0]
-        return value
-
-    def _outputs(self, sample: Batch) -> list[Output]:
-        """Return what each output is trained for."""
-        names = self.output_names if isinstance(self.root, Graph) else ["output"]
-        shapes = self.output_shape if len(names) > 1 else (self.output_shape,)
-        weights = for_each("loss_weights", self.loss_weights, names)
-        found = []
-        for i, (name, loss, metrics, weighted, shape) in enumerate(
-            zip(
-                names,
-                for_each("loss", self.loss, names),
-                metrics_for_each(self.metrics, names),
-                metrics_for_each(self.weighted_metrics, names),
-                shapes,
-                strict=True,
-            )
-        ):
-            y = sample.y[i] if isinstance(sample.y, tuple) else sample.y
-            made: list[Metric] = []
-            if metrics or weighted:
-                if y is None:
-                    raise ArgumentError(
-                        f"compile: expected metrics of outputs with a loss, not {name}",
-                        "a metric, but no targets",
-                        "give it a loss; loss_weights may be 0",
-                    )
-                like = loss or losses.MeanSquaredError()
-                made = metric_names.get_all(metrics, weighted, like, y.shape[1:], shape)
-            weight = 1.0 if weights[i] is None else float(weights[i])
-            found.append(Output(name, loss, weight, made))
-        if all(output.loss is None for output in found):
-            raise ArgumentError(
-                "compile: expected a loss for at least one output",
-                "none",
-                "for example loss='mse'",
-            )
-        return found
-
     # -- compile -----------------------------------------------------------------
 
     def compile(
         self,
         optimizer: str | Optimizer = "rmsprop",
         loss: Any = None,
+        loss_weights: Any = None,
         metrics: Any = (),
         weighted_metrics: Any = (),
-        *,
-        loss_weights: Any = None,
     ) -> None:
         """Choose optimizer, loss and metrics, by name or as objects.
 
         Args:
             loss: of a model with several outputs one for all, or a list or dict with
                 one for each, None for those without.
+            loss_weights: a list or dict of factors of the losses in their sum.
             metrics: a list; of several outputs a list or dict with a metric or a list
                 of them for each. One whose result is an array isn't in the logs:
                 ``evaluate`` returns it.
             weighted_metrics: metrics that count samples by their weights.
-            loss_weights: a list or dict of factors of the losses in their sum.
 
         Raises UnknownNameError for a name that isn't known.
         """
@@ -409,10 +330,11 @@ class Model(Lists):
             raise ArgumentError(
                 "compile: expected a loss", "None", "for example loss='mse'"
             )
+        check_loss_weights(loss_weights)
         self.optimizer = optimizers.get(optimizer)
-        self.loss = _each(lambda one: one and losses.get(one), loss)
-        self.metrics = _known_metrics(metrics)
-        self.weighted_metrics = _known_metrics(weighted_metrics)
+        self.loss = each(lambda one: one and losses.get(one), loss)
+        self.metrics = known_metrics(metrics)
+        self.weighted_metrics = known_metrics(weighted_metrics)
         self.loss_weights = loss_weights
         if self._store is not None and self._store.stale:
             self._renew_store()
@@ -429,7 +351,7 @@ class Model(Lists):
 
     def prepare(self, source: Source, verb: str = "prepare") -> Trainer:
         """Return the trainer for data like ``source``; check the data first."""
-        optimizer, loss = self._compiled(verb)
+        optimizer, _ = self._compiled(verb)
         rows = np.zeros(1, np.int64)
         sample = source.batch(rows, rows)
         self._build_for(sample.x)
@@ -440,77 +362,9 @@ class Model(Lists):
                 "call compile again; it takes the change into account",
             )
         if self.trainer is None:
-            if self.options.bucket_bytes != self.store.bucket_bytes:
-                self.store.regroup(self.options.bucket_bytes)
-            if not self.options.shard_optimizer:
-                optimizer.bind(self.store)
-            rest = (world(), self.seed, self.clip_norm, self.options)
-            if self._weighs_outputs:
-                outputs = self._outputs(sample)
-                self.trainer = OutputsTrainer(
-                    self.root, self.store, outputs, sample, optimizer, *rest
-                )
-            else:
-                loss = self._single(loss)
-                named = metric_names.get_all(
-                    _leaves(self.metrics),
-                    _leaves(self.weighted_metrics),
-                    loss,
-                    sample.y.shape[1:],
-                    self.output_shape,
-                )
-                self.trainer = Trainer(
-                    self.root, self.store, loss, optimizer, named, *rest
-                )
+            self.trainer = make_trainer(self, sample, optimizer)
         self.trainer.clip_norm = self.clip_norm
         return self.trainer
-
-    def _source(
-        self, verb: str, x: Any, y: Any, weights: Any = None, shuffle: bool = False
-    ) -> Source:
-        """Return the data as a source whose targets fit the loss and the output."""
-        if isinstance(x, Source):
-            if y is not None or weights is not None:
-                raise ArgumentError(
-                    f"{verb}: expected no y and sample_weight beside a source",
-                    "both",
-                    "put them into the source",
-                )
-            return x
-        self._compiled(verb)
-        stream = None if y is not None else as_stream(x, shuffle, self.seed)
-        if stream is not None:
-            if weights is not None:
-                raise ArgumentError(
-                    f"{verb}: expected no sample_weight beside a generator",
-                    "both",
-                    "let it yield (x, y, sample_weight)",
-                )
-            stream.arrange = self._arrange_parts
-            self.check_source(stream)
-            stream.transform = self._checked
-            return stream
-        if y is None:
-            raise DataError(f"{verb}: expected targets y", "None", f"{verb}(x, y)")
-        x = self._inputs(x)
-        y, weights = self._targets(y, weights)
-        source = ArraySource(x, y, weights, self.root.takes_strings)
-        self.check_source(source)
-        return source
-
-    def _checked(self, batch: Batch) -> Batch:
-        """Return a stream's batch; raise ShapeError or DataError unless it fits."""
-        self._build_for(batch.x)
-        self._check_targets(batch.y, batch)
-        return batch
-
-    def _arrange_parts(self, x: Any, y: Any, weights: Any) -> tuple[Any, Any, Any]:
-        """Return what a generator gives in the order of the inputs and outputs."""
-        if not isinstance(self.root, Graph):
-            return x, y, weights
-        if y is not None:
-            y, weights = self._targets(y, weights)
-        return self._inputs(x), y, weights
 
     def check_source(self, source: Source) -> None:
         """Raise ShapeError or DataError unless inputs and targets fit the model.
@@ -518,23 +372,7 @@ class Model(Lists):
         Builds the model if it isn't yet. Of arrays every target is looked at, of
         other sources the first one.
         """
-        rows = np.zeros(1, np.int64)
-        sample = source.batch(rows, rows)
-        self._build_for(sample.x)
-        targets = source.y if isinstance(source, ArraySource) else sample.y
-        self._check_targets(targets, sample)
-
-    def _check_targets(self, targets: Any, sample: Batch) -> None:
-        _, loss = self._compiled("fit")
-        if not self._weighs_outputs:
-            self._single(loss).check_targets(targets, self.output_shape)
-            return
-        outputs = self._outputs(sample)
-        several = len(outputs) > 1
-        shapes = self.output_shape if several else (self.output_shape,)
-        for i, (output, shape) in enumerate(zip(outputs, shapes, strict=True)):
-            if output.loss is not None:
-                output.loss.check_targets(targets[i] if several else targets, shape)
+        check_source(self, source)
 
     # -- fit ---------------------------------------------------------------------
 
@@ -593,23 +431,20 @@ class Model(Lists):
                 "epochs is the number of the final epoch",
             )
         freq = validation_freq
-        for name, value in (
-            (
-                "validation_freq",
-                freq if isinstance(freq, int) else min(freq, default=0),
-            ),
-            ("validation_steps", validation_steps),
-            ("validation_batch_size", validation_batch_size),
-            ("steps_per_epoch", steps_per_epoch),
-        ):
-            if value is not None and value < 1:
-                raise ArgumentError(f"fit: expected a {name} of 1 or more", f"{value}")
+        _check_counts(
+            "fit",
+            batch_size=batch_size,
+            validation_freq=freq if isinstance(freq, int) else min(freq, default=0),
+            validation_steps=validation_steps,
+            validation_batch_size=validation_batch_size,
+            steps_per_epoch=steps_per_epoch,
+        )
         batch_size = 32 if batch_size is None else batch_size
         callbacks = [callbacks] if isinstance(callbacks, Callback) else callbacks or ()
-        source, held_out = self._split(x, y, sample_weight, validation_split, shuffle)
+        source, held_out = split(self, x, y, sample_weight, validation_split, shuffle)
         if class_weight is not None:
-            source = self._weigh_classes(source, class_weight)
-        validation = self._validation(validation_data, held_out)
+            source = weigh_classes(self, source, class_weight)
+        validation = validation_of(self, validation_data, held_out)
         trainer = self.prepare(source, "fit")
         first = 0 if initial_epoch else self._epochs_made
         sampler = None
@@ -643,93 +478,6 @@ class Model(Lists):
             level,
         )
 
-    def _split(
-        self, x: Any, y: Any, weights: Any, validation_split: float, shuffle: bool
-    ) -> tuple[Source, Source | None]:
-        if not 0 <= validation_split < 1:
-            raise ArgumentError(
-                "fit: expected validation_split from 0 up to below 1",
-                f"{validation_split}",
-            )
-        source = self._source("fit", x, y, weights, shuffle)
-        if validation_split == 0:
-            return source, None
-        if not isinstance(source, ArraySource):
-            raise ArgumentError(
-                "fit: expected validation_split with arrays alone",
-                type(source).__name__,
-                "give validation_data",
-            )
-        cut = int(source.samples * (1 - validation_split))
-        if cut in (0, source.samples):
-            raise DataError(
-                "fit: expected rows on both sides of validation_split",
-                f"{source.samples} rows, split {validation_split}",
-                "change validation_split, or add data",
-            )
-        return source.rows(slice(cut)), source.rows(slice(cut, None))
-
-    def _weigh_classes(
-        self, source: Source, class_weight: Mapping[int, float]
-    ) -> Source:
-        """Return the source with each label's weight times that of its class."""
-        if isinstance(source, Stream) and isinstance(class_weight, Mapping):
-            check = source.transform
-
-            def weigh(batch: Batch) -> Batch:
-                arrays = ArraySource(*check(batch)[:3])
-                weighed = self._weigh_classes(arrays, class_weight)
-                assert isinstance(weighed, ArraySource)
-                return batch._replace(weights=weighed.weights)
-
-            source.transform = weigh
-            return source
-        if not isinstance(source, ArraySource) or not isinstance(class_weight, Mapping):
-            raise ArgumentError(
-                "expected class_weight as a dict, with arrays",
-                f"{type(class_weight).__name__}, {type(source).__name__}",
-            )
-        _, loss = self._compiled("fit")
-        if isinstance(source.y, tuple):
-            raise ArgumentError(
-                "expected class_weight for a model with a single output",
-                f"{len(source.y)} outputs",
-                "use sample_weight, a list or dict of arrays for the outputs",
-            )
-        y, loss = source.y, self._single(loss)
-        if loss.fused_loss == "sigmoid" and y.ndim > 1 and y.shape[-1] > 1:
-            raise DataError(
-                "class_weight: expected one class for each sample",
-                f"targets of shape {y.shape} for {loss.name}",
-                "use sample_weight",
-            )
-        one_hot = not loss.targets.sparse and y.ndim > 1 and y.shape[-1] > 1
-        classes = y.argmax(axis=-1) if one_hot else y
-        if classes.ndim == 2 and classes.shape[1] == 1:
-            classes = classes.reshape(-1)
-        weights = np.ones(classes.shape, np.float32)
-        for label, weight in class_weight.items():
-            weights[classes == label] = weight
-        if source.weights is not None:
-            given = source.weights
-            if given.ndim < weights.ndim:
-                given = given.reshape(*given.shape, *[1] * (weights.ndim - given.ndim))
-            weights = weights * given
-        return ArraySource(source.x, source.y, weights, source.strings)
-
-    def _validation(self, data: Any, held_out: Source | None) -> Source | None:
-        if data is None:
-            return held_out
-        if isinstance(data, Source) or as_stream(data) is not None:
-            return self._source("validation_data", data, None)
-        if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
-            raise ArgumentError(
-                "fit: expected validation_data (x, y) or (x, y, sample_weight), or "
-                "batches",
-                type(data).__name__,
-            )
-        return self._source("validation_data", *data)
-
     # -- evaluate, predict -------------------------------------------------------
 
     def evaluate(
@@ -748,7 +496,8 @@ class Model(Lists):
         ``x`` may be what ``fit`` takes; ``steps``: only so many batches. Metrics may be
         arrays, such as a confusion matrix.
         """
-        source = self._source("evaluate", x, y, sample_weight)
+        _check_counts("evaluate", batch_size=batch_size, steps=steps)
+        source = source_of(self, "evaluate", x, y, sample_weight)
         trainer = self.prepare(source, "evaluate")
         made = source.batches if isinstance(source, Stream) else None
         if not isinstance(source, Stream):
@@ -780,7 +529,8 @@ class Model(Lists):
         """
         comm = world()
         batch_size = 32 if batch_size is None else batch_size
-        stream, parts, made = self._shares(x, batch_size)
+        _check_counts("predict", batch_size=batch_size, steps=steps)
+        stream, parts, made = shares_of(self, x, batch_size)
         if steps is not None:
             parts = islice(parts, steps)
         if verbose == "auto":
@@ -791,48 +541,9 @@ class Model(Lists):
             alike = agreed(loaded, comm) if stream and comm.size > 1 else loaded
             return self._arranged(predict(self.forward, alike, comm, call))
 
-    def _shares(
-        self, x: Any, batch_size: int
-    ) -> tuple[Stream | None, Iterator[Share], int | None]:
-        """Return the stream they come from, this rank's rows of each batch, and the
-        number of batches, if it is known."""
-        comm = world()
-
-        def rows_of(total: int, full: int) -> slice:
-            return share(total, comm.rank, comm.size)
-
-        stream = as_stream(x, targets=False)
-        if stream is not None:
-            stream.arrange = self._arrange_parts
-            self._build_for(stream.example.x)
-
-            def check(batch: Batch) -> Batch:
-                self._build_for(batch.x)
-                return batch
-
-            stream.transform = check
-            steps = OPEN if stream.batches is None else range(stream.batches)
-            return stream, stream.shares(steps, rows_of), stream.batches
-        if isinstance(x, Source):
-            order = Sampler(x.samples, batch_size, 0, shuffle=False, wrap=False)
-            rows = np.zeros(1, np.int64)
-            self._build_for(x.batch(rows, rows).x)
-            made = order.steps_per_epoch
-            return None, shares(x, order, range(made), rows_of), made
-        inputs = self._numbers(x)
-        self._build_for(inputs)
-        samples = {len(array) for array in flatten(inputs)}
-        if len(samples) > 1:
-            raise DataError(
-                "expected as many rows in all inputs",
-                ", ".join(str(len(array)) for array in inputs),
-            )
-        order = Sampler(samples.pop(), batch_size, 0, shuffle=False, wrap=False)
-        return None, slices(inputs, order.batch, comm), order.steps_per_epoch
-
     def predict_on_batch(self, x: Any) -> Any:
         """Return the outputs of one batch; see ``predict``."""
-        return self.predict(x, max(map(len, flatten(self._inputs(x)))), 0)
+        return self.predict(x, max(map(len, flatten(inputs_of(self, x)))), 0)
 
     def _callbacks(
         self,
@@ -876,9 +587,9 @@ class Model(Lists):
 
         On several ranks each gives the whole batch, and computes its share.
         """
-        source: Source = self._source("train_on_batch", x, y, sample_weight)
+        source: Source = source_of(self, "train_on_batch", x, y, sample_weight)
         if class_weight is not None:
-            source = self._weigh_classes(source, class_weight)
+            source = weigh_classes(self, source, class_weight)
         trainer = self.prepare(source, "train_on_batch")
         trainer.reset_totals()
         sampler = Sampler(source.samples, source.samples, 0, shuffle=False, wrap=False)
@@ -897,22 +608,6 @@ class Model(Lists):
 
     # -- weights -----------------------------------------------------------------
 
-    def get_weights(self) -> list[Array]:
-        """Return copies of all weights in order of execution."""
-        return [p.value.copy() for p in self._in_order()]
-
-    def set_weights(self, weights: Sequence[Array]) -> None:
-        """Set all weights, in the order of ``get_weights``."""
-        parameters = self._in_order()
-        if len(weights) != len(parameters):
-            raise ShapeError(
-                f"set_weights: expected {len(parameters)} arrays", f"{len(weights)}"
-            )
-        for parameter, value in zip(parameters, weights, strict=True):
-            parameter.check(value)
-        for parameter, value in zip(parameters, weights, strict=True):
-            parameter.assign(value)
-
     def _built_root(self) -> Layer:
         self.store  # noqa: B018  raises if the model isn't built
         return self.root
@@ -926,13 +621,7 @@ class Model(Lists):
 
         Raises CheckpointError if the file is there and ``overwrite`` is false.
         """
-        _check_absent(filepath, overwrite)
-        if world().rank == 0:
-            if keras_files.is_keras_file(filepath):
-                keras_files.save(Path(filepath), self._built_root())
-            else:
-                checkpoint.save_weights(Path(filepath), self.store, {})
-        world().barrier()
+        saving.save_weights(self, Path(filepath), overwrite)
 
     def load_weights(
         self, filepath: str | Path, skip_mismatch: bool = False, by_name: bool = False
@@ -946,27 +635,15 @@ class Model(Lists):
                 not, or in another shape, with a warning.
             by_name: of Keras 2 files: only layers of the same name.
         """
-        if keras_files.is_keras_file(filepath):
-            keras_files.load(Path(filepath), self._built_root(), skip_mismatch, by_name)
-        elif skip_mismatch or by_name:
-            raise ArgumentError(
-                "load_weights: expected skip_mismatch and by_name with Keras' files",
-                f"{filepath}",
-                "leave them out",
-            )
-        else:
-            checkpoint.load_weights(Path(filepath), self.store)
+        saving.load_weights(self, Path(filepath), skip_mismatch, by_name)
 
     def save(self, filepath: str | Path, overwrite: bool = True) -> None:
         """Write weights and architecture to one safetensors file.
 
-        Raises CheckpointError if the file is there and ``overwrite`` is false.
+        Raises CheckpointError if the file is there and ``overwrite`` is false,
+        ArgumentError for the ending of Keras' HDF5 files, which hold weights alone.
         """
-        _check_absent(filepath, overwrite)
-        metadata = {"fastserve": json.dumps(self.get_config())}
-        if world().rank == 0:
-            checkpoint.save_weights(Path(filepath), self.store, metadata)
-        world().barrier()
+        saving.save(self, Path(filepath), overwrite)
 
     def get_config(self) -> dict[str, Any]:
         """Return what ``load_model`` needs to make the model again, as JSON types.
@@ -1003,11 +680,6 @@ class Model(Lists):
         self._skip_input_gradient()
         self.trainer = None
 
-    @property
-    def count_params(self) -> int:
-        """Number of all weights, trained or not."""
-        return self.store.count + sum(p.size for p in self.store.frozen_parameters)
-
     def summary(self, *, print_fn: Callable[[str], Any] | None = None) -> None:
         """Print the layers with their output shapes and numbers of weights.
 
@@ -1019,69 +691,13 @@ class Model(Lists):
 
     def describe(self) -> str:
         """Return the table that ``summary`` prints."""
-        self.store  # noqa: B018  raises if the model isn't built
-        graph = self.root if isinstance(self.root, Graph) else None
-        rows = [("layer", "output", "weights", "connected to")]
-        for layer in self.layers if graph else self.root.children().values():
-            name = next(n for n, part in self.root.children().items() if part is layer)
-            size = sum(p.size for p in {id(p): p for p in layer.parameters()}.values())
-            shape = _shapes(layer.output_shape)
-            before = ", ".join(graph.before(layer)) if graph else ""
-            rows.append((f"{name} ({layer.label})", shape, f"{size:,}", before))
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = [
-            f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}"
-            + (f"  {d}" if graph and d else "")
-            for a, b, c, d in rows
-        ]
-        lines.insert(1, "─" * max(map(len, lines)))
-        lines.append(f"{self.count_params:,} weights in {self.dtype}")
-        if self.store.frozen_parameters:
-            rest = self.count_params - self.store.count
-            lines[-1] += f", {self.store.count:,} of them trained, {rest:,} not"
-        return "\n".join(lines)
+        return description.describe(self)
 
 
-def _check_absent(filepath: str | Path, overwrite: bool) -> None:
-    """Raise CheckpointError, alike on all ranks, for a file that is to be kept."""
-    if not overwrite and world().broadcast_obj(Path(filepath).exists()):
-        raise CheckpointError(
-            "expected a path where no file is, as overwrite is false",
-            f"{filepath}",
-            "take another path, or leave out overwrite",
-        )
-
-
-def _each(function: Any, values: Any) -> Any:
-    """Return the function's results for a value, or for those of a list or dict."""
-    if isinstance(values, dict):
-        return {key: function(value) for key, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return type(values)(map(function, values))
-    return function(values)
-
-
-def _shapes(shape: Any) -> str:
-    """Return a layer's output shape, or shapes, with the batch."""
-    if is_several(shape or ()):
-        return ", ".join(map(_shapes, shape))
-    return f"({', '.join(['batch', *(str(n or 'None') for n in shape or ())])})"
-
-
-def _leaves(values: Any) -> list[Any]:
-    """Return what is inside of lists and dicts in each other."""
-    if isinstance(values, (list, tuple, dict)):
-        return [leaf for value in flatten(values) for leaf in _leaves(value)]
-    return [values]
-
-
-def _known_metrics(metrics: Any) -> Any:
-    """Return a list or dict of metrics; raise UnknownNameError for unknown names."""
-    metrics = [metrics] if isinstance(metrics, (str, Metric)) else metrics or ()
-    for metric in _leaves(metrics):
-        if isinstance(metric, str) and metric not in metric_names.KNOWN:
-            raise UnknownNameError("metric", metric, metric_names.KNOWN)
-    return metrics if isinstance(metrics, dict) else list(metrics)
+def _check_counts(verb: str, **counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ArgumentError(f"{verb}: expected a {name} of 1 or more", f"{value}")
 
 
 def _shown(results: dict[str, Any], as_dict: bool) -> Any:
@@ -1096,4 +712,6 @@ def _verbosity(verbose: str | int) -> int:
         return 1 if terminal_width() else 2
     if verbose in (0, 1, 2):
         return int(verbose)
-    raise ArgumentError("expected verbose 'auto', 0, 1 or 2", repr(verbose))
+    raise ArgumentError(
+        "expected verbose 'auto', 0, 1 or 2", repr(verbose), "give one of these"
+    )

@@ -102,3 +102,12 @@ def arrays_for(
         value if value is None or hasattr(value, "shape") else numeric(name, value)
         for name, value in zip(names, values, strict=True)
     )
+
+
+def each(function: Any, values: Any) -> Any:
+    """Return the function's results for a value, or for those of a list or dict."""
+    if isinstance(values, dict):
+        return {key: function(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return type(values)(map(function, values))
+    return function(values)

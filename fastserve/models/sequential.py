@@ -8,6 +8,8 @@ from typing import Any
 from fastserve.core import Layer, Tensor
 from fastserve.errors import ArgumentError, StateError
 from fastserve.layers.chain import Chain
+from fastserve.layers.graph import snake_case
+from fastserve.layers.shapes import InputLayer
 from fastserve.models.config import Reader, Writer
 from fastserve.models.model import Model
 
@@ -37,7 +39,27 @@ class Sequential(Model):
 
     @property
     def layers(self) -> list[Layer]:
-        return self.chain.layers
+        """The layers without the ``Input`` they begin with, as in Keras."""
+        layers = self.chain.layers
+        starts = bool(layers) and isinstance(layers[0], InputLayer)
+        return layers[1:] if starts else list(layers)
+
+    def get_layer(self, name: str | None = None, index: int | None = None) -> Layer:
+        """Return a layer by its name or number, or by its place in ``layers``.
+
+        A layer without a name has also the one that Keras gives to it in the first
+        model of a process: ``dense``, ``dense_1``.
+        """
+        if index is None and name not in self.chain.children():
+            counts: dict[str, int] = {}
+            for layer in self.layers:
+                kind = snake_case(layer.label)
+                count = counts.get(kind, 0)
+                if not layer.name:
+                    counts[kind] = count + 1
+                    if name == (f"{kind}_{count}" if count else kind):
+                        return layer
+        return super().get_layer(name, index)
 
     def add(self, layer: Layer | Model | Tensor) -> None:
         """Append a layer, a model, or what ``Input`` returned.
@@ -65,17 +87,18 @@ class Sequential(Model):
 
         Raises StateError if the model has its weights already, or no layer.
         """
-        if self.built or self.chain.built or not self.layers:
+        if self.built or self.chain.built or not self.chain.layers:
             raise StateError(
                 "Sequential.pop: expected a model with layers that isn't built yet",
-                "a model with weights" if self.layers else "no layers",
+                "a model with weights" if self.chain.layers else "no layers",
                 "make another model of the layers that are wanted",
             )
         return self.chain.pop()
 
     @property
     def known_input_shape(self) -> tuple[int | None, ...] | None:
-        return self.layers[0].input_shape if self.layers else None
+        layers = self.chain.layers
+        return layers[0].input_shape if layers else None
 
     def get_config(self) -> dict[str, Any]:
         """Return class, seed, type, input shape and layers, as JSON types."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -122,7 +123,8 @@ class Optimizer:
     @learning_rate.setter
     def learning_rate(self, value: LearningRate) -> None:
         if not callable(value):
-            self._check("learning_rate", value, 0 < value < math.inf)
+            number = isinstance(value, numbers.Real)
+            self._check("learning_rate", value, number and 0 < value < math.inf)
             value = float(value)
         self._learning_rate = value
 

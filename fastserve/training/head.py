@@ -40,11 +40,20 @@ class PiecewiseHead:
         self.head = root.layers[-1]
 
     def train(
-        self, x: Array, batch: Batch, key: Training, scale: float, done: Done
+        self,
+        x: Array,
+        batch: Batch,
+        key: Training,
+        scale_of: Callable[[tuple[int, ...]], float],
+        done: Done,
     ) -> tuple[float, int]:
         """Make forward and backward; return the sum of the losses, and how many of
-        them the output's mask leaves out."""
+        them the output's mask leaves out.
+
+        ``scale_of`` returns the gradient's factor for outputs of a shape.
+        """
         hidden = self.root.forward_until_last(x, key)
+        scale = scale_of(hidden.shape)
         batch, left = apply_mask(
             batch, self.root.output_mask(), hidden.shape, self.loss
         )

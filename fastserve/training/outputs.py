@@ -15,6 +15,7 @@ from fastserve.core import Array, Layer, StepKey
 from fastserve.data.sources import Batch
 from fastserve.errors import ArgumentError, DataError
 from fastserve.layers.graph import Graph
+from fastserve.layers.recurrent import states_kept
 from fastserve.losses import Loss
 from fastserve.metrics import Mean, Metric
 from fastserve.training.masks import apply_mask
@@ -47,8 +48,9 @@ class OutputsTrainer(Trainer):
     """A ``Trainer`` for these outputs, in the model's order.
 
     Batches have tuples of targets, and None or tuples of weights. Where masks arrive at
-    outputs, the losses that count in a step are counted before it, by a forward of its
-    own: each output's gradient has to be divided by their number over all ranks.
+    outputs, or labels are ignored, the losses that count in a step are counted before
+    it, by a forward of its own: each output's gradient has to be divided by their
+    number over all ranks.
 
     Args:
         sample: a batch, to find out at which outputs masks arrive.
@@ -94,8 +96,12 @@ class OutputsTrainer(Trainer):
         assert first is not None
         super().__init__(root, store, first, optimizer, [m for _, m in logged], *rest)
         self._head = None
-        self._predict(sample, False)
-        self._masked = any(mask is not None for mask in self._masks())
+        with states_kept(root):
+            self._predict(sample, False)
+        self._masked = any(mask is not None for mask in self._masks()) or any(
+            output.loss is not None and output.loss.counted(np.zeros(1)) is not None
+            for output in outputs
+        )
 
     def results(self, totals: Array | None = None) -> dict[str, float]:
         """Return mean loss, each output's loss, and metrics; see ``Trainer``."""
@@ -136,22 +142,19 @@ class OutputsTrainer(Trainer):
         if self._masked:
             counts = np.zeros(len(self.outputs))
             for _, part in self._pieces(batch, mine) if batch is not None else ():
-                ys = self._predict(part, False)
+                with states_kept(self.root):
+                    ys = self._predict(part, False)
                 for i, y in enumerate(ys):
                     counts[i] += self._part_of(part, i, y)[1]
             self.comm.allreduce(counts)
             self._counted = (counts / total).tolist()
         return super().train_batch(batch, mine, total, *args)
 
-    def _losses_per_row(self, time: int) -> int:
-        return 1  # the sum has a part for each row of the batch
-
-    def _forward_backward(
-        self, batch: Batch, key: StepKey, scale: float, last: bool
-    ) -> float:
+    def _forward_backward(self, batch: Batch, key: StepKey, last: bool) -> float:
         root = self.root
         done = self.sync.done if last else _ignore
-        total, gradients = self._run(batch, key, scale, self._status)
+        self._status[1] += _rows(batch)  # the sum has a part for each row
+        total, gradients = self._run(batch, key, 1.0 / self._total, self._status)
         fused = [output.fused for output in self.outputs]
         if isinstance(root, Graph):
             root.backward_outputs(gradients, fused, done)
@@ -162,9 +165,9 @@ class OutputsTrainer(Trainer):
         done(root)
         return total
 
-    def _evaluate_part(self, part: Batch, status: Array, times: int) -> None:
+    def _evaluate_part(self, part: Batch, status: Array) -> None:
         self._run(part, False, None, status)
-        status[1] += len(part.x[0] if isinstance(part.x, tuple) else part.x)
+        status[1] += _rows(part)
 
     def _run(
         self, batch: Batch, key: StepKey | bool, scale: float | None, status: Array
@@ -230,3 +233,7 @@ class OutputsTrainer(Trainer):
     def _of(self, values: Any, i: int) -> Any:
         """Return output i's of a tuple; what is no tuple is for all of them."""
         return values[i] if isinstance(values, tuple) else values
+
+
+def _rows(batch: Batch) -> int:
+    return len(batch.x[0] if isinstance(batch.x, tuple) else batch.x)

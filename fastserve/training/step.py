@@ -166,7 +166,10 @@ class Trainer:
             fix_threads(o.threads or 1)
         self.exact = None if tree is None else ExactStep(comm, tree, self.moving)
         self._sum: Array | None = None  # gradients of earlier micro-batches
+        # sum of the losses, their number, whether to stop, how many are hidden; metrics
         self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
+        self._total = 0
+        self._count: int | None = None  # losses of the global batch, if it is masked
         self._measured = self._status  # where metrics of a piece of a batch go
         self.totals = np.zeros_like(self._status)  # since reset_totals, all ranks
         self.share_weights()
@@ -190,9 +193,7 @@ class Trainer:
         """Make step number ``step`` from this rank's share of its data, which it took
         ``loading`` seconds to get."""
         self._cut(part)
-        result = self.train_batch(
-            part.batch, part.mine, part.total, step, part.time, part.losses
-        )
+        result = self.train_batch(part.batch, part.mine, part.total, step, part.losses)
         self.busy += loading
         self.loading = loading
         return result
@@ -203,23 +204,21 @@ class Trainer:
         mine: slice,
         total: int,
         step: int,
-        time: int = 1,
         count: int | None = None,
     ) -> StepResult:
         """Make a step from this rank's rows ``mine`` of a global batch of ``total``.
 
-        ``batch`` holds just these rows; it is None if there are none. ``time`` is the
-        length of the samples, for outputs that have an axis of unknown length.
-        ``count`` is the number of losses of the global batch if it is masked.
+        ``batch`` holds just these rows; it is None if there are none. ``count`` is the
+        number of losses of the global batch if it is masked.
         """
         start = perf_counter()
         self.optimizer.check_store(self.store)
         if self.store.claim():
             skip_input_gradient(self.root)
-        if count is None:
-            count = self._losses_per_row(time) * total
         self._status.fill(0)
-        self._status[1] = count if self.comm.rank == 0 else 0
+        self._total, self._count = total, count
+        if count is not None and self.comm.rank == 0:
+            self._status[1] = count
         self.moving.begin()
         if self.exact is not None:
             self.exact.begin()
@@ -229,8 +228,7 @@ class Trainer:
                 self.store.grads.fill(0)
                 self.sync.done(self.root)
             else:
-                scale = 1.0 if self.loss.reduction == "sum" else 1.0 / count
-                self._accumulate(batch, mine, scale)
+                self._accumulate(batch, mine)
         self._status[2] = self.stop_requested
         self.sync.finish()
         computed = perf_counter()
@@ -240,7 +238,7 @@ class Trainer:
             self.comm.allreduce(self._status)
             self.moving.sum((mine.stop - mine.start) / total)
         waited = self.sync.waited + perf_counter() - computed
-        counted = self._rescale(count)
+        counted = self._rescale()
         if self.loss.reduction == "sum":  # over an epoch, sums are averaged by counts
             self._status[0] *= counted
         penalty = self._regularize()
@@ -273,13 +271,26 @@ class Trainer:
             check_replicas(self.store, self.comm, step)
         return StepResult(loss, norm, rate, total, bool(self._status[2]), skip)
 
-    def _rescale(self, assumed: int) -> int:
-        """Return how many losses of the step count, if those of masked outputs don't;
-        the gradients, which were divided by ``assumed``, are put right."""
-        counted = int(self._status[1])
-        if counted != assumed and self.loss.reduction != "sum":
-            factor = self.store.grads.dtype.type(assumed / max(1, counted))
-            np.multiply(self.store.grads, factor, out=self.store.grads)
+    def _scale(self, shape: tuple[int, ...]) -> float:
+        """Note how many losses a part of the batch has, whose outputs are of ``shape``;
+        return 1 / their number in the global batch, and 1 where losses are summed."""
+        count = self._count
+        if count is None:
+            losses = self.loss.count(shape)
+            self._status[1] += losses
+            count = losses // shape[0] * self._total
+        return 1.0 if self.loss.reduction == "sum" else 1.0 / count
+
+    def _rescale(self) -> int:
+        """Return how many losses of the step count. Those that masks hide don't, nor
+        labels that are ignored; the gradients, divided by all, are put right."""
+        assumed, hidden = int(self._status[1]), int(self._status[3])
+        self._status[3] = 0
+        if not hidden or self.loss.reduction == "sum":
+            return assumed
+        self._status[1] = counted = assumed - hidden
+        factor = self.store.grads.dtype.type(assumed / max(1, counted))
+        np.multiply(self.store.grads, factor, out=self.store.grads)
         return counted
 
     def _regularize(self) -> float:
@@ -306,7 +317,7 @@ class Trainer:
             self.comm.allreduce(square)
         return float(np.sqrt(square[0]))
 
-    def _accumulate(self, batch: Batch, mine: slice, scale: float) -> None:
+    def _accumulate(self, batch: Batch, mine: slice) -> None:
         pieces = list(self._pieces(batch, mine))
         exact = self.exact
         for i, (first_row, part) in enumerate(pieces):
@@ -314,7 +325,7 @@ class Trainer:
             last = i == len(pieces) - 1
             if last:  # the gradients of all are sent while the last are computed
                 self.sync.begin(add=self._sum if i and exact is None else None)
-            self._status[0] += self._forward_backward(part, key, scale, last)
+            self._status[0] += self._forward_backward(part, key, last)
             if exact is not None:
                 exact.put(i, self._status, last)
             elif not last:
@@ -330,26 +341,25 @@ class Trainer:
         else:
             np.add(self._sum, grads, out=self._sum)
 
-    def _forward_backward(
-        self, batch: Batch, key: StepKey, scale: float, last: bool
-    ) -> float:
+    def _forward_backward(self, batch: Batch, key: StepKey, last: bool) -> float:
         root = self.root
         # gradients of a micro-batch that isn't the last are not yet those of the step
         done = self.sync.done if last else _ignore
         if self._head is not None and self._in_pieces(batch):
             x = self._input(batch.x)
             self._measured = self._status
-            total, hidden = self._head.train(x, batch, key, scale, done)
-            self._status[1] -= hidden
+            total, hidden = self._head.train(x, batch, key, self._scale, done)
+            self._status[3] += hidden
             done(root)
             return total
         y = root.forward(self._input(batch.x), key)
         prediction = root.logits() if self.fused else y
         gradient = root.scratch(prediction.shape)
+        scale = self._scale(prediction.shape)
         batch, hidden = apply_mask(
             batch, root.output_mask(), prediction.shape, self.loss
         )
-        self._status[1] -= hidden
+        self._status[3] += hidden
         total = self.loss.sum_and_gradient(
             batch.y, prediction, batch.weights, scale, gradient
         )
@@ -399,9 +409,9 @@ class Trainer:
                 call("test_batch_begin", number, {})
             self._cut(mine)
             pieces = self._pieces(mine.batch, mine.mine) if mine.batch else ()
-            times = self._times(mine)
+            self._total, self._count = mine.total, mine.losses
             for place, (_, part) in enumerate(pieces):
-                self._evaluate_part(part, status, times)
+                self._evaluate_part(part, status)
                 if exact is not None:
                     index = exact.shards.of[self.comm.rank][place]
                     table.put(shards + index, status)
@@ -417,12 +427,6 @@ class Trainer:
         status[0] += self._penalty() * status[1]
         return self.results(status)
 
-    def _times(self, part: Share) -> int:
-        """Return how often the loss of a batch counts: it may be a sum, not a mean."""
-        if self.loss.reduction != "sum":
-            return 1
-        return self._losses_per_row(part.time) * part.total
-
     def _so_far(self, status: Array) -> dict[str, float]:
         if self.exact is not None:
             return {}  # the sums of the shards are added up at the end
@@ -431,23 +435,39 @@ class Trainer:
         whole[0] += self._penalty() * whole[1]
         return self.results(whole)
 
-    def _evaluate_part(self, part: Batch, status: Array, times: int) -> None:
+    def _evaluate_part(self, part: Batch, status: Array) -> None:
         if self._head is not None and self._in_pieces(part):
             self._measured = status
             total, hidden = self._head.evaluate(self._input(part.x), part)
-            status[:2] += times * total, _losses(part, part.y.size) - hidden
+            self._add_losses(status, part, (*part.y.shape, 1), total, hidden)
             return
         y = self.root.forward(self._input(part.x), False)
         prediction = self.root.logits() if self.fused else y
-        status[1] += _losses(part, self.loss.count(prediction.shape))
-        part, hidden = apply_mask(
-            part, self.root.output_mask(), prediction.shape, self.loss
+        shape = prediction.shape
+        masked, hidden = apply_mask(part, self.root.output_mask(), shape, self.loss)
+        total = self.loss.sum_and_gradient(
+            masked.y, prediction, masked.weights, 1.0, None
         )
-        status[1] -= hidden
-        status[0] += times * self.loss.sum_and_gradient(
-            part.y, prediction, part.weights, 1.0, None
-        )
-        self._measure(part, y, status)
+        self._add_losses(status, part, shape, total, hidden)
+        self._measure(masked, y, status)
+
+    def _add_losses(
+        self,
+        status: Array,
+        part: Batch,
+        shape: tuple[int, ...],
+        total: float,
+        hidden: int,
+    ) -> None:
+        """Add a part's losses: as a mean over those that count; the sum of a batch
+        counts as often as the batch has losses, so that large ones weigh more."""
+        count = _losses(part, self.loss.count(shape))
+        if self.loss.reduction == "sum":
+            status[0] += total * (self._count or count // shape[0] * self._total)
+            status[1] += count
+        else:
+            status[0] += total
+            status[1] += count - hidden
 
     def results(self, totals: Array | None = None) -> dict[str, float]:
         """Return mean loss and metrics of ``totals``, by default of all steps since
@@ -516,10 +536,6 @@ class Trainer:
     def _cut(self, part: Share) -> None:
         if self.exact is not None:
             self.exact.shards = self._shards(part.total, part.full)
-
-    def _losses_per_row(self, time: int) -> int:
-        shape = tuple(time if n is None else n for n in self.root.output_shape or ())
-        return self.loss.count((1, *shape))
 
     def _measure(self, batch: Batch, y: Array, status: Array) -> None:
         """Add the metrics of a micro-batch to their places in ``status``.

@@ -44,7 +44,7 @@ class Watch(fs.callbacks.Callback):
 model = fs.models.Sequential(
     [fs.layers.Dense(8, "relu"), fs.layers.Dense(3, "softmax")], seed=2
 )
-model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
 passes = 500 if what == "sleep" else 5
 history = model.fit(
     batches(passes), epochs=passes, steps_per_epoch=4, verbose=0, callbacks=Watch()

@@ -133,6 +133,7 @@ class Monitor(Callback):
             raise ArgumentError(
                 f"{type(self).__name__}: expected mode 'auto', 'min' or 'max'",
                 repr(mode),
+                "'min' where less is better, 'max' where more is",
             )
         if mode == "auto":
             greater = any(part in monitor for part in _GREATER_IS_BETTER)

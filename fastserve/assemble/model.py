@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from fastserve import config, losses, metrics, optimizers, schedules
-from fastserve.assemble_data import Data, call_function
+from fastserve.assemble.data import Data, call_function
 from fastserve.config import schema
+from fastserve.core import Layer
 from fastserve.data.sampler import Sampler
 from fastserve.data.subset import Subset, first_batches
 from fastserve.data.token_files import TOKENIZER
 from fastserve.data.tokenizer_folders import read_tokenizer
-from fastserve.errors import DataError, ShapeError
+from fastserve.errors import ArgumentError, DataError, FastserveError, ShapeError
 from fastserve.models import GPT, Model, Sequential, model_from_json
 from fastserve.models.config import make_layer
 from fastserve.training.step import Options
@@ -48,9 +50,8 @@ def make_model(
     if isinstance(m, schema.SequentialModel):
         model = Sequential(seed=job.seed)
         sizes = {"classes": classes, "vocabulary": vocab_size}
-        for entry in m.layers:
-            ((name, arguments),) = entry.items()
-            model.add(make_layer(name, with_sizes(name, arguments, sizes)))
+        for layer in make_layers(m, sizes):
+            model.add(layer)
         model.build(m.input_shape or input_shape)
         return model
     if isinstance(m, schema.JsonModel):
@@ -69,6 +70,27 @@ def make_model(
     if not made.built:
         made.build(made.known_input_shape or input_shape)
     return made
+
+
+def make_layers(
+    model: schema.SequentialModel, sizes: dict[str, int | None]
+) -> Iterator[Layer]:
+    """Yield a job's layers; errors begin with the place in the job."""
+    for number, entry in enumerate(model.layers):
+        ((name, arguments),) = entry.items()
+        try:
+            yield make_layer(name, with_sizes(name, arguments, sizes))
+        except FastserveError as error:
+            expected = f"model.layers[{number}]: {error.expected}"
+            raise ArgumentError(expected, error.received, error.todo) from None
+
+
+def check_model(job: config.Job) -> None:
+    """Raise a FastserveError for names and arguments that no data could make right."""
+    if isinstance(job.model, schema.SequentialModel):
+        layers = list(make_layers(job.model, {"classes": 2, "vocabulary": 2}))
+        loss, named = _measures(job.model)
+        Sequential(layers).compile("adam", loss, metrics=named)
 
 
 def _model_in(file: str, seed: int) -> Model:
@@ -210,6 +232,12 @@ def total_steps(job: config.Job, sampler: Sampler) -> int:
     return (job.train.epochs or 1) * sampler.steps_per_epoch
 
 
+def _measures(model: schema.SequentialModel) -> tuple[Any, list[Any]]:
+    """Return loss and metrics, made of their names and arguments."""
+    named = [m if isinstance(m, str) else metrics.make(m) for m in model.metrics]
+    return losses.get(model.loss), named
+
+
 def compile_model(job: config.Job, model: Model, steps: int) -> None:
     """Give the model the job's optimizer, schedule, loss and options."""
     optimizer = _optimizer(job, steps)
@@ -217,18 +245,18 @@ def compile_model(job: config.Job, model: Model, steps: int) -> None:
     if isinstance(m, schema.GptModel):
         model.compile(optimizer)
     elif isinstance(m, schema.SequentialModel):
-        named = [m if isinstance(m, str) else metrics.make(m) for m in m.metrics]
-        model.compile(optimizer, losses.get(m.loss), named)
+        loss, named = _measures(m)
+        model.compile(optimizer, loss, metrics=named)
     elif isinstance(m, schema.JsonModel):
         weights = m.loss_weights
-        model.compile(optimizer, m.loss, m.metrics, loss_weights=weights)
+        model.compile(optimizer, m.loss, metrics=m.metrics, loss_weights=weights)
     elif model.loss is not None:
         more: dict[str, Any] = {}
         if model.weighted_metrics:
             more["weighted_metrics"] = model.weighted_metrics
         if model.loss_weights is not None:
             more["loss_weights"] = model.loss_weights
-        model.compile(optimizer, model.loss, model.metrics, **more)
+        model.compile(optimizer, model.loss, metrics=model.metrics, **more)
     else:
         raise ShapeError(
             f"{m.file}: expected a compiled model",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastserve import config
-from fastserve.assemble_labelled import make_parts
+from fastserve.assemble.labelled import make_parts
 from fastserve.config import schema
 from fastserve.config.labelled import Splits
 from fastserve.core import Array
