@@ -15,6 +15,7 @@ from fastserve.comm import Communicator, run_threads
 from fastserve.core import Layer, StepKey
 from fastserve.errors import ArgumentError, DataError, ShapeError, StateError
 from fastserve.models.config import layer_config, layer_from_config
+from fastserve.ops import pieces
 from fastserve.training.flops import flops_per_sample
 from fastserve.training.step import Options
 
@@ -80,6 +81,38 @@ def test_batches_of_other_lengths(kind: str) -> None:
         np.testing.assert_allclose(y, long[:, :time], rtol=1e-12)
         assert layer.backward(np.ones_like(y)).shape == (3, time, 3)
         np.testing.assert_allclose(layer.forward(x[:, :time]), y, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_products_in_pieces(
+    kind: str, dropout: float, backwards: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that are cut for BLAS' small kernels give the same as whole ones."""
+    x = rng().standard_normal((96, 5, 32))
+    results = []
+    for small in (False, True):
+        monkeypatch.setattr(pieces, "small_kernels", lambda small=small: small)
+        monkeypatch.setattr(pieces, "LIMIT", 32 * 16 * 200)
+        pieces.piece.cache_clear()
+        layer = of(
+            kind,
+            48,
+            dropout=dropout,
+            recurrent_dropout=dropout,
+            go_backwards=backwards,
+            return_sequences=True,
+        )
+        prepare(layer, (None, 32))
+        y = layer.forward(x, StepKey(1)).copy()
+        dx = layer.backward(np.cos(y)).copy()
+        results.append([y, dx, *(p.grad.copy() for p in layer.parameters())])
+        assert (pieces.piece(96, 81, 48) == (48, 16)) == small
+        assert (pieces.piece(96, 192, 48) == (32, 16)) == small
+    pieces.piece.cache_clear()
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -447,12 +447,16 @@ class Recurrent(Layer):
 
     def _input_backward(self, dz: Array, times: slice, dx: Array) -> None:
         batch, _, features = self.saved(self._shape)
-        part = self._input_part(dz)
+        part, weights, keep = self._input_part(dz), self._kernel_t, self._input_keep
+        by_time = (dx[:, ::-1] if self.go_backwards else dx).transpose(1, 0, 2)[times]
+        if self._parts == 1 and weights.rows:  # each step's product goes to its place
+            multiply(part.reshape(*by_time.shape[:2], -1), weights, by_time)
+            if keep is not None:
+                np.multiply(by_time, keep[:, 0], out=by_time)
+            return
         out = self.scratch((len(dz) // batch, batch, features))
-        self._product(part, self._kernel_t, self._input_keep, range(self.gates), out)
-        if self.go_backwards:
-            dx = dx[:, ::-1]
-        dx[:, times] = out.transpose(1, 0, 2)
+        self._product(part, weights, keep, range(self.gates), out)
+        by_time[...] = out
 
     def _product(
         self,

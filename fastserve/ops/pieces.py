@@ -21,7 +21,7 @@ from fastserve.ops.blocks import Array
 LIMIT = 100**3  # of rows x depth x columns
 FAMILIES = ("SkylakeX", "Cooperlake", "SapphireRapids")
 COLUMNS = 16  # a piece has a multiple of them: the numbers of a vector
-ROWS = 32  # a piece has no fewer than them, unless that's all
+ROWS = 32  # a piece has no fewer than them; fewer rows in all aren't cut
 
 
 class Pieces(NamedTuple):
@@ -49,7 +49,7 @@ def piece(rows: int, depth: int, columns: int) -> tuple[int, int]:
     """Return rows and columns of the fewest pieces; (0, columns) if none are small."""
     if not small_kernels():
         return 0, columns
-    some = [r for r in range(min(rows, ROWS), rows + 1) if rows % r == 0]
+    some = [r for r in range(ROWS, rows + 1) if rows % r == 0]
     widths = [c for c in range(COLUMNS, columns + 1, COLUMNS) if columns % c == 0]
     small = [(r, c) for r in some for c in widths if r * depth * c <= LIMIT]
     return max(small, key=lambda size: size[0] * size[1], default=(0, columns))

@@ -198,10 +198,13 @@ class Optimizer:
 
     def run(self, k: tuple[Any, ...], kept: Any) -> None:
         """Update all pieces, with weights that decay times ``kept`` before."""
+        t = u = np.empty(0)
         for decays, p, g, *slots in self.each():
             if decays:
                 np.multiply(p, kept, out=p)
-            self.apply(k, p, g, spare(0, p), spare(1, p), *slots)
+            if t.size != p.size:  # most pieces are of one size
+                t, u = spare(0, p), spare(1, p)
+            self.apply(k, p, g, t, u, *slots)
 
     def each(self) -> Iterator[tuple[Any, ...]]:
         """Yield (whether it decays, values, gradients, *slots) of each piece."""
