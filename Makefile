@@ -10,7 +10,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 EDITABLE := --config-settings editable_mode=compat -e
 SOURCES := fastserve launch tests benchmarks
 
-.PHONY: help train data test test-mpi test-hosts test-kills fuzz check format bench clean
+.PHONY: help train data test test-mpi test-hosts test-kills soak fuzz check format bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ test-hosts: $(VENV)/.tests $(MPICH)/.installed  ## only those over several hosts
 
 test-kills: $(VENV)/.tests $(MPICH)/.installed  ## kill a job 200 times (half an hour)
 	FASTSERVE_TEST_KILLS=200 $(BIN)/python -m pytest -s tests/test_kills.py
+
+soak: $(VENV)/.installed  ## train for an hour under memory and CPU pressure
+	$(BIN)/python benchmarks/soak.py --minutes 60
 
 fuzz: $(VENV)/.tests  ## feed 100,000 damaged files to each reader (an hour)
 	FASTSERVE_TEST_FUZZ=100000 $(BIN)/python -m pytest tests/test_fuzz.py

@@ -15,6 +15,7 @@ nothing of fastserve can catch it::
     ├── LossSpikeError     (ArithmeticError)     a loss that stays far too high
     ├── CheckpointError    (RuntimeError)  a run that can't be written or read
     ├── CommError          (RuntimeError)  ranks that can't talk or don't agree
+    │   └── ReplicaError                   ranks whose weights differ
     └── LaunchError        (RuntimeError)  a job that can't be started
 """
 
@@ -67,6 +68,10 @@ class CheckpointError(FastserveError, RuntimeError):
 
 class CommError(FastserveError, RuntimeError):
     """Ranks can't communicate, or hold different state."""
+
+
+class ReplicaError(CommError):
+    """The ranks' weights aren't the same any more; raised on all ranks."""
 
 
 class LaunchError(FastserveError, RuntimeError):

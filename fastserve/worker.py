@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -126,12 +126,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _report(error: BaseException, comm: Communicator, started: list[Path]) -> int:
     """Say and record why this rank ends; return the status of the job."""
     status = exit_status(error) or 1  # leaving the others alone is a failure too
+    recorded = False
     if started:
-        write_error(started[0], comm, error)
+        with suppress(OSError, CheckpointError):  # the disk may be what is wrong
+            write_error(started[0], comm, error)
+            recorded = True
         log.info("%s", describe_error(error))
     else:
         status = USAGE  # refused before there is a run; the reason is shown below
-    if not started or environment.setting("JOB") is None:
+    if not recorded or environment.setting("JOB") is None:
         prefix = f"[rank {comm.rank} {comm.host}] " if comm.size > 1 else ""
         for line in describe_error(error).splitlines():
             print(f"{prefix}{line}", file=sys.stderr, flush=True)
@@ -202,36 +205,43 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
         plateau.say = progress.say
     comm.timeout = job.comm.timeout
     folder = run_dir / "checkpoints"
-    saver = Saver(folder, trainer.store, trainer.optimizer, comm)
+    compare = job.comm.check_every > 0
+    lock = _held[-1] if _held else None
+    saver = Saver(folder, trainer.store, trainer.optimizer, comm, compare, lock)
     best = BestCheckpoint(saver, state)
-    history = run(
-        model,
-        trainer,
-        data.train,
-        sampler,
-        schedule,
-        data.validation,
-        job.train.global_batch,
-        [
-            progress,
-            Balance(),
-            metrics,
-            *([early] if early else []),  # before those that save its state
-            *extras.values(),
-            *([best] if job.checkpoint.best else []),
-            Checkpoints(
-                saver,
-                job.checkpoint.every,
-                job.checkpoint.keep,
-                job.checkpoint.at_end,
-                state,
-            ),
-            *_samples(job, data, model, progress),
-            *([StopAfter(trainer, options.stop_after)] if options.stop_after else []),
-        ],
-        level,
-        data.bytes_per_token,
-    )
+    callbacks: list[Callback] = [
+        progress,
+        Balance(),
+        metrics,
+        *([early] if early else []),  # before those that save its state
+        *extras.values(),
+        *([best] if job.checkpoint.best else []),
+        Checkpoints(
+            saver,
+            job.checkpoint.every,
+            job.checkpoint.keep,
+            job.checkpoint.at_end,
+            state,
+        ),
+        *_samples(job, data, model, progress),
+        *([StopAfter(trainer, options.stop_after)] if options.stop_after else []),
+    ]
+    try:
+        history = run(
+            model,
+            trainer,
+            data.train,
+            sampler,
+            schedule,
+            data.validation,
+            job.train.global_batch,
+            callbacks,
+            level,
+            data.bytes_per_token,
+        )
+    except BaseException as error:
+        saver.settle(error)
+        raise
     comm.timeout = None  # what follows is rank 0's alone, and may take its time
     made = trainer.optimizer.step
     ended = _why_early(early, made, schedule) if early else None
@@ -412,6 +422,7 @@ def _load(
     source = run_dir if options.resume == "auto" else Path(options.resume).absolute()
     state = None
     loaded: list[Path] = []
+    refuses = True
     if comm.rank == 0:
         if run_dir.exists():
             _hold(run_dir)
@@ -424,6 +435,8 @@ def _load(
             if _has_checkpoints(source):
                 _check_kept(source, data)
             state = checkpoint.load_newest(folder, *goals)
+            # what is later there was damaged, and will be replaced
+            refuses = source.resolve() != run_dir.resolve()
         if state is None and options.resume != "auto":
             raise CheckpointError(
                 "--resume: expected a run folder or a checkpoint",
@@ -438,7 +451,8 @@ def _load(
                     f"{value}",
                     "take the same again, or start a new run",
                 )
-        _clear_later(run_dir, trainer.optimizer.step, options.overwrite)
+        if refuses or options.overwrite:
+            _clear_later(run_dir, trainer.optimizer.step, options.overwrite)
     step, state = comm.broadcast_obj((trainer.optimizer.step, state or {}))
     comm.broadcast(trainer.store.values)
     if step:
@@ -548,8 +562,7 @@ def _start_folder(
     run_dir: Path, job: config.Job, data: Data, comm: Communicator, fresh: bool
 ) -> None:
     if comm.rank == 0:
-        with files.writing(run_dir):
-            _hold(run_dir)
+        _hold(run_dir)
         if fresh:
             for name in ("checkpoints", "errors", "logs", "plots"):
                 shutil.rmtree(run_dir / name, ignore_errors=True)

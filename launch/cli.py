@@ -173,8 +173,10 @@ def run(
     if not resume and not overwrite:
         _refuse_to_replace(plan.run_dir)
 
-    def attempt(goal: Goal, loss: Loss, again: bool) -> int:
-        words = [*_without_start(arguments), "--resume", "auto"] if again else arguments
+    def attempt(goal: Goal, loss: Loss, goes_on: bool) -> int:
+        words = arguments
+        if goes_on:
+            words = [*_without_start(arguments), "--resume", "auto"]
         launch = job.launch.model_copy(update={"ranks": goal.ranks})
         wanted = job.model_copy(update={"launch": launch})
         make = _planner(wanted, list(goal.hosts), words, kernel, allocation)

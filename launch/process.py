@@ -166,6 +166,8 @@ class _Run:
     ) -> None:
         self.loss = loss or Loss()
         self.plan, self.process, self.started, self.say = plan, process, started, say
+        self._started = time.monotonic()  # the other is to compare with records
+        self._ended_since: float | None = None  # monotonic; of the first rank
         self.cluster, self.sight = cluster, Sight()
         self._watch = None if cluster else Watch(plan.token)
         self.caught, self._grace = caught, grace
@@ -203,8 +205,10 @@ class _Run:
 
     def _note_time(self) -> None:
         """Note when the first sign of a loss was seen."""
+        if self.sight.ended and self._ended_since is None:
+            self._ended_since = time.monotonic()
         if (self.sight.lost or self.sight.ended) and not self.loss.noticed:
-            self.loss.noticed = time.time()
+            self.loss.noticed = time.monotonic()
 
     def end_all(self) -> None:
         """Leave no process of the job behind, and show the rest of its output."""
@@ -272,8 +276,8 @@ class _Run:
         return NOT_COMPLETED if self._killed else status or NOT_COMPLETED
 
     def _records(self) -> list[ErrorRecord]:
-        skews = self.cluster.skews if self.cluster else {}
-        return error_records(self.plan.run_dir, self.started, skews)
+        plan, skews = self.plan, self.cluster.skews if self.cluster else {}
+        return error_records(plan.run_dir, self.started, skews, plan.token)
 
     def _began(self) -> bool:
         """Whether ranks came as far as to write logs."""
@@ -383,7 +387,7 @@ class _Run:
             self._deadline = time.monotonic() + _FAILED_SECONDS
         elif self._misses_a_rank():
             self._kill()
-        elif time.time() > self.started + self.plan.start_timeout:
+        elif time.monotonic() > self._started + self.plan.start_timeout:
             self._late = self._not_started()
             if self._late:
                 self._kill()
@@ -396,11 +400,10 @@ class _Run:
 
     def _misses_a_rank(self) -> bool:
         """Whether the job has gone on for a while without one of its ranks."""
-        since = time.time() - _SILENT_SECONDS
-        ended = sum(e.time < since for e in self.sight.ended.values())
-        plan = self.plan
+        since, plan = self._ended_since, self.plan
         return (
-            0 < ended < plan.ranks
+            since is not None
+            and time.monotonic() - since > _SILENT_SECONDS
             and len(self.sight.ended) < plan.ranks
             and not completed(plan.run_dir, plan.token, plan.ranks)
             and not stopped(plan.run_dir, plan.token, plan.ranks)

@@ -24,23 +24,34 @@ class ErrorRecord:
     message: str
     traceback: str
     status: int
+    job: str | None = None
 
 
 def error_records(
-    run_dir: Path, since: float, skews: Mapping[str, float] | None = None
+    run_dir: Path,
+    since: float,
+    skews: Mapping[str, float] | None = None,
+    job: str | None = None,
 ) -> list[ErrorRecord]:
     """Return the records that ranks wrote at ``since`` (unix time) or later, in order.
 
     ``skews`` are the seconds that the clocks of other hosts are ahead of this one's, by
     which the records' times are corrected. A record that was cut short by
     the end of its rank can't be read and is left out.
+
+    ``job`` is the token of those that are wanted, whatever a clock that was set says of
+    them; records without one are judged by their time.
     """
     skews = skews or {}
     read = (_error_record(path) for path in run_dir.glob("errors/rank-*.json"))
     records = [replace(r, time=r.time - skews.get(r.host, 0.0)) for r in read if r]
     # Clocks are compared over a network, which takes its time.
     slack = 1.0 if skews else 0.0
-    found = [record for record in records if record.time >= since - slack]
+    found = [
+        record
+        for record in records
+        if (record.job == job if job and record.job else record.time >= since - slack)
+    ]
     return sorted(found, key=lambda record: (record.time, record.rank))
 
 
@@ -106,6 +117,7 @@ def _error_record(path: Path) -> ErrorRecord | None:
             message=str(record["message"]),
             traceback=str(record.get("traceback") or ""),
             status=int(record["status"]),
+            job=str(record["job"]) if record.get("job") else None,
         )
     except (KeyError, TypeError, ValueError):
         return None

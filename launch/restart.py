@@ -21,7 +21,7 @@ class Loss:
     Attributes:
         found: something was, and nothing else ended the job.
         hosts: names of those that can't be reached.
-        noticed: unix time.
+        noticed: when that was, by the monotonic clock.
     """
 
     found: bool = False
@@ -59,6 +59,34 @@ class Goal:
         return self.ranks or sum(host.slots for host in self.hosts) or 1
 
 
+class Start:
+    """How a job starts again: as it was asked for, until it has a checkpoint.
+
+    A run folder may hold those of a run before, which the job was to replace.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._before = self._mark()
+
+    def newest(self) -> str | None:
+        """Return the checkpoint that the ranks will look at first, if there is one."""
+        if self._mark() == self._before:
+            return None
+        folder = self._run_dir / "checkpoints"
+        names = [p.parent.name for p in folder.glob("step-*/state.json")]
+        names += [p.parent.name for p in folder.glob("best*/state.json")]
+        return max(names, default=None)  # step-* comes after best
+
+    def _mark(self) -> tuple[int, int] | None:
+        """Return what changes when a job has taken over the folder."""
+        try:
+            found = (self._run_dir / "config.yaml").stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+
 def run(
     goal: Goal,
     restarts: int,
@@ -70,11 +98,13 @@ def run(
 
     Args:
         restarts: how many there may be.
-        attempt: starts the job; fills the loss; True: goes on from a checkpoint.
+        attempt: starts the job; fills the loss; True: goes on from a checkpoint, else
+            it begins as it was asked to.
     """
+    start, newest = Start(run_dir), None
     for made in range(restarts + 1):
         loss = Loss()
-        status = attempt(goal, loss, made > 0)
+        status = attempt(goal, loss, newest is not None)
         if not loss.found or restarts == 0:
             return status
         if made == restarts:
@@ -87,18 +117,13 @@ def run(
                 f"least {goal.least} (launch.min_ranks)"
             )
             return status
-        goal = there
-        since = f", {time.time() - loss.noticed:.1f} s after the loss was seen"
+        goal, newest = there, start.newest()
+        source = f"checkpoint {newest}" if newest else "the start"
+        since = f", {time.monotonic() - loss.noticed:.1f} s after the loss was seen"
         lost = f" without {shown(sorted(loss.hosts))}" if loss.hosts else ""
         plural = "s" if goal.count > 1 else ""
         say(
-            f"restart {made + 1} of at most {restarts}, from {_newest(run_dir)}, on "
+            f"restart {made + 1} of at most {restarts}, from {source}, on "
             f"{goal.count} rank{plural}{lost}{since if loss.noticed else ''}"
         )
     raise AssertionError("the last attempt returns")
-
-
-def _newest(run_dir: Path) -> str:
-    """Return which checkpoint the ranks will look at first."""
-    names = sorted(p.name for p in run_dir.glob("checkpoints/step-*/"))
-    return f"checkpoint {names[-1]}" if names else "the start"

@@ -13,7 +13,14 @@ import fastserve as fs
 from fastserve import layers as L
 from fastserve.core import Layer
 from fastserve.errors import ArgumentError, FastserveError, ShapeError
-from fastserve.ops import convolution, depthwise, patches, pooling, winograd
+from fastserve.ops import (
+    convolution,
+    depthwise,
+    kernel_rows,
+    patches,
+    pooling,
+    winograd,
+)
 from fastserve.ops.windows import Axis, transposed_axis, window_axis
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -87,12 +94,14 @@ def test_pieces_and_bands(
 ) -> None:
     """Whether a piece is all samples, a sample or a few of its rows."""
     rng = np.random.default_rng(1)
-    for way in (patches, winograd, depthwise):
+    for way in (patches, kernel_rows, winograd, depthwise):
         monkeypatch.setattr(way, "SIZE", size)
     shape = (axes[0].kernel, axes[1].kernel)
     for channels in (1, 5):
         kernel = rng.standard_normal((*shape, channels, 4))
         check(Ungrouped(patches), axes, kernel, kernel)
+        if all(axis.stride == 1 for axis in axes):
+            check(Ungrouped(kernel_rows), axes, kernel, kernel)
         if all(axis.stride == axis.dilation == 1 for axis in axes):
             check(Ungrouped(winograd), axes, kernel, kernel)
         for times in (1, 2):
@@ -113,11 +122,36 @@ class Ungrouped:
         self.way.forward(*arguments, finish)
 
 
-@pytest.mark.parametrize("channels", [6, 60])
+@pytest.mark.parametrize("size", [1 << 18, 500, 50])
+@pytest.mark.parametrize("way", [patches, winograd])
+@pytest.mark.parametrize("channels", [1, 32])
+def test_kept_for_the_gradient(
+    size: int, way: Any, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(way, "SIZE", size)
+    monkeypatch.setattr(convolution, "_way", lambda *shape: way)
+    rng = np.random.default_rng(5)
+    stride = 2 if way is patches else 1
+    axes = (window_axis(9, 3), window_axis(8, 3, stride, padding="same"))
+    x, kernel = rng.standard_normal((5, 9, 8, channels)), np.ones((3, 3, channels, 4))
+    dy = rng.standard_normal((5, 7, 8 // stride, 4))
+    kept = np.full(convolution.to_keep(5, kernel, axes, 1), np.nan)
+    convolution.forward(x, kernel, np.empty_like(dy), axes, kept=kept)
+    alone, dkernel = np.empty_like(kernel), np.empty_like(kernel)
+    convolution.backward(x, dy, kernel, alone, None, axes)
+    x.fill(np.nan)  # isn't read any more
+    convolution.backward(x, dy, kernel, dkernel, None, axes, kept=kept)
+    np.testing.assert_array_equal(dkernel, alone)
+    monkeypatch.setattr(way, "KEPT", kept.size - 1)
+    assert convolution.to_keep(5, kernel, axes, 1) == 0
+
+
+@pytest.mark.parametrize("channels", [6, 30, 60])
 def test_groups_are_convolutions_of_their_own(channels: int) -> None:
     rng = np.random.default_rng(3)
     axes = (window_axis(9, 3, padding="same"), window_axis(8, 3, padding="same"))
     part = channels // 3
+    assert kernel_rows.pays(*axes, part, part) == (channels == 30)
     assert winograd.pays(*axes, part, part) == (channels == 60)
     kernel = rng.standard_normal((3, 3, part, channels))
     x = rng.standard_normal((2, 9, 8, channels))

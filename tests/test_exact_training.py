@@ -77,12 +77,67 @@ def batch_norm() -> fs.models.Model:
     return model
 
 
+def cnn() -> fs.models.Model:
+    model = fs.models.Sequential(
+        [
+            L.Conv2D(6, 3, padding="same", input_shape=(8, 8, 2)),
+            L.BatchNormalization(),
+            L.Activation("relu"),
+            L.MaxPooling2D(2),
+            L.Conv2D(5, 3, strides=2),
+            L.BatchNormalization(),
+            L.GlobalAveragePooling2D(),
+            L.Dense(3, "softmax"),
+        ],
+        seed=3,
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    return model
+
+
+def both_ways() -> fs.models.Model:
+    model = fs.models.Sequential(
+        [
+            L.Embedding(11, 6, mask_zero=True, input_shape=(9,)),
+            L.Bidirectional(L.LSTM(5)),
+            L.Dense(1, "sigmoid"),
+        ],
+        seed=3,
+    )
+    model.compile(
+        fs.optimizers.Adam(1e-2, use_ema=True),
+        "binary_crossentropy",
+        [fs.metrics.AUC(num_thresholds=20)],
+    )
+    return model
+
+
+def two_outputs() -> fs.models.Model:
+    x = fs.Input((20,))
+    hidden = L.Dropout(0.2)(L.Dense(12, "relu")(x))
+    outputs = [L.Dense(5, "softmax", name="kind")(hidden), L.Dense(1, name="size")(x)]
+    model = fs.models.Model(x, outputs, seed=3)
+    model.compile("adam", ["sparse_categorical_crossentropy", "mse"])
+    return model
+
+
 CASES: dict[str, tuple[Callable[[], fs.models.Model], Any, Any]] = {
     "mlp": (mlp, RNG.standard_normal((ROWS, 20)), RNG.integers(0, 5, ROWS)),
     "batch norm": (
         batch_norm,
         RNG.standard_normal((ROWS, 20)),
         RNG.integers(0, 5, ROWS),
+    ),
+    "cnn": (cnn, RNG.standard_normal((ROWS, 8, 8, 2)), RNG.integers(0, 3, ROWS)),
+    "two outputs": (
+        two_outputs,
+        RNG.standard_normal((ROWS, 20)),
+        [RNG.integers(0, 5, ROWS), RNG.standard_normal((ROWS, 1))],
+    ),
+    "both ways": (
+        both_ways,
+        RNG.integers(0, 11, (ROWS, 9)),
+        RNG.integers(0, 2, ROWS),
     ),
     "lstm": (lstm, RNG.integers(0, 11, (ROWS, 9)), RNG.integers(0, 2, ROWS)),
     "gpt": (gpt, RNG.integers(0, 17, (ROWS, 12)), RNG.integers(0, 17, (ROWS, 12))),
@@ -92,13 +147,14 @@ CASES: dict[str, tuple[Callable[[], fs.models.Model], Any, Any]] = {
 def train(name: str, ranks: int, **options: Any) -> tuple[str, Any]:
     """Return the hash of all weights, and the losses and metrics of each epoch."""
     make, x, y = CASES[name]
+    known = [part[:19] for part in y] if isinstance(y, list) else y[:19]
 
     def program(comm: Communicator) -> tuple[str, Any]:
         model = make()
         model.clip_norm = 0.5
         model.options = Options(algorithm="exact", check_every=1, **options)
         history = model.fit(
-            x, y, batch_size=16, epochs=2, validation_data=(x[:19], y[:19]), verbose=0
+            x, y, batch_size=16, epochs=2, validation_data=(x[:19], known), verbose=0
         )
         assert model.trainer is not None
         state = model.optimizer.state if model.optimizer else {}

@@ -1080,6 +1080,13 @@ IMAGES = [
         DENSE,
     ),
     Row(
+        "conv2d kernel rows silu",
+        lambda: L.Conv2D(12, 3, padding="same", activation="silu"),
+        (6, 7, 10),
+        (6, 7, 12),
+        DENSE,
+    ),
+    Row(
         "conv2d winograd same silu",
         lambda: L.Conv2D(20, 3, padding="same", activation="silu"),
         (8, 7, 24),

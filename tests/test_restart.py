@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mpi_environments import FLAVOURS, Started, require
 
+from fastserve.training.files import write_atomically
 from launch.hosts import Host
 from launch.process import job_processes
 from launch.restart import Goal, Loss, run
@@ -27,19 +28,31 @@ launch: {ranks: 2, oversubscribe: true, max_restarts: 2}
 
 
 class Attempts:
-    """Stands in for jobs that lose these hosts, one list after the other."""
+    """Stands in for jobs that lose these hosts, one list after the other.
 
-    def __init__(self, *losses: list[str] | None, status: int = 70) -> None:
-        self.losses, self.status = list(losses), status
+    ``saves`` is where each takes over a run folder and saves a checkpoint.
+    """
+
+    def __init__(self, *losses: list[str] | None, saves: Path | None = None) -> None:
+        self.losses, self.saves = list(losses), saves
         self.made: list[tuple[int, bool]] = []
 
     def __call__(self, goal: Goal, loss: Loss, again: bool) -> int:
         self.made.append((goal.count, again))
+        if self.saves is not None:
+            write_atomically(self.saves / "config.yaml", "name: tiny")
+            save(self.saves, 12)
         lost = self.losses.pop(0) if self.losses else None
         if lost is None:
             return 0
         loss.note(lost)
-        return self.status
+        return 70
+
+
+def save(run_dir: Path, step: int) -> None:
+    folder = run_dir / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "state.json").write_text("{}")
 
 
 def goal(ranks: int | None = None, least: int = 2) -> Goal:
@@ -50,18 +63,34 @@ def test_a_lost_host_is_left_out(tmp_path: Path) -> None:
     said: list[str] = []
     attempts = Attempts(["b"], [])
     assert run(goal(), 3, attempts, tmp_path, said.append) == 0
-    assert attempts.made == [(5, False), (3, True), (3, True)]
+    assert attempts.made == [(5, False), (3, False), (3, False)]
     assert said[0].startswith("restart 1 of at most 3, from the start, on 3 ranks")
     assert "without b" in said[0]
     attempts = Attempts(["b", "c"])
     assert run(goal(4), 1, attempts, tmp_path, said.append) == 0
-    assert attempts.made == [(4, False), (2, True)]
+    assert attempts.made == [(4, False), (2, False)]
+
+
+def test_a_job_begins_as_it_was_asked_to_until_it_has_a_checkpoint(
+    tmp_path: Path,
+) -> None:
+    said: list[str] = []
+    write_atomically(tmp_path / "config.yaml", "name: before")
+    save(tmp_path, 99)  # of the run before, to be replaced
+    attempts = Attempts([], [])
+    assert run(goal(), 2, attempts, tmp_path, said.append) == 0
+    assert [goes_on for _, goes_on in attempts.made] == [False, False, False]
+    assert "from the start" in said[0]
+    (tmp_path / "checkpoints/step-00000099/state.json").unlink()
+    attempts = Attempts([], saves=tmp_path)
+    assert run(goal(), 2, attempts, tmp_path, said.append) == 0
+    assert [goes_on for _, goes_on in attempts.made] == [False, True]
+    assert "from checkpoint step-00000012" in said[-1]
 
 
 def test_enough_is_enough(tmp_path: Path) -> None:
     said: list[str] = []
-    (tmp_path / "checkpoints" / "step-00000012").mkdir(parents=True)
-    attempts = Attempts([], [], [])
+    attempts = Attempts([], [], [], saves=tmp_path)
     assert run(goal(), 2, attempts, tmp_path, said.append) == 70
     assert len(attempts.made) == 3
     assert "from checkpoint step-00000012" in said[0]

@@ -318,6 +318,12 @@ def _shards(job: _Keys) -> None:
         job.fault("comm.algorithm", expected, job["comm.algorithm"])
 
 
+def _restarts(job: _Keys) -> None:
+    ranks, least = job["launch.ranks"], job["launch.min_ranks"]
+    if ranks is not None and least is not None and least > ranks:
+        job.fault("launch.min_ranks", f"at most launch.ranks ({ranks})", least)
+
+
 def _exact(job: _Keys) -> None:
     ranks, whole = job["launch.ranks"], job["train.global_batch"]
     rows = job["train.micro_batch"] or -(-whole // SHARDS)
@@ -454,6 +460,7 @@ _CHECKS = (
     _boundaries,
     _last_rate,
     _exact,
+    _restarts,
     _overlap,
     _wire,
     _shards,

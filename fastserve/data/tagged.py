@@ -286,8 +286,9 @@ def tagged_in(
 
     def read(row: int) -> Sentence:
         text = records.read(row).decode(encoding, "replace")
+        text = text.removeprefix("\ufeff") if row == 0 else text
         found: list[tuple[str, str]] = []
-        for line in text.splitlines():
+        for line in text.split("\n"):  # splitlines ends lines at \v and others too
             if found and (style == "slashes" or not line.strip()):
                 break
             found += _pairs(path, 0, line, style)

@@ -110,6 +110,7 @@ class Conv2D(Filtering):
         self.kernel_regularizer = regularizers.get(kernel_regularizer)
         self.kernel_constraint = constraints.get(kernel_constraint)
         self.window = window_sizes(self.kernel_size, self.dilation_rate)
+        self._kept: Array | None = None  # of forward, for the gradient
 
     def axis(self, size: int, i: int) -> Axis:
         return window_axis(
@@ -138,13 +139,15 @@ class Conv2D(Filtering):
     def map(self, x: Array, z: Array, axes: Axes, training: bool) -> None:
         finish = functools.partial(self.finish, z, training=training)
         kernel = self._image_kernel(self.kernel.value)
-        convolution.forward(x, kernel, z, axes, self.groups, finish)
+        size = convolution.to_keep(len(x), kernel, axes, self.groups) if training else 0
+        self._kept = self.buffer("kept", (size,)) if size else None
+        convolution.forward(x, kernel, z, axes, self.groups, finish, self._kept)
 
     def map_back(self, x: Array, dz: Array, dx: Array | None, axes: Axes) -> None:
         kernel = self._image_kernel(self.kernel.value)
         trains = self.kernel.trainable
         dkernel = self._image_kernel(self.kernel.grad) if trains else None
-        convolution.backward(x, dz, kernel, dkernel, dx, axes, self.groups)
+        convolution.backward(x, dz, kernel, dkernel, dx, axes, self.groups, self._kept)
 
 
 class Conv1D(Conv2D):

@@ -37,8 +37,9 @@ from fastserve.errors import DataError, ShapeError, StateError
 from fastserve.layers.dropout import check_rate, keep_factors
 from fastserve.ops import activations, gru, lstm
 from fastserve.ops.linear import add_product
+from fastserve.ops.pieces import Pieces, multiply, piece
 
-ROWS = 1024  # of dz, (time, batch) together, that wait in the cache for their products
+ROWS = 1024
 LINE = 16  # rows of the layout begin at multiples of so many numbers
 
 
@@ -69,7 +70,7 @@ class Recurrent(Layer):
 
     gates = 1
     states = 1
-    _kernel_t: Array  # (G H, F), for backward
+    _kernel_t: Pieces  # (G H, F), for backward
     several_inputs = True  # or one
     call_inputs = ("sequences", "initial_state")
 
@@ -456,7 +457,7 @@ class Recurrent(Layer):
     def _product(
         self,
         dz: Array,
-        weights: Array,
+        weights: Pieces,
         keep: Array | None,
         order: Sequence[int],
         out: Array,
@@ -467,7 +468,7 @@ class Recurrent(Layer):
         """
         flat = out.reshape(len(dz), -1)
         if self._parts == 1:
-            np.matmul(dz, weights, out=flat)
+            multiply(dz, weights, flat)
             if keep is not None:
                 np.multiply(out, keep[:, 0], out=out)
             return
@@ -475,7 +476,7 @@ class Recurrent(Layer):
         for j, p in enumerate(order):
             columns = slice(j * self.units, (j + 1) * self.units)
             target = work if j else out
-            np.matmul(dz[:, columns], weights[columns], out=target.reshape(flat.shape))
+            multiply(dz[:, columns], weights.part(columns), target.reshape(flat.shape))
             if keep is not None:
                 np.multiply(target, keep[:, p], out=target)
             if j:
@@ -505,32 +506,44 @@ class Recurrent(Layer):
         """Return the columns of a gate, in Keras' order."""
         return array[..., gate * self.units : (gate + 1) * self.units]
 
-    def _packed(self, name: str, order: Sequence[int], halves: int) -> Array:
+    def _packed(self, name: str, order: Sequence[int], halves: int) -> Pieces:
         """Return [U; b; W] (G, K, H), the gates in this order, the first ones halved.
 
         The row of b is zeros if the bias isn't one vector.
         """
         units, half = self.units, self.dtype.type(0.5)
-        out = self.buffer(name, (len(order), self._columns, units))
+        rows, width = piece(self.saved(self._shape)[0], self._columns, units)
+        pieces = units // width
+        out = self.buffer(name, (len(order), pieces, 1, self._columns, width))
         for j, gate in enumerate(order):
-            out[j, :units] = self._of_gate(self.recurrent_kernel.value, gate)
-            out[j, units + 1 :] = self._of_gate(self.kernel.value, gate)
-            out[j, units] = 0
+            by_row = out[j, :, 0].transpose(1, 0, 2)  # (K, pieces, width)
+            by_row[units] = 0
+            for value, place in (
+                (self.recurrent_kernel.value, slice(0, units)),
+                (self.kernel.value, slice(units + 1, None)),
+            ):
+                part = self._of_gate(value, gate)
+                by_row[place] = part.reshape(-1, pieces, width)
             if self.bias is not None and self.bias.value.ndim == 1:
-                out[j, units] = self._of_gate(self.bias.value, gate)
+                part = self._of_gate(self.bias.value, gate)
+                by_row[units] = part.reshape(pieces, width)
         if halves:
             np.multiply(out[:halves], half, out=out[:halves])
-        return out
+        return Pieces(out, rows)
 
-    def _transposed(self, name: str, weights: Array, order: Sequence[int]) -> Array:
+    def _transposed(self, name: str, weights: Array, order: Sequence[int]) -> Pieces:
         """Return weights (R, G H) as (G H, R), the gates in this order."""
-        rows, units = len(weights), self.units
-        out = self.buffer(name, (len(order) * units, rows))
+        count, units = len(weights), self.units
+        depth = len(order) * units
+        rows, width = piece(self.saved(self._shape)[0], depth, count)
+        out = self.buffer(name, (count // width, 1, depth, width))
         for j, gate in enumerate(order):
-            block, part = out[j * units : (j + 1) * units], self._of_gate(weights, gate)
-            for i in range(0, rows, 8):  # of whole cache lines
-                block[:, i : i + 8] = part[i : i + 8].T
-        return out
+            block = out[:, 0, j * units : (j + 1) * units]
+            part = self._of_gate(weights, gate)
+            for i in range(0, count, 8):  # of whole cache lines
+                n, k = divmod(i, width)
+                block[n, :, k : k + 8] = part[i : i + 8].T
+        return Pieces(out, rows)
 
     def _grads(self) -> Iterator[tuple[Parameter, slice]]:
         """Yield each weight that is trained with its rows among [U; b; W]."""
@@ -562,11 +575,7 @@ class SimpleRNN(Recurrent):
 
     def _begin(self, training: bool) -> None:
         batch, time, _ = self.saved(self._shape)
-        weights = self.buffer("weights", (self._columns, self.units))
-        weights[: self.units] = self.recurrent_kernel.value
-        weights[self.units] = 0 if self.bias is None else self.bias.value
-        weights[self.units + 1 :] = self.kernel.value
-        self._weights = weights
+        self._weights = self._packed("weights", (0,), halves=0)
         shape = (time if training else 1, batch, self.units)
         self._z = self.buffer("z", shape)
         needs = self.activation.needs_slope
@@ -575,7 +584,7 @@ class SimpleRNN(Recurrent):
     def _step(self, t: int) -> None:
         k = t if self._kept else 0
         z = self._z[k]
-        np.matmul(self._rows[0, t], self._weights, out=z)
+        multiply(self._rows[0, t], self._weights, z)
         slope = self._slopes[k] if self.activation.needs_slope else None
         lstm.apply(self.activation, z, slope)
         self._hidden[t + 1] = z
@@ -706,10 +715,10 @@ class LSTM(Recurrent):
         k = t if self._kept else t % 2
         gates, c, h = self._gates[k], self._state(1, t + 1), self._hidden[t + 1]
         if self._fast:
-            np.matmul(self._rows[:, t], self._weights, out=self._work)
+            multiply(self._rows[:, t], self._weights, self._work)
             lstm.step(gates, c, h, self._work)
         else:
-            np.matmul(self._rows[:, t], self._weights, out=gates[:4])
+            multiply(self._rows[:, t], self._weights, gates[:4])
             lstm.step_of(self._functions, gates, c, h, self._work, self._slopes[k])
 
     def _begin_backward(self) -> int:
@@ -823,19 +832,21 @@ class GRU(Recurrent):
         units = self.units
         self._functions = (self.activation, self.recurrent_activation)
         self._fast = lstm.usual(self._functions)
-        weights = self._packed("weights", (0, 1, 2), halves=self._fast * 2)
+        weights, rows = self._packed("weights", (0, 1, 2), halves=self._fast * 2)
+        of_h = self.buffer("of h", (*weights.shape[1:3], units + 1, weights.shape[4]))
+        of_h[..., :units, :] = weights[2, ..., :units, :]
+        of_h[..., units, :] = 0
         if self.bias is not None and self.reset_after:
             half = self.dtype.type(0.5 if self._fast else 1)
-            first, second = self.bias.value.reshape(2, 3, units)
-            np.add(first[:2], second[:2], out=weights[:2, units])
-            np.multiply(weights[:2, units], half, out=weights[:2, units])
-            weights[2, units] = first[2]
-        self._open, self._of_x = weights[:2], weights[2, units:]
-        self._of_h = self.buffer("of h", (units + 1, units))
-        self._of_h[:units] = weights[2, :units]
-        self._of_h[units] = 0
-        if self.bias is not None and self.reset_after:
-            self._of_h[units] = self.bias.value[1, 2 * units :]
+            biases = self.bias.value.reshape(2, 3, *weights.shape[1:3], -1)
+            of_x = weights[..., units, :]  # their row of biases
+            np.add(biases[0, :2], biases[1, :2], out=of_x[:2])
+            np.multiply(of_x[:2], half, out=of_x[:2])
+            of_x[2] = biases[0, 2]
+            of_h[..., units, :] = biases[1, 2]
+        self._open = Pieces(weights[:2], rows)
+        self._of_x = Pieces(weights[2], rows).part(slice(units, None))
+        self._of_h = Pieces(of_h, rows)
         steps = time if training else 1
         self._gates = self.buffer("gates", (steps, 3, batch, units))
         self._inner = self.buffer("inner", (steps, batch, units))
@@ -849,15 +860,15 @@ class GRU(Recurrent):
         functions, fast, units = self._functions, self._fast, self.units
         slopes = gates if fast else self._slopes[k]
         rows, last = self._rows[:, t], self._rows[-1, t]
-        np.matmul(rows[:2], self._open, out=gates[:2])
-        np.matmul(last[:, units:], self._of_x, out=gates[2])
+        multiply(rows[:2], self._open, gates[:2])
+        multiply(last[:, units:], self._of_x, gates[2])
         gru.open_gates(functions, fast, gates[:2], slopes[:2])
         if self.reset_after:
-            np.matmul(last[:, : units + 1], self._of_h, out=inner)
+            multiply(last[:, : units + 1], self._of_h, inner)
             np.multiply(gates[1], inner, out=work)
         else:
             np.multiply(gates[1], last[:, :units], out=inner)
-            np.matmul(inner, self._of_h[:units], out=work)
+            multiply(inner, self._of_h.part(slice(units)), work)
         np.add(gates[2], work, out=gates[2])
         before, h = self._hidden[t], self._hidden[t + 1]
         gru.mix(functions, fast, gates, before, h, work, slopes[2])
@@ -886,7 +897,7 @@ class GRU(Recurrent):
                 drh[...] = dn
             other = inner
         else:
-            np.matmul(dn, self._recurrent_t[:units], out=drh)
+            multiply(dn, self._recurrent_t.part(slice(units)), drh)
             other = self._rows[-1, t, :, :units]
             np.multiply(drh, gates[1], out=dn)
             if self._recurrent_keep is None:
@@ -904,7 +915,8 @@ class GRU(Recurrent):
         keep, units = self._recurrent_keep, self.units
         order: Sequence[int] = (2, 0, 1) if self.reset_after else (0, 1)
         part = slice(0 if self.reset_after else units, 3 * units)
-        self._product(dz[:, part], self._recurrent_t[part], keep, order, grads[0])
+        weights = self._recurrent_t.part(part)
+        self._product(dz[:, part], weights, keep, order, grads[0])
         np.add(grads[0], self._work[0], out=grads[0])
 
     def _input_part(self, dz: Array) -> Array:

@@ -185,6 +185,13 @@ def _weighed(
     model: Model, y: Any, given: Any, class_weight: Mapping[int, float]
 ) -> Array:
     """Return the weights of samples, or labels, times those of their classes."""
+    wrong = [k for k in class_weight if not isinstance(k, (int, float, np.number))]
+    if wrong:
+        raise ArgumentError(
+            "expected class_weight's keys to be numbers of classes",
+            f"{wrong[0]!r}",
+            "give the classes as y has them, for example {0: 1.0, 1: 5.0}",
+        )
     if isinstance(y, tuple):
         raise ArgumentError(
             "expected class_weight for a model with a single output",

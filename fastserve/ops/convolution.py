@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastserve.ops import patches, winograd
+from fastserve.ops import kernel_rows, patches, winograd
 from fastserve.ops.blocks import Array, room
 from fastserve.ops.windows import Axis
 
@@ -27,7 +27,10 @@ Finish = Callable[[slice], None]
 
 
 def _way(axes: Axes, inputs: int, filters: int) -> Any:
-    return winograd if winograd.pays(*axes, inputs, filters) else patches
+    for way in (kernel_rows, winograd):
+        if way.pays(*axes, inputs, filters):
+            return way
+    return patches
 
 
 def _groups(kernel: Array, groups: int) -> Iterator[tuple[slice, slice]]:
@@ -37,6 +40,16 @@ def _groups(kernel: Array, groups: int) -> Iterator[tuple[slice, slice]]:
         yield slice(g * c, g * c + c), slice(g * o, g * o + o)
 
 
+def to_keep(samples: int, kernel: Array, axes: Axes, groups: int) -> int:
+    """Return the number of elements that forward shall keep for dkernel, mostly 0."""
+    c, o = kernel.shape[2:]
+    way = _way(axes, c, o)
+    if groups > 1 or way is kernel_rows:
+        return 0
+    size: int = way.to_keep(samples, axes, c, o)
+    return size
+
+
 def forward(
     x: Array,
     kernel: Array,
@@ -44,15 +57,17 @@ def forward(
     axes: Axes,
     groups: int = 1,
     finish: Finish | None = None,
+    kept: Array | None = None,
 ) -> None:
-    """Write y.
+    """Write y; ``kept`` is memory of ``to_keep`` elements, to be given to backward.
 
     ``finish(rows)`` is called once for all rows of y as (N H' W', O), a piece at a time
     while that is in the cache.
     """
     way = _way(axes, kernel.shape[2], kernel.shape[3] // groups)
     if groups == 1:
-        way.forward(x, kernel, y, axes, finish)
+        given = () if kept is None else (kept,)
+        way.forward(x, kernel, y, axes, finish, *given)
         return
     for c, o in _groups(kernel, groups):
         way.forward(x[..., c], kernel[..., o], y[..., o], axes, None)
@@ -68,12 +83,14 @@ def backward(
     dx: Array | None,
     axes: Axes,
     groups: int = 1,
+    kept: Array | None = None,
 ) -> None:
     """Write dkernel and dx, each unless it is None; x is needed for dkernel alone."""
     if len(dy) == 0 and dkernel is not None:
         dkernel.fill(0)
         return
     way = _way(axes, kernel.shape[2], kernel.shape[3] // groups)
+    given = () if kept is None else (kept,)
     for c, o in _groups(kernel, groups):
         way.backward(
             None if x is None else x[..., c],
@@ -82,6 +99,7 @@ def backward(
             None if dkernel is None else dkernel[..., o],
             None if dx is None else dx[..., c],
             axes,
+            *given,
         )
 
 

@@ -6,7 +6,7 @@ kernel rows x kernel columns x channels, and the kernel W (K, O) give
     y = P W,   dW = Pᵀ dy,   dP = dy Wᵀ,   dx = sums of dP where patches overlap
 
 One or two MB of patches are gathered at a time, which the product then reads from
-the cache.
+the cache. A small layer's are all kept by forward, for dW.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from fastserve.ops.windows import (
 Axes = tuple[Axis, Axis]
 Finish = Callable[[slice], None]
 SIZE = 1 << 19  # elements of the patches of a piece: 2 MB of float32
+KEPT = 1 << 20  # elements of all patches that forward keeps at most: 4 MB of float32
 SHORT = 24  # numbers that lie together: fewer are slower to copy than a row
 WIDE = 32  # filters that a product shall have at least
 _IMAGE, _PATCHES, _SUMS, _TURNED, _KERNEL = range(10, 15)  # the slots of ``room``
@@ -60,24 +61,36 @@ class _Patches:
         return run < min(SHORT, self.w.out)
 
     def memory(
-        self, piece: Piece, samples: int, like: Array, by_channel: bool
+        self,
+        piece: Piece,
+        samples: int,
+        like: Array,
+        by_channel: bool,
+        kept: Array | None = None,
     ) -> tuple[Array, Array]:
         """Return memory for patches as (T, K), and as (kh, kw, N, rows, out, C).
 
-        With ``by_channel`` K is the first axis in memory: rows of outputs lie together.
+        It is the piece's part of ``kept`` if that is given. With ``by_channel`` K is
+        the first axis in memory: rows of outputs lie together.
         """
         kh, kw, c = self.h.kernel, self.w.kernel, self.channels
         outs = (samples, piece.last - piece.first, self.w.out)
+        count = math.prod(outs)
+        if kept is None:
+            flat = room(_PATCHES, (count * self.size,), like.dtype)
+        else:
+            start = piece.rows(self.h.out, self.w.out).start
+            flat = kept[start * self.size : (start + count) * self.size]
         if by_channel:
-            block = room(_PATCHES, (kh, kw, c, *outs), like.dtype)
-            rows = block.reshape(self.size, math.prod(outs)).T
+            block = flat.reshape(kh, kw, c, *outs)
+            rows = block.reshape(self.size, count).T
             return rows, block.transpose(0, 1, 3, 4, 5, 2)
-        block = room(_PATCHES, (*outs, kh, kw, c), like.dtype)
-        rows = block.reshape(math.prod(outs), self.size)
+        block = flat.reshape(*outs, kh, kw, c)
+        rows = block.reshape(count, self.size)
         return rows, block.transpose(3, 4, 0, 1, 2, 5)
 
-    def gather(self, x: Array, piece: Piece) -> Array:
-        """Return the piece's patches as (T, K)."""
+    def gather(self, x: Array, piece: Piece, kept: Array | None = None) -> Array:
+        """Return the piece's patches as (T, K); keep them."""
         image = x[piece.samples]
         outs = (piece.last - piece.first, self.w.out)
         if self.plain:
@@ -86,10 +99,22 @@ class _Patches:
         full = padded(
             image, piece_inputs(self.h, piece), self.before, self.w.padded, _IMAGE
         )
-        by_channel = self.short(self.channels * self.w.kernel)
-        rows, places = self.memory(piece, image.shape[0], x, by_channel)
+        rows, places = self._own_memory(x, piece, kept)
         np.copyto(places, windows(full, (self.h, self.w), outs))
         return rows
+
+    def _own_memory(
+        self, x: Array, piece: Piece, kept: Array | None
+    ) -> tuple[Array, Array]:
+        samples = piece.samples.stop - piece.samples.start
+        by_channel = self.short(self.channels * self.w.kernel)
+        return self.memory(piece, samples, x, by_channel, kept)
+
+    def gathered(self, x: Array, piece: Piece, kept: Array | None) -> Array:
+        """Return the patches that forward has kept, or gather them."""
+        if kept is None:
+            return self.gather(x, piece)
+        return self._own_memory(x, piece, kept)[0]
 
 
 def _flat(y: Array, piece: Piece) -> Array:
@@ -103,17 +128,33 @@ def _matrix(kernel: Array) -> Array:
     return kernel.reshape(math.prod(kernel.shape[:3]), kernel.shape[3])
 
 
+def to_keep(samples: int, axes: Axes, channels: int, filters: int) -> int:
+    """Return the number of elements of all patches if they are few, otherwise 0."""
+    w = _wide_axis(axes[1], _columns(axes[1], filters))
+    patches = _Patches(axes[0], w, channels)
+    size = samples * axes[0].out * w.out * patches.size
+    return 0 if patches.plain or size > KEPT else size
+
+
 def forward(
-    x: Array, kernel: Array, y: Array, axes: Axes, finish: Finish | None
+    x: Array,
+    kernel: Array,
+    y: Array,
+    axes: Axes,
+    finish: Finish | None,
+    kept: Array | None = None,
 ) -> None:
-    """Write y (N, H', W', O) from x (N, H, W, C) and kernel (kh, kw, C, O)."""
+    """Write y (N, H', W', O) from x (N, H, W, C) and kernel (kh, kw, C, O).
+
+    ``kept`` is memory of ``to_keep`` elements for ``backward``; y is contiguous then.
+    """
     step = _columns(axes[1], kernel.shape[3]) if y.flags.c_contiguous else 1
     matrix = _matrix(_widen(kernel, axes[1], step))
     h, w = axes[0], _wide_axis(axes[1], step)
     patches = _Patches(h, w, kernel.shape[2])
     wide = _wide(y, step)
     for piece in patches.pieces(x.shape[0], wide.shape[3]):
-        np.matmul(patches.gather(x, piece), matrix, out=_flat(wide, piece))
+        np.matmul(patches.gather(x, piece, kept), matrix, out=_flat(wide, piece))
         if finish is not None:
             finish(piece.rows(axes[0].out, axes[1].out))
 
@@ -125,10 +166,11 @@ def backward(
     dkernel: Array | None,
     dx: Array | None,
     axes: Axes,
+    kept: Array | None = None,
 ) -> None:
     """Write dkernel and dx, each unless it is None; x is needed for dkernel alone."""
     if dkernel is not None and x is not None:
-        _kernel_gradient(x, dy, dkernel, axes)
+        _kernel_gradient(x, dy, dkernel, axes, kept)
     if dx is None:
         return
     channels, filters = kernel.shape[2:]
@@ -141,14 +183,17 @@ def backward(
         _scattered(dy, kernel, dx, axes)
 
 
-def _kernel_gradient(x: Array, dy: Array, dkernel: Array, axes: Axes) -> None:
+def _kernel_gradient(
+    x: Array, dy: Array, dkernel: Array, axes: Axes, kept: Array | None
+) -> None:
     step = _columns(axes[1], dkernel.shape[3]) if dy.flags.c_contiguous else 1
+    kept = kept if dy.flags.c_contiguous else None
     wide, w = _wide(dy, step), _wide_axis(axes[1], step)
     patches = _Patches(axes[0], w, dkernel.shape[2])
     shape = (axes[0].kernel, w.kernel, dkernel.shape[2], wide.shape[3])
     sums = room(_SUMS, shape, dy.dtype)
     for i, piece in enumerate(patches.pieces(dy.shape[0], wide.shape[3])):
-        found, rows = patches.gather(x, piece), _flat(wide, piece)
+        found, rows = patches.gathered(x, piece, kept), _flat(wide, piece)
         if i == 0:
             np.matmul(found.T, rows, out=_matrix(sums))
         else:

@@ -12,7 +12,8 @@ in n - 1 points and infinity; the points ±2/3, ±3/2, 0 keep rounding errors sm
 1.5e-6 of the largest output in float32, where the plain sum has 0.4e-6.
 
 The transforms of both axes are one matrix product with a Kronecker product, (n², n²)
-for B. Backward is the transposed algorithm, with the same matrices.
+for B. Backward is the transposed algorithm, with the same matrices; a small layer's
+transformed tiles B d Bᵀ are kept by forward, for the kernel's gradient.
 
 Shapes: P = n² points, Q = m² outputs of a tile, T tiles, C and O channels.
 """
@@ -40,6 +41,8 @@ Finish = Callable[[slice], None]
 POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
 TILE = len(POINTS) + 1
 SIZE = 1 << 18  # elements of the tiles of a piece: 1 MB of float32
+KEPT = 1 << 20  # elements of tiles that forward keeps at most: 4 MB of float32
+LINE = 64  # bytes of a line of the cache
 # the slots of ``room``: tiles, their transform, products with the kernel ...
 _IMAGE, _ONE, _TWO, _THREE, _KERNEL, _SUMS, _MORE = range(10, 17)
 
@@ -104,7 +107,7 @@ def _rows(slot: int, rows: int, tiles: int, channels: int, like: Array) -> Array
     more.
     """
     length = tiles * channels
-    full = room(slot, (rows, length + 64 // like.itemsize), like.dtype)
+    full = room(slot, (rows, length + LINE // like.itemsize), like.dtype)
     return full[:, :length]
 
 
@@ -122,6 +125,16 @@ class _Tiles:
     def pieces(self, samples: int, channels: int) -> list[Piece]:
         row = self.across * self.nh * self.nw * channels
         return list(pieces(samples, self.down, row, SIZE))
+
+    def kept(self, memory: Array, number: int, piece: Piece, channels: int) -> Array:
+        """Return the part of ``memory`` for a piece's transformed tiles (P, T C)."""
+        points, line = self.nh * self.nw, LINE // memory.itemsize
+        samples = piece.samples.stop - piece.samples.start
+        length = samples * (piece.last - piece.first) * self.across * channels
+        before = piece.samples.start * self.down + samples * piece.first
+        start = points * (before * self.across * channels + number * line)
+        rows = memory[start : start + points * (length + line)]
+        return rows.reshape(points, length + line)[:, :length]
 
     def inputs(self, piece: Piece) -> tuple[int, int]:
         """Rows of the padded input that the piece's tiles read."""
@@ -216,18 +229,41 @@ def _points_of(rows: Array, channels: int) -> Array:
     return rows.reshape(rows.shape[0], -1, channels)
 
 
+def to_keep(samples: int, axes: tuple[Axis, Axis], channels: int, filters: int) -> int:
+    """Return the size of what ``kept`` holds if that is little, otherwise 0.
+
+    It is in elements of 4 bytes or more.
+    """
+    tiles = _Tiles(*axes)
+    count = len(tiles.pieces(samples, max(channels, filters)))
+    length = samples * tiles.down * tiles.across * channels + count * LINE // 4
+    size = tiles.nh * tiles.nw * length
+    return 0 if size > KEPT else size
+
+
 def forward(
-    x: Array, kernel: Array, y: Array, axes: tuple[Axis, Axis], finish: Finish | None
+    x: Array,
+    kernel: Array,
+    y: Array,
+    axes: tuple[Axis, Axis],
+    finish: Finish | None,
+    kept: Array | None = None,
 ) -> None:
-    """Write y (N, H', W', O) from x (N, H, W, C) and kernel (k, k, C, O)."""
+    """Write y (N, H', W', O) from x (N, H, W, C) and kernel (k, k, C, O).
+
+    ``kept`` is memory of ``to_keep`` elements for ``backward``.
+    """
     tiles = _Tiles(*axes)
     c, o = kernel.shape[2:]
     a, g, b = _matrices(kernel.shape[0], kernel.shape[1], x.dtype.char)
     u = _transform_kernel(kernel, g, _KERNEL)
-    for piece in tiles.pieces(x.shape[0], max(c, o)):
+    for i, piece in enumerate(tiles.pieces(x.shape[0], max(c, o))):
         d = tiles.gather(x, piece, _ONE)
         count = d.shape[1] // c
-        v = _rows(_TWO, len(b), count, c, x)
+        if kept is None:
+            v = _rows(_TWO, len(b), count, c, x)
+        else:
+            v = tiles.kept(kept, i, piece, c)
         np.matmul(b, d, out=v)
         m = _rows(_ONE, len(b), count, o, x)
         np.matmul(_points_of(v, c), u, out=_points_of(m, o))
@@ -245,6 +281,7 @@ def backward(
     dkernel: Array | None,
     dx: Array | None,
     axes: tuple[Axis, Axis],
+    kept: Array | None = None,
 ) -> None:
     """Write dkernel and dx, each unless it is None; x is needed for dkernel alone.
 
@@ -266,8 +303,11 @@ def backward(
         np.matmul(a.T, out, out=dm)
         points = _points_of(dm, o)
         if dkernel is not None and x is not None:
-            v = _rows(_THREE, p, count, c, dy)
-            np.matmul(b, tiles.gather(x, piece, _ONE), out=v)
+            if kept is None:
+                v = _rows(_THREE, p, count, c, dy)
+                np.matmul(b, tiles.gather(x, piece, _ONE), out=v)
+            else:
+                v = tiles.kept(kept, i, piece, c)
             part = sums if i == 0 else room(_MORE, sums.shape, sums.dtype)
             np.matmul(_points_of(v, c).transpose(0, 2, 1), points, out=part)
             if i > 0:

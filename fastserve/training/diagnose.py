@@ -10,7 +10,8 @@ import numpy as np
 
 from fastserve.comm import Communicator
 from fastserve.core import Array, Layer, ParameterStore, StepKey
-from fastserve.errors import CommError
+from fastserve.errors import ReplicaError
+from fastserve.optimizers import Optimizer
 
 
 def first_nonfinite_layer(root: Layer, x: Any, key: StepKey) -> str | None:
@@ -44,32 +45,48 @@ def _watched(path: str, layer: Layer, found: list[str]) -> Callable[[Any, Any], 
     return watched
 
 
-def check_replicas(store: ParameterStore, comm: Communicator, step: int) -> None:
-    """Raise CommError, on all ranks, if the ranks' parameters differ in some bit.
+def check_replicas(
+    store: ParameterStore,
+    comm: Communicator,
+    step: int,
+    optimizer: Optimizer | None = None,
+) -> None:
+    """Raise ReplicaError, on all ranks, if the ranks' parameters differ in some bit.
 
-    It names the first parameter that differs and the ranks that differ from rank 0.
+    With ``optimizer`` its state is compared too, unless each rank has its own part. The
+    error names the first tensor that differs, and the ranks that differ in it from most
+    others.
     """
-    sums = comm.gather_obj(
-        zlib.crc32(_bytes(store.moving), zlib.crc32(_bytes(store.values)))
-    )
-    alike = comm.broadcast_obj(sums is None or len(set(sums)) == 1)
-    if alike:
+    vectors = [store.values, store.frozen]
+    state = optimizer.state if optimizer and optimizer.own is None else {}
+    own = 0
+    for vector in (*vectors, *state.values()):
+        own = zlib.crc32(_bytes(vector), own)
+    sums = comm.gather_obj(own)
+    if comm.broadcast_obj(sums is None or len(set(sums)) == 1):
         return
-    compared = store.parameters + [p for p in store.frozen_parameters if p.moving]
-    parts = {p.path: zlib.crc32(_bytes(p.value)) for p in compared}
+    parameters = store.parameters + store.frozen_parameters
+    parts = {p.path: zlib.crc32(_bytes(p.value)) for p in parameters}
+    for slot, vector in state.items():
+        for p in store.parameters:
+            view = store.view(vector, p)
+            parts[f"{slot} of {p.path}"] = zlib.crc32(_bytes(view))
     everyone = comm.gather_obj((comm.host, parts))
     message = None
-    for path in parts if everyone is not None else ():
+    for name in parts if everyone is not None else ():
+        found = [theirs[name] for _, theirs in everyone or []]
+        usual = max(found, key=found.count)
         differ = [
             f"rank {rank} ({host})"
-            for rank, (host, sums_) in enumerate(everyone or [])
-            if sums_[path] != parts[path]
+            for rank, (host, _) in enumerate(everyone or [])
+            if found[rank] != usual
         ]
         if differ:
-            message = f"{path} differs on {', '.join(differ)} from rank 0"
+            like = f"rank {found.index(usual)}"
+            message = f"{name} differs on {', '.join(differ)} from {like}"
             break
     message = comm.broadcast_obj(message)
-    raise CommError(
+    raise ReplicaError(
         f"step {step + 1}: expected the same parameters on every rank",
         f"{message}",
         "look for a rank that changed weights by itself, or for faulty memory; resume "

@@ -40,11 +40,28 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if isinstance(error, FileNotFoundError):  # the folders were there, or made
+            raise _vanished(target) from error
         raise CheckpointError(
             f"expected to be able to write {target}",
             str(error),
             "make room or correct the permissions; what was saved before is intact",
         ) from error
+
+
+def check_there(folder: Path, lock: IO[str] | None = None) -> None:
+    """Raise CheckpointError unless the folder is there, with what ``hold`` returned."""
+    emptied = lock is not None and os.fstat(lock.fileno()).st_nlink == 0
+    if emptied or not folder.is_dir():
+        raise _vanished(folder)
+
+
+def _vanished(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"expected the folder of {path}, which was there before",
+        "somebody has removed or renamed it, or its file system isn't mounted",
+        "put it back and go on with --resume auto; what was only in it is lost",
+    )
 
 
 @contextmanager
@@ -122,10 +139,11 @@ def hold(folder: Path) -> IO[str]:
     process ends, however it does.
 
     Raises CheckpointError if another process has it, on this host or, where the file
-    system can tell, another one.
+    system can tell, another one; or if it can't be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("a+", encoding="utf-8")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -140,9 +158,10 @@ def hold(folder: Path) -> IO[str]:
     except OSError as error:  # a file system without locks
         log.warning("can't see whether another job uses %s: %s", folder, error)
         return file
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    with writing(folder):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
     return file
 
 

@@ -63,11 +63,13 @@ class MetricsFile(Callback):
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text("utf-8").splitlines():
+        # damaged bytes must not keep a run from going on; their line is dropped
+        text = self.path.read_text("utf-8", errors="replace")
+        for line in text.split("\n"):
             try:
                 if json.loads(line)["step"] <= self.step:
                     kept.append(line)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # the last line of a run that was killed while writing it
         files.write_atomically(self.path, "".join(f"{line}\n" for line in kept))
 
@@ -258,6 +260,7 @@ def write_error(run_dir: Path, comm: Communicator, error: BaseException) -> int:
         "message": str(error),
         "traceback": describe_error(error),
         "status": status,
+        "job": environment.setting("JOB"),
     }
     folder = run_dir / "errors"
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from fastserve.comm import Communicator
 from fastserve.core import Array, Parameter, ParameterStore
+from fastserve.errors import LossSpikeError, NonFiniteError, ReplicaError
 from fastserve.optimizers import Optimizer
-from fastserve.training import checkpoint, shards
+from fastserve.training import checkpoint, files, shards
+from fastserve.training.diagnose import check_replicas
+
+_ALIKE = LossSpikeError, NonFiniteError, ReplicaError  # what all ranks raise together
+_PATIENCE = 20.0  # seconds
 
 
 class Snapshot:
@@ -63,6 +69,10 @@ class Saver:
     the copy alone, and for the checkpoint before if that is still being written. What
     goes wrong is raised by the next call. The state of a sharded optimizer comes from
     all ranks through the gradients' memory, so there the ranks wait for the file.
+
+    With ``compare`` nothing is saved that isn't the same on all ranks: ``save`` raises
+    ReplicaError then. ``lock`` is what ``files.hold`` returned for the run folder: one
+    that was removed isn't made again, ``save`` raises CheckpointError.
     """
 
     def __init__(
@@ -71,8 +81,11 @@ class Saver:
         store: ParameterStore,
         optimizer: Optimizer,
         comm: Communicator,
+        compare: bool = True,
+        lock: IO[str] | None = None,
     ) -> None:
         self.folder, self._comm = folder, comm
+        self._compare, self._lock = compare and comm.size > 1, lock
         self._store, self._optimizer = store, optimizer
         self._snapshot: Snapshot | None = None
         self._thread: threading.Thread | None = None
@@ -81,6 +94,10 @@ class Saver:
     def save(self, step: int, state: dict[str, Any], keep: int | None) -> None:
         """Save the checkpoint of ``step``, or with ``keep`` None the best one."""
         self.finish()
+        if self._compare:
+            check_replicas(self._store, self._comm, step - 1, self._optimizer)
+        if self._comm.rank == 0:
+            files.check_there(self.folder.parent, self._lock)
         if self._optimizer.own is not None:
             parts = self._store, self._optimizer, state, keep, self._comm
             shards.save(self.folder, step, *parts)
@@ -101,6 +118,17 @@ class Saver:
             checkpoint.save(self.folder, step, held, held, state, keep)
         except BaseException as error:  # noqa: BLE001  raised in the training's thread
             self._error = error
+
+    def settle(self, error: BaseException) -> None:
+        """Let rank 0 write to its end what it is writing, before ``error`` ends the
+        job; at most for some seconds.
+
+        A rank that fails alone ends the job at once.
+        """
+        if self._thread is not None:
+            self._thread.join(_PATIENCE)
+        elif self._comm.rank and isinstance(error, _ALIKE):
+            time.sleep(_PATIENCE)  # rank 0 ends all ranks before
 
     def check(self) -> None:
         """Raise what went wrong since the last call, if anything did."""

@@ -28,13 +28,18 @@ from fastserve.config import load_job
 from fastserve.data.completions import read_pairs
 from fastserve.data.idx import read_idx
 from fastserve.data.images import Pixels
-from fastserve.data.npy import load_npz
-from fastserve.data.preprocessing import loads
+from fastserve.data.labelled_texts import TextEncoder, texts_in
+from fastserve.data.npy import load_npy, load_npz
+from fastserve.data.preprocessing import ArrayInput, Preprocessing, loads
 from fastserve.data.tables import Options, Table
-from fastserve.data.token_files import open_token_file
+from fastserve.data.tagged import WordEncoder, tagged_in
+from fastserve.data.targets import Classes, Values
+from fastserve.data.token_files import FORMAT, VERSION, open_token_file
 from fastserve.data.tokenizers import CharTokenizer, load_tokenizer
 from fastserve.errors import FastserveError
+from fastserve.models.huggingface import load_pretrained
 from fastserve.training import checkpoint
+from fastserve.training.records import MetricsFile
 from launch.hosts import parse_hosts, read_hostfile
 
 MEMORY = 3 << 30
@@ -147,6 +152,99 @@ def _kept_table() -> bytes:
         return table.preprocessing.dumps().encode()
 
 
+JOB_WITH_TABLES = b"""name: table
+model: {type: sequential, layers: [{Dense: {units: 3, activation: softmax}}],
+        loss: sparse_categorical_crossentropy, metrics: [accuracy]}
+data: {type: csv, file: a.csv, target: y, task: classification, features: [a, b],
+       validation_split: 0.1, test_split: 0.1}
+train: {global_batch: 6, epochs: 2}
+"""
+JOB_WITH_TEXTS = b"""name: texts
+model: {type: sequential, layers: [{Embedding: {output_dim: 8}},
+        GlobalAveragePooling1D: {}, {Dense: {units: 2}}], loss: mse}
+data: {type: texts, source: a.jsonl, text: text, label: label,
+       vectorize: {output_mode: int, output_sequence_length: 6}}
+train: {global_batch: 6, steps: 2}
+launch: {max_restarts: 2, min_ranks: 1, ssh: ["-i", "key"], slurm: {extra: ["--x=y"]}}
+"""
+TAGGED = b"The DT\ndog NN\nruns VB\n\nIt PR\nbarks VB\n\n"
+SLASHES = b"The/DT dog/NN runs/VB\nIt/PR barks/VB ./.\n"
+TEXTS = b'text,label\n"a good, one",yes\nbad,no\n"so\nso",no\nfine,yes\n'
+TEXT_LINES = b'{"text": "good", "label": "yes"}\n{"text": "bad", "label": "no"}\n'
+METRICS = b'{"step": 1, "loss": 2.5, "time": 1.0}\n{"step": 2, "loss": null}\n' * 3
+
+
+def _tagged(path: Path, style: str) -> None:
+    made = tagged_in(path, style, "utf-8", WordEncoder([], 5), None, 100, 1)
+    made.fit(np.arange(1))
+    made.encode(np.arange(1))
+
+
+def _texts(path: Path) -> None:
+    encoder = TextEncoder({"max_tokens": 50, "output_sequence_length": 6})
+    made = texts_in(path, ("text", "label"), "utf-8", encoder, None)
+    rows = np.arange(made.samples)
+    made.fit(rows)
+    made.encode(rows[:3])
+
+
+def _metrics(path: Path) -> None:
+    metrics = MetricsFile(path, 1)
+    metrics.params = {"first_step": 1}
+    metrics.on_train_begin()
+    for line in path.read_text("utf-8").splitlines():
+        assert json.loads(line)["step"] <= 1
+
+
+def _manifest() -> bytes:
+    shards = [{"file": "a.bin", "tokens": 40}]
+    part = {"shards": shards, "tokens": 40, "bytes": 100}
+    body = {"format": FORMAT, "version": VERSION, "dtype": "uint16", "train": part}
+    return _json({**body, "vocab_size": 64, "end": 1, "tokenizer": None})
+
+
+def _shards(path: Path) -> None:
+    if not (shard := path.with_name("a.bin")).exists():
+        shard.write_bytes(bytes(80))
+    opened = open_token_file(path)
+    opened.tokens[:8]
+
+
+def _pretrained(name: str) -> tuple[bytes, Callable[[Path], Any]]:
+    """Return a file of a folder in Hugging Face's layout, and what reads the folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder, "model")
+        fs.models.GPT(7, 4, 1, 1, 8).save_pretrained(made)
+        files = {p.name: p.read_bytes() for p in made.iterdir()}
+
+    def read(path: Path) -> None:
+        for other, content in files.items():
+            if other != name and not path.with_name(other).exists():
+                path.with_name(other).write_bytes(content)
+        load_pretrained(path.parent)
+
+    return files[name], read
+
+
+def _huggingface(name: str) -> Case:
+    return Case(name, *_pretrained(name))
+
+
+def _kept(encoder: Any, target: Any) -> Case:
+    content = Preprocessing(encoder, target).dumps().encode()
+
+    def read(path: Path) -> None:
+        assert loads(_text(path), str(path)).input.input_shape is not None
+
+    return Case("p.json", content, read)
+
+
+def _kept_texts() -> Case:
+    encoder = TextEncoder({"max_tokens": 9, "output_sequence_length": 6})
+    encoder.fit(iter([["a b c", "c d"]]))
+    return _kept(encoder, Classes(("no", "yes")))
+
+
 def _keras(path: Path) -> None:
     MODEL.load_weights(path)
 
@@ -179,6 +277,29 @@ READERS: dict[str, Callable[[], Case]] = {
         lambda p: checkpoint.load(p.parent, MODEL.store, None),
         sound=False,
     ),
+    "yaml of tables": lambda: Case(
+        "job.yaml", JOB_WITH_TABLES, lambda p: load_job(p, files=False)
+    ),
+    "yaml of texts": lambda: Case(
+        "job.yaml", JOB_WITH_TEXTS, lambda p: load_job(p, files=False)
+    ),
+    "tagged columns": lambda: Case("a.txt", TAGGED, lambda p: _tagged(p, "columns")),
+    "tagged slashes": lambda: Case("a.txt", SLASHES, lambda p: _tagged(p, "slashes")),
+    "texts csv": lambda: Case("a.csv", TEXTS, _texts),
+    "texts jsonl": lambda: Case("a.jsonl", TEXT_LINES * 3, _texts),
+    "npy": lambda: Case(
+        "a.npy",
+        _npy(np.arange(12.0).reshape(3, 4)),
+        lambda p: load_npy(p, mmap_mode="r"),
+    ),
+    "manifest": lambda: Case("manifest.json", _manifest(), _shards),
+    "metrics": lambda: Case("metrics.jsonl", METRICS, _metrics),
+    "hugging face config": lambda: _huggingface("config.json"),
+    "hugging face weights": lambda: _huggingface("model.safetensors"),
+    "kept words": lambda: _kept(WordEncoder(["", "?", "a"], 5), Classes(("x", "y"))),
+    "kept texts": _kept_texts,
+    "kept pixels": lambda: _kept(Pixels(4, 5, 3), Values("y", 1.0, 2.0)),
+    "kept array": lambda: _kept(ArrayInput((3, 4), 0.5), None),
     "preprocessing": lambda: Case("p.json", _kept_table(), _preprocessing),
     "image png": lambda: Case("a.png", _png(), _images),
     "image pgm": lambda: Case("a.pgm", b"P5\n5 4\n255\n" + bytes(20), _images),
@@ -265,7 +386,7 @@ def run(reader: str, count: int, seed: int) -> int:
             except FastserveError:
                 refused += 1
             except (OSError, ValueError) as error:
-                if reader != "npz":  # its callers say more
+                if reader not in ("npz", "npy"):  # their callers say more
                     problem = f"{type(error).__name__}: {error}"
                 refused += 1
             except Exception as error:  # noqa: BLE001  what this looks for

@@ -1,0 +1,100 @@
+"""Nothing of a job becomes a word of a shell, or an option that nobody asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from test_launch_plan import BOTH, job, plan
+from test_slurm import job as batch_job
+
+from fastserve.config import load_job
+from fastserve.config.schema import Launch
+from fastserve.errors import ConfigError, LaunchError
+from launch import submit
+from launch.hosts import Host, parse_hosts, read_hostfile
+from launch.remote import _ssh
+
+TEXT = """name: tiny
+model: {type: gpt}
+data: {type: text, source: pydoc-topics}
+train: {global_batch: 6, steps: 12}
+launch: {env: """
+RUN = ["-m", "launch.cli", "run"]
+EVIL = [
+    "a b",
+    "a'b",
+    'a"b',
+    "a;touch x",
+    "$(touch x)",
+    "`touch x`",
+    "a\nb",
+    "a|b",
+    "a&b",
+    "a>b",
+    "*",
+    "~",
+    "-oProxyCommand=x",
+    "--x",
+]
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_no_such_host_or_variable(text: str, tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text(text + "\n")
+    if text != "a\nb":  # two hosts in a file
+        with pytest.raises(LaunchError):
+            read_hostfile(hosts)
+    with pytest.raises((ConfigError, LaunchError)):
+        parse_hosts(text)
+    with pytest.raises(ValidationError):
+        Launch(hosts=[text])
+    path = tmp_path / "job.yaml"
+    path.write_text(TEXT + json.dumps({text: "b"}) + "}\n")
+    with pytest.raises(ConfigError, match=r"launch\.env: expected names of letters"):
+        load_job(path, files=False)
+
+
+@BOTH
+@pytest.mark.parametrize("text", EVIL)
+def test_values_of_the_environment_are_no_words(mpi: Any, text: str) -> None:
+    made = plan(job(env={"SECRET": text}), mpi)
+    assert made.environment["SECRET"] == text
+    assert not any(text in word for word in made.command if len(text) > 2)
+
+
+@pytest.mark.parametrize("text", [*EVIL, "a=b c", "\\"])
+def test_what_a_remote_shell_gets_are_the_same_words(text: str) -> None:
+    words = ["env", f"X={text}", "printf", "%s\\0", text, f"/{text}/python"]
+    command = _ssh(Host("node1", user="me"), ["-i", text], 8.0, words)
+    assert command[command.index("--") - 1] == "me@node1"
+    assert shlex.split(command[-1]) == words
+    done = subprocess.run(
+        ["sh", "-c", command[-1]], capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert done.stdout == f"{text}\0/{text}/python\0"
+
+
+@pytest.mark.parametrize("text", ["a b", "a\nb", "a\tb", ""])
+def test_arguments_of_ssh_are_single_words(text: str) -> None:
+    # the MPIs put them into one line, which they cut at blanks
+    with pytest.raises(ValidationError):
+        Launch(ssh=[text])
+
+
+@pytest.mark.parametrize("text", [t for t in EVIL if "\n" not in t])
+def test_a_batch_script_has_the_same_words(text: str) -> None:
+    words = [f"/work/{text}", "--set", text]
+    made = submit.script(
+        batch_job(), Path("/runs"), Path("/"), words, f"/{text}/python"
+    )
+    assert subprocess.run(["bash", "-n"], input=made, text=True).returncode == 0
+    line = next(line for line in made.splitlines() if "launch.cli" in line)
+    assert shlex.split(line) == [python, *RUN, *words, "&"]
