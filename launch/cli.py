@@ -122,10 +122,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(status)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
+)
 @click.version_option(fastserve.__version__, prog_name="fastserve")
 def cli() -> None:
-    """Train neural networks on CPU clusters with NumPy and MPI."""
+    """Train neural networks on CPU clusters with NumPy and MPI.
+
+    A first run: fastserve run configs/quickstart.yaml
+    """
 
 
 @cli.command()
