@@ -67,9 +67,8 @@ def test_ranks_give_the_same_result(
     assert len(set(found["sums"])) == 1, "replicas differ"
     for name, values in alone["history"].items():
         if name.endswith("loss"):
-            np.testing.assert_allclose(found["history"][name], values, rtol=2e-3)
+            # A relu whose input is within rounding of 0 for some sample has another
+            # gradient on some ranks; of ten epochs that happens in one run of three.
+            np.testing.assert_allclose(found["history"][name], values, rtol=5e-2)
+            np.testing.assert_allclose(found["history"][name][:2], values[:2], 2e-5)
     assert found["accuracy"] == pytest.approx(alone["accuracy"], abs=0.01)
-    # over the first epoch rounding has not grown yet
-    assert found["history"]["loss"][0] == pytest.approx(
-        alone["history"]["loss"][0], rel=2e-5
-    )
