@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -91,7 +94,7 @@ def cnn() -> fs.models.Model:
         ],
         seed=3,
     )
-    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
 
@@ -107,7 +110,7 @@ def both_ways() -> fs.models.Model:
     model.compile(
         fs.optimizers.Adam(1e-2, use_ema=True),
         "binary_crossentropy",
-        [fs.metrics.AUC(num_thresholds=20)],
+        metrics=[fs.metrics.AUC(num_thresholds=20)],
     )
     return model
 
@@ -211,3 +214,25 @@ def test_a_rank_that_rounds_otherwise_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert str(said[0]).startswith("rank 2 on ")
     assert str(said[0]).endswith(" has threads: 2 instead of 1")
     assert run_threads(2, program) == [None, None]
+
+
+@pytest.mark.parametrize("shape", [(64, 256), (300, 70)])
+def test_orthogonal_weights_do_not_depend_on_threads(shape: tuple[int, int]) -> None:
+    code = (
+        "import zlib, numpy as np; from fastserve.core import initializers; "
+        f"w = initializers.Orthogonal()({shape}, np.random.default_rng(0)); "
+        "print(zlib.crc32(w.tobytes()))"
+    )
+    sums = set()
+    for threads in ("1", "2", "4"):
+        env = {**os.environ, "OPENBLAS_NUM_THREADS": threads}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env=env,
+            timeout=60,
+            check=True,
+        )
+        sums.add(done.stdout)
+    assert len(sums) == 1

@@ -10,6 +10,7 @@ as in a convolution's kernel, count as the receptive field.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -197,10 +198,22 @@ class Orthogonal:
         rows, columns = math.prod(shape[:-1]), shape[-1]
         rng = _seeded(self.seed, rng)
         normal = rng.standard_normal((max(rows, columns), min(rows, columns)))
-        q, r = np.linalg.qr(normal)
+        q, r = _qr(normal)
         q *= np.sign(np.diag(r))
         matrix = q if rows >= columns else q.T
         return (self.gain * matrix).reshape(shape).astype(np.float32)
+
+
+_one_at_a_time = threading.Lock()  # the number of BLAS threads is the process's
+
+
+def _qr(matrix: Array) -> tuple[Array, Array]:
+    """Return the factors, the same bits whatever number of threads BLAS has."""
+    from threadpoolctl import threadpool_limits
+
+    with _one_at_a_time, threadpool_limits(1, user_api="blas"):
+        q, r = np.linalg.qr(matrix)
+    return q, r
 
 
 @dataclass(frozen=True)
