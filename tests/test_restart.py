@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from mpi_environments import FLAVOURS, Started, require
 
+from fastserve.comm import SingleCommunicator
 from fastserve.training.files import write_atomically
+from fastserve.training.records import write_error
 from launch.hosts import Host
 from launch.process import job_processes
+from launch.records import error_records
 from launch.restart import Goal, Loss, run
 
 JOB = """
@@ -158,3 +161,12 @@ def _rank_that_trains(run_dir: Path, since: float) -> int:
             if words[1:3] == [b"-m", b"fastserve"]:
                 return pid
     raise AssertionError("no rank trains")
+
+
+def test_an_mpi_error_is_known_as_one_that_follows(tmp_path: Path) -> None:
+    """MPICH may raise in a rank when another one has gone."""
+    kind = type("Exception", (RuntimeError,), {"__module__": "mpi4py.MPI"})
+    for error, name in ((kind("Testall"), "CommError"), (KeyError("x"), "KeyError")):
+        write_error(tmp_path, SingleCommunicator(), error)
+        (record,) = error_records(tmp_path, 0.0)
+        assert record.type == name

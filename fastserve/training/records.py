@@ -249,6 +249,13 @@ def start_logs(folder: Path, comm: Communicator) -> None:
         faulthandler.enable(file.stream)
 
 
+def _kind(error: BaseException) -> str:
+    """Return the name of an error's type; what an MPI raises when another rank is gone
+    (MPICH does, in one of two cases) is known as the error that follows a loss."""
+    kind = type(error)
+    return "CommError" if kind.__module__.startswith("mpi4py") else kind.__name__
+
+
 def write_error(run_dir: Path, comm: Communicator, error: BaseException) -> int:
     """Write this rank's error record; return the exit status that it stands for."""
     status = exit_status(error)
@@ -256,7 +263,7 @@ def write_error(run_dir: Path, comm: Communicator, error: BaseException) -> int:
         "rank": comm.rank,
         "host": comm.host,
         "time": time.time(),
-        "type": type(error).__name__,
+        "type": _kind(error),
         "message": str(error),
         "traceback": describe_error(error),
         "status": status,
