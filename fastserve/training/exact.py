@@ -97,10 +97,12 @@ class ExactStep:
             self._gradients.push()
 
     def finish(self, status: Array) -> None:
-        """Replace ``status``, what of it belongs to no shard, by the sum of all."""
-        if self._comm.size > 1:
-            self._comm.allreduce(status)
-        width = status.size + self._moving.size
-        total = self._table.total(self.shards.count, width)
-        status += total[: status.size]
+        """Replace ``status``, what of it belongs to no shard, by the sum of all.
+
+        That is flags alone, which any order sums alike: a row after the shards' does.
+        """
+        count = self.shards.count
+        self._table.put(count, status, np.zeros(self._moving.size))
+        total = self._table.total(count + 1, status.size + self._moving.size)
+        status[...] = total[: status.size]
         self._moving.hold(total[status.size :])

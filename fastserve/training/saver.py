@@ -29,7 +29,6 @@ class Snapshot:
 
     def __init__(self, store: ParameterStore, optimizer: Optimizer) -> None:
         self._store, self._optimizer = store, optimizer
-        self.offsets = store.offsets
         self._values = np.empty_like(store.values)
         self._moved: list[tuple[Array, Array]] = []  # frozen ones that change
         self.state = {k: np.empty_like(v) for k, v in optimizer.state.items()}
