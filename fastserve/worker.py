@@ -43,14 +43,13 @@ from fastserve.training import checkpoint, files, shards
 from fastserve.training.balance import Balance
 from fastserve.training.callbacks import (
     Callback,
-    CSVLogger,
     EarlyStopping,
     ReduceLROnPlateau,
-    TensorBoard,
 )
 from fastserve.training.head import pieces_of
 from fastserve.training.language import language_measures
 from fastserve.training.loop import Schedule, run
+from fastserve.training.metrics_outputs import CsvOutput, Output, TensorBoardOutput
 from fastserve.training.numerics import Numerics, differences, numerics, odd_rank
 from fastserve.training.progress import Progress
 from fastserve.training.records import (
@@ -156,7 +155,8 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     _compare_ranks(job, comm)
     early = _early_stopping(job)
     extras = _extras(job, run_dir)
-    metrics = MetricsFile(run_dir / "metrics.jsonl", job.train.log_every)
+    outputs = _outputs(job, run_dir)
+    metrics = MetricsFile(run_dir / "metrics.jsonl", job.train.log_every, outputs)
     first, saved = _load(options, run_dir, model, data, comm, plan, early)
     metrics.set_state(saved.get("metrics", {}))
     for name, callback in extras.items():
@@ -292,11 +292,16 @@ def _extras(job: config.Job, run_dir: Path) -> dict[str, Callback]:
             cooldown=plateau.cooldown,
             min_lr=plateau.min_lr,
         )
+    return found
+
+
+def _outputs(job: config.Job, run_dir: Path) -> list[Output]:
+    """Return what takes the lines of metrics.jsonl as well."""
+    found: list[Output] = []
     if job.train.csv:
-        found["csv"] = CSVLogger(run_dir / "metrics.csv")
+        found.append(CsvOutput(run_dir / "metrics.csv"))
     if job.train.tensorboard:
-        folder, every = run_dir / "tensorboard", job.train.log_every
-        found["tensorboard"] = TensorBoard(folder, update_freq=every)
+        found.append(TensorBoardOutput(run_dir / "tensorboard"))
     return found
 
 
@@ -564,9 +569,10 @@ def _start_folder(
     if comm.rank == 0:
         _hold(run_dir)
         if fresh:
-            for name in ("checkpoints", "errors", "logs", "plots"):
+            for name in ("checkpoints", "errors", "logs", "plots", "tensorboard"):
                 shutil.rmtree(run_dir / name, ignore_errors=True)
-            (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+            for name in ("metrics.jsonl", "metrics.csv"):
+                (run_dir / name).unlink(missing_ok=True)
         for name in ("done.json", "stopped.json"):
             (run_dir / name).unlink(missing_ok=True)
         # values of launch.env may be secrets, and a run folder may be shared
