@@ -22,7 +22,7 @@ from fastserve.core.initializers import RandomNormal
 from fastserve.data.tokenizers import BPETokenizer, CharTokenizer
 from fastserve.errors import CheckpointError, ConfigError, DataError, FastserveError
 from fastserve.models import GPT
-from launch import cli
+from launch import cli, jobs
 
 FOLDERS = Path(__file__).parent / "references" / "huggingface"
 TEXT = "Pack my box with five dozen liquor jugs.\n" * 60
@@ -254,7 +254,7 @@ def test_weights_with_nan_start_no_run(
 
 @pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
 def test_the_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_prepare", lambda: None)
+    monkeypatch.setattr(jobs, "prepare_process", lambda: None)
     said = command("import", "small", "--to", "runs/a", "--set", "seed=3")
     assert "imported gpt2, 2 layers, width 16, context 16" in said
     assert "fastserve generate runs/a" in said
