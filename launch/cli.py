@@ -24,8 +24,10 @@ from .commands.predict import predict_
 from .commands.preflight import preflight
 from .commands.prepare import prepare
 from .commands.run import run
+from .commands.runs import runs
 from .commands.schema import schema
 from .commands.submit import submit
+from .commands.top import top
 from .commands.verify import verify
 
 USAGE = 2
@@ -44,8 +46,10 @@ COMMANDS = (
     preflight,
     prepare,
     run,
+    runs,
     schema,
     submit,
+    top,
     verify,
 )
 

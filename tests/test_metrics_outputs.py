@@ -1,9 +1,8 @@
-"""The metrics as a table, for TensorBoard, and on standard output."""
+"""The metrics as a table, for TensorBoard, and as events."""
 
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from test_callbacks_keras import read_events
 from fastserve.errors import StateError
 from fastserve.training.metrics_outputs import (
     CsvOutput,
-    JsonOutput,
+    EventOutput,
     Line,
     TensorBoardOutput,
 )
@@ -82,14 +81,11 @@ def test_tensorboard_without_its_library(
         TensorBoardOutput(tmp_path)
 
 
-def test_lines_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
-    output = JsonOutput()
+def test_lines_as_events() -> None:
+    events = []
+    output = EventOutput(lambda event, line: events.append((event, line)))
     output.begin(FIRST)
     output.write(FIRST[0])
     output.write(VALIDATION)
     output.close()
-    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert events == [
-        {"event": "step", **FIRST[0]},
-        {"event": "validation", **VALIDATION},
-    ]
+    assert events == [("step", FIRST[0]), ("validation", VALIDATION)]

@@ -1,19 +1,18 @@
-"""Where the lines of metrics.jsonl also go: a table, TensorBoard, standard output.
+"""Where the lines of metrics.jsonl also go: a table, TensorBoard, who else watches.
 
-metrics.jsonl is the truth. A run that goes on drops its lines of steps that will be made
-again; then each output here is made anew from the lines that are left, so none of them
-can hold a step twice, whatever a killed process has left.
+metrics.jsonl is the truth. A run that goes on drops its lines of steps that will be
+made again; then each output here is made anew from the lines that are left, so none of
+them can hold a step twice, whatever a killed process has left.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,10 +148,12 @@ class TensorBoardOutput(Output):
         self._writers = {}
 
 
-class JsonOutput(Output):
-    """A JSON object a line on standard output, for programs that watch a job."""
+class EventOutput(Output):
+    """Hands each line on as an event, 'step' or 'validation'."""
+
+    def __init__(self, event: Callable[[str, Line], None]) -> None:
+        self._event = event
 
     def write(self, line: Line) -> None:
         validation = any(name.startswith("val_") for name in line)
-        event = "validation" if validation else "step"
-        print(json.dumps({"event": event, **line}), flush=True)
+        self._event("validation" if validation else "step", line)

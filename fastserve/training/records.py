@@ -65,7 +65,7 @@ class MetricsFile(Callback):
         self._resumed = dict(state)
 
     def _forget_later_lines(self) -> list[Line]:
-        """Drop the lines of steps that are about to be made again; return the others."""
+        """Drop the lines of steps that will be made again; return the others."""
         if not self.path.exists():
             return []
         kept, read = [], []
@@ -239,6 +239,19 @@ class BestCheckpoint(Monitor):
         self._saver.save(step, {**self.state(), "val_loss": value}, None)
 
 
+class _ScreenFormatter(logging.Formatter):
+    """Shows warnings in yellow on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        # under the launcher, which knows where standard error ends, it takes them out
+        shown = environment.terminal_width() or environment.is_terminal(sys.stderr)
+        coloured = shown and environment.wants_colour()
+        if coloured and record.levelno >= logging.WARNING:
+            return f"\x1b[33m{line}\x1b[0m"
+        return line
+
+
 def start_logs(folder: Path, comm: Communicator) -> None:
     """Send the library's messages to the rank's own file and to standard error.
 
@@ -253,7 +266,7 @@ def start_logs(folder: Path, comm: Communicator) -> None:
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     screen = logging.StreamHandler(sys.stderr)
     prefix = f"[rank {comm.rank} {comm.host}] " if comm.size > 1 else ""
-    screen.setFormatter(logging.Formatter(prefix + "%(message)s"))
+    screen.setFormatter(_ScreenFormatter(prefix + "%(message)s"))
     everyone = environment.setting("LOG_RANKS") == "all"
     screen.setLevel(logging.INFO if everyone else logging.WARNING)
     for handler in list(log.handlers):
