@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import blas, describe, jobs, predict, restart, start
+from .. import blas, describe, jobs, predict, restart, slurm, start
 from ..plan import PROGRAM, LaunchPlan, count_ranks
 from ..restart import Goal, Loss
 from . import options
@@ -54,8 +54,13 @@ def run(
     if not resume and not overwrite:
         jobs.refuse_to_replace(plan.run_dir)
 
+    began = False
+
     def attempt(goal: Goal, loss: Loss, goes_on: bool) -> int:
-        words = arguments
+        nonlocal began
+        if began and allocation and not allocation.over_ssh:
+            slurm.check_nodes(allocation, [host.name for host in goal.hosts])
+        began, words = True, arguments
         if goes_on:
             words = [*jobs.without_start(arguments), "--resume", "auto"]
         launch = job.launch.model_copy(update={"ranks": goal.ranks})
