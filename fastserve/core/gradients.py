@@ -74,7 +74,7 @@ def _error(
     value: Any, places: list[Array], gradients: list[Array], rng: np.random.Generator
 ) -> float:
     """Return the relative error along one direction; ``places`` end as they were."""
-    d = [rng.standard_normal(place.shape) for place in places]
+    d: list[Array] = [np.asarray(rng.standard_normal(p.shape)) for p in places]
     length = np.sqrt(sum(float((part**2).sum()) for part in d))
     saved, ends = [place.copy() for place in places], []
     for sign in (1, -1):
