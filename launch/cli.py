@@ -25,8 +25,10 @@ from .commands.preflight import preflight
 from .commands.prepare import prepare
 from .commands.report import report
 from .commands.run import run
+from .commands.runs import runs
 from .commands.schema import schema
 from .commands.submit import submit
+from .commands.top import top
 from .commands.verify import verify
 
 USAGE = 2
@@ -46,8 +48,10 @@ COMMANDS = (
     prepare,
     report,
     run,
+    runs,
     schema,
     submit,
+    top,
     verify,
 )
 
