@@ -29,6 +29,7 @@ from fastserve.assemble.model import (
 from fastserve.comm import Communicator, init
 from fastserve.config import schema
 from fastserve.config.labelled import Splits
+from fastserve.config.trace import joined, steps_of
 from fastserve.core import without_initial_values
 from fastserve.data import preprocessing
 from fastserve.data.completions import CompletionSource
@@ -40,7 +41,6 @@ from fastserve.errors import CheckpointError, CommError, DataError, FastserveErr
 from fastserve.models import GPT, Model, huggingface
 from fastserve.summary import conclusion, introduction, opening, sample
 from fastserve.training import checkpoint, files, shards
-from fastserve.training.balance import Balance
 from fastserve.training.callbacks import (
     Callback,
     CSVLogger,
@@ -66,6 +66,10 @@ from fastserve.training.records import (
 )
 from fastserve.training.samples import Samples
 from fastserve.training.saver import Saver
+from fastserve.training.status import Status
+from fastserve.training.status_file import NAME as STATUS
+from fastserve.training.status_file import mark_failed
+from fastserve.training.trace import Tracing
 
 USAGE = 2
 STOPPED_EARLY = 75
@@ -120,7 +124,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", metavar="auto|PATH")
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--stop-after", type=int, metavar="STEPS")
-    return parser.parse_args(argv)
+    parser.add_argument("--trace", metavar="FIRST:COUNT")  # or auto: the default
+    return parser.parse_args(joined(sys.argv[1:] if argv is None else argv))
 
 
 def _report(error: BaseException, comm: Communicator, started: list[Path]) -> int:
@@ -131,6 +136,8 @@ def _report(error: BaseException, comm: Communicator, started: list[Path]) -> in
         with suppress(OSError, CheckpointError):  # the disk may be what is wrong
             write_error(started[0], comm, error)
             recorded = True
+            if comm.rank == 0:
+                mark_failed(started[0], environment.setting("JOB"))
         log.info("%s", describe_error(error))
     else:
         status = USAGE  # refused before there is a run; the reason is shown below
@@ -142,6 +149,7 @@ def _report(error: BaseException, comm: Communicator, started: list[Path]) -> in
 
 
 def _train(options: argparse.Namespace, comm: Communicator, started: list[Path]) -> int:
+    traced = steps_of(options.trace) if options.trace else None
     job, run_dir = _agree(options, comm)
     data, model = _prepare(job, comm, _resumed(options, run_dir))
     sampler = make_sampler(job, data)
@@ -207,11 +215,14 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     folder = run_dir / "checkpoints"
     compare = job.comm.check_every > 0
     lock = _held[-1] if _held else None
-    saver = Saver(folder, trainer.store, trainer.optimizer, comm, compare, lock)
-    best = BestCheckpoint(saver, state)
+    saver = Saver(
+        folder, trainer.store, trainer.optimizer, comm, compare, lock, trainer.timing
+    )
+    status = Status(run_dir / STATUS)
+    best, trace = BestCheckpoint(saver, state), run_dir / "trace.json"
     callbacks: list[Callback] = [
         progress,
-        Balance(),
+        status,
         metrics,
         *([early] if early else []),  # before those that save its state
         *extras.values(),
@@ -225,6 +236,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
         ),
         *_samples(job, data, model, progress),
         *([StopAfter(trainer, options.stop_after)] if options.stop_after else []),
+        *([Tracing(trace, progress.say, traced)] if options.trace else []),  # the last
     ]
     try:
         history = run(
@@ -245,7 +257,9 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     comm.timeout = None  # what follows is rank 0's alone, and may take its time
     made = trainer.optimizer.step
     ended = _why_early(early, made, schedule) if early else None
-    if made < steps and not ended:
+    stopped = made < steps and not ended
+    status.end("stopped" if stopped else "ended")
+    if stopped:
         launched = environment.setting("JOB") is not None
         if comm.rank == 0:
             cure = "" if launched else "; --resume auto goes on"
@@ -257,7 +271,15 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     if comm.rank == 0:
         print(
             conclusion(
-                job, data, model, history.history, run_dir, progress, best.step, ended
+                job,
+                data,
+                model,
+                history.history,
+                run_dir,
+                progress,
+                best.step,
+                ended,
+                status.summary(),
             )
         )
     why = {"stopped": ended} if ended else {}
@@ -566,7 +588,8 @@ def _start_folder(
         if fresh:
             for name in ("checkpoints", "errors", "logs", "plots"):
                 shutil.rmtree(run_dir / name, ignore_errors=True)
-            (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+            for name in ("metrics.jsonl", "trace.json"):
+                (run_dir / name).unlink(missing_ok=True)
         for name in ("done.json", "stopped.json"):
             (run_dir / name).unlink(missing_ok=True)
         # values of launch.env may be secrets, and a run folder may be shared

@@ -122,7 +122,19 @@ def run_plan(
             run.watch()
         finally:
             run.end_all()
-        return run.judge()
+        status = run.judge()
+        if status:
+            _note_failure(plan)
+        return status
+
+
+def _note_failure(plan: LaunchPlan) -> None:
+    """Say in the run's status file that it isn't trained any more; a rank that was
+    killed couldn't."""
+    from fastserve.training.status_file import mark_failed
+
+    with suppress(OSError):
+        mark_failed(plan.run_dir, plan.token)
 
 
 class _Output:

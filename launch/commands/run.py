@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastserve.config import trace as tracing
+
 from .. import blas, describe, jobs, predict, restart, start
 from ..plan import PROGRAM, LaunchPlan, count_ranks
 from ..restart import Goal, Loss
@@ -16,7 +18,12 @@ if TYPE_CHECKING:
     from fastserve.config import Job
 
 
-@click.command()
+class _Run(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, tracing.joined(args))
+
+
+@click.command(cls=_Run)
 @click.argument("config")
 @options.where
 @options.overrides
@@ -28,6 +35,12 @@ if TYPE_CHECKING:
     metavar="STEPS",
     help="Save and end after the step of this number, as at SIGTERM.",
 )
+@click.option(
+    "--trace",
+    metavar="[FIRST:COUNT]",
+    help="Write what all ranks do in COUNT steps from step FIRST on (20 steps after a "
+    "warm-up) to trace.json in the run folder, for ui.perfetto.dev.",
+)
 @click.option("--dry-run", is_flag=True, help="Only print what would be started.")
 def run(
     config: str,
@@ -35,16 +48,20 @@ def run(
     resume: str | None,
     overwrite: bool,
     stop_after: int | None,
+    trace: str | None,
     dry_run: bool,
     **where: Any,
 ) -> int:
     """Start the job of a YAML file and wait for its end."""
     jobs.refuse_as_a_rank()
+    if trace:
+        tracing.steps_of(trace)
     job = jobs.load(config, overrides, **where)
     arguments = jobs.rank_words(config, overrides)
     arguments += ["--resume", resume] if resume else []
     arguments += ["--overwrite"] if overwrite else []
     arguments += ["--stop-after", str(stop_after)] if stop_after else []
+    arguments += [f"--trace={trace}"] if trace else []
     hosts, allocation = start.where(job.launch)
     kernel = blas.choose_kernel(jobs.say)
     plan = jobs.planner(job, hosts, arguments, kernel, allocation)()
