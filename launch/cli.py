@@ -19,12 +19,15 @@ from .commands.export import export
 from .commands.generate import generate
 from .commands.import_ import import_
 from .commands.merge_lora import merge_lora
+from .commands.plot import plot
 from .commands.predict import predict_
 from .commands.preflight import preflight
 from .commands.prepare import prepare
 from .commands.run import run
+from .commands.runs import runs
 from .commands.schema import schema
 from .commands.submit import submit
+from .commands.top import top
 from .commands.verify import verify
 
 USAGE = 2
@@ -38,12 +41,15 @@ COMMANDS = (
     generate,
     import_,
     merge_lora,
+    plot,
     predict_,
     preflight,
     prepare,
     run,
+    runs,
     schema,
     submit,
+    top,
     verify,
 )
 

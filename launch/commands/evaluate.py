@@ -22,9 +22,9 @@ from . import options
 def evaluate(run: str, which: str, split: str, overrides: tuple[str, ...]) -> int:
     """Evaluate the model of a run folder on its validation data, or its test data."""
     jobs.prepare_process()
-    from fastserve import worker
+    from fastserve import trained
 
-    for name, value in worker.evaluate(run, which, overrides, split).items():
+    for name, value in trained.evaluate(run, which, overrides, split).items():
         if isinstance(value, float):
             click.echo(f"{name} {value:.6g}")
             continue

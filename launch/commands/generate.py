@@ -53,8 +53,8 @@ def generate(
 ) -> int:
     """Generate text with the model of a run folder."""
     jobs.prepare_process()
-    from fastserve import worker
+    from fastserve import trained
 
-    text = worker.generate(run, prompt, tokens, temperature, top_k, top_p, seed, which)
+    text = trained.generate(run, prompt, tokens, temperature, top_k, top_p, seed, which)
     click.echo(text)
     return 0
