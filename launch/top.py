@@ -39,7 +39,7 @@ SILENT = 15.0  # seconds without a word from a running job that are worth one
 _STEPS = 10  # of a job with long steps: so many steps without a word
 _MARKED = 0.1  # of a step that the slowest rank takes longer than the median
 _PARTS = ("compute", "communication", "waiting", "data")
-_HEADS = ("compute", "communicate", "wait", "data")
+_HEADS = ("compute", "comm.", "wait", "data")
 _CODES = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 _STATES = {RUNNING: "green", ENDED: "green", STOPPED: "yellow", FAILED: "red"}
 
@@ -228,7 +228,7 @@ def _table(ranks: list[_Rank], room: int, width: int, paint: Paint) -> list[str]
 def _row(rank: _Rank, slowest: bool) -> tuple[str, ...]:
     return (
         str(rank.number),
-        rank.host[:20],
+        rank.host[:14],
         text.memory(rank.memory),
         text.short_time(rank.step),
         *(text.short_time(rank.seconds[part]) for part in _PARTS),
@@ -248,7 +248,7 @@ def _row_of_all(ranks: list[_Rank], rest: int) -> tuple[str, ...]:
     )
     return (
         "",
-        f"{rest} more; medians",
+        f"+{rest}, medians"[:14],
         middle([r.memory for r in ranks], text.memory),
         middle([r.step for r in ranks], text.short_time),
         *parts,

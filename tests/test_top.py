@@ -85,7 +85,7 @@ def test_a_training_job(tmp_path: Path) -> None:
     assert found[2].startswith("loss          █▄▃")
     assert re.fullmatch(r"val_loss .* 0.7000 to 0.5000, best 0.5000 at 40", found[3])
     table = [line.split() for line in found[-3:]]
-    assert table[0][2:] == ["memory", "step", "compute", "communicate", "wait", "data"]
+    assert table[0][2:] == ["memory", "step", "compute", "comm.", "wait", "data"]
     row = "0 node0 210 MB 131 ms 100 ms 10 ms 20 ms 1 ms"
     assert " ".join(found[-2].split()) == row
     assert found[-1].endswith("< slowest") and "231 ms" in found[-1]
@@ -95,7 +95,7 @@ def test_many_ranks_in_a_small_window(tmp_path: Path) -> None:
     run_dir = training(tmp_path / "wide", ranks=64)
     found = lines(read_run(run_dir), height=16)
     assert len(found) == 16
-    assert found[-1].split()[:4] == ["57", "more;", "medians", "242"]
+    assert found[-1].split()[:4] == ["+57,", "medians", "242", "MB"]
     assert "< slowest" in "\n".join(found)  # it is among those that are shown
     assert len(lines(read_run(run_dir), width=40, height=8)) == 8
     everything = top.view(read_run(run_dir), 80, 10**6, START + 61)
