@@ -38,7 +38,7 @@ def full(plan: LaunchPlan, prediction: str = "") -> str:
     lines += [prediction] if prediction else []
     lines.append("environment, beyond what is set already:")
     lines += [
-        f"  {name}={shlex.quote(value)}"
+        f"  {name}={'(hidden)' if name in plan.hidden else shlex.quote(value)}"
         for name, value in sorted(plan.environment.items())
     ]
     lines.append("command:")

@@ -122,7 +122,10 @@ def run_plan(
             run.watch()
         finally:
             run.end_all()
-        return run.judge()
+        status = run.judge()
+        if caught:  # whatever was lost, the job was to end
+            run.loss.found = False
+        return status
 
 
 class _Output:

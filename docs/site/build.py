@@ -34,6 +34,7 @@ ELSEWHERE = {
 GENERATED = {
     "reference/job.md": "every key of a job, with type and default",
     "reference/commands.md": "every command and option",
+    "reference/files.md": "every source file, in a line",
     "reference/jobs.md": "the files of `configs/`",
     "reference/hostfiles.md": "lists of hosts",
     "reference/changelog.md": "what has changed",
@@ -114,6 +115,7 @@ def gather(folder: Path) -> None:
     pages = {
         "job.md": reference.job_keys(),
         "commands.md": reference.commands(),
+        "files.md": reference.files(),
         "jobs.md": reference.jobs(),
         **{f"python/{name}": text for name, text in reference.python_names().items()},
     }

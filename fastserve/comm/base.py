@@ -115,6 +115,23 @@ class Communicator(ABC):
     def progressed(self) -> None:  # noqa: B027  only MPI looks at the time
         """Within ``waiting``: messages arrive, so ``timeout`` counts from now on."""
 
+    @contextmanager
+    def after_rank_0(self) -> Iterator[None]:
+        """At its end all ranks wait until rank 0 is there, however long that takes.
+
+        It is for what rank 0 does alone, such as to write to a slow disk; ``timeout``
+        doesn't count within it for the others.
+        """
+        limit = self.timeout
+        if self.rank:
+            self.timeout = None
+        try:
+            yield
+            if self.size > 1:
+                self.broadcast_obj(None)
+        finally:
+            self.timeout = limit
+
     @abstractmethod
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -9,7 +9,7 @@ import click
 
 from fastserve.errors import FastserveError
 
-from .. import blas, describe, jobs, predict, restart, start
+from .. import blas, describe, jobs, predict, restart, slurm, start
 from ..plan import PROGRAM, LaunchPlan, count_ranks
 from ..process import REFUSED as USAGE
 from ..process import STOPPED_EARLY
@@ -106,8 +106,13 @@ def _run(
     if not resume and not overwrite:
         jobs.refuse_to_replace(plan.run_dir)
 
+    began = False
+
     def attempt(goal: Goal, loss: Loss, goes_on: bool) -> int:
-        words = arguments
+        nonlocal began
+        if began and allocation and not allocation.over_ssh:
+            slurm.check_nodes(allocation, [host.name for host in goal.hosts])
+        began, words = True, arguments
         if goes_on:
             words = [*jobs.without_start(arguments), "--resume", "auto"]
         launch = job.launch.model_copy(update={"ranks": goal.ranks})

@@ -35,6 +35,13 @@ def submit(
             "launch.hosts or launch.hostfile",
             "remove it, or override it: --set launch.hosts=null",
         )
+    if job.launch.env and len(jobs.set_words(overrides)) < 2 * len(overrides):
+        raise LaunchError(
+            "expected launch.env in the job's file, as the batch script would show "
+            "values that may be secrets",
+            "--set launch.env",
+            "write it into the file",
+        )
     run_dir = run_folder(job, Path.cwd())
     arguments = jobs.rank_words(config, overrides)
     arguments += ["-n", str(ranks)] if ranks else []

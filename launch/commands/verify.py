@@ -52,7 +52,7 @@ def verify(
             "add --set comm.algorithm=exact to see what it would give; sums of "
             "the others agree to rounding",
         )
-    arguments = [word for override in overrides for word in ("--set", override)]
+    arguments = jobs.set_words(overrides)
     for name, value in where.items():
         if value:
             arguments.append(f"--{name}")
