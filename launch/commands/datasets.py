@@ -1,0 +1,19 @@
+"""``fastserve datasets``: where the data sets are."""
+
+from __future__ import annotations
+
+import click
+
+from .. import datasets as known
+
+
+@click.command()
+@click.option(
+    "--commands", is_flag=True, help="Only the commands that get what is missing."
+)
+def datasets(commands: bool) -> int:
+    """List the data sets: where each was found, or the command that gets it."""
+    text = known.commands() if commands else known.listing()
+    if text:
+        click.echo(text)
+    return 0

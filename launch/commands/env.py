@@ -1,0 +1,17 @@
+"""``fastserve env``: what a bug report needs."""
+
+from __future__ import annotations
+
+import click
+
+from fastserve import environment
+
+from .. import environment_report
+
+
+@click.command()
+def env() -> int:
+    """Print what a bug report needs: versions, BLAS, threads, MPI, CPU."""
+    environment.prepare_process()
+    click.echo(environment_report.environment_report())
+    return 0

@@ -1,0 +1,21 @@
+"""``fastserve import``: a folder in Hugging Face's layout into a run."""
+
+from __future__ import annotations
+
+import click
+
+from .. import jobs
+from . import options
+
+
+@click.command("import")
+@click.argument("folder")
+@click.option("--to", required=True, metavar="RUN", help="Run folder to make.")
+@options.overrides
+def import_(folder: str, to: str, overrides: tuple[str, ...]) -> int:
+    """Make a run folder of a GPT-2 or Llama folder in Hugging Face's layout."""
+    jobs.prepare_process()
+    from fastserve.exchange import import_run
+
+    click.echo(import_run(folder, to, overrides))
+    return 0

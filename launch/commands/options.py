@@ -1,0 +1,72 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+overrides = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the job, for example train.steps=50 (repeatable).",
+)
+launcher = click.option(
+    "--launcher",
+    type=click.Choice(["auto", "local", "openmpi", "mpich", "slurm"]),
+    help="What starts the ranks; auto takes the MPI of this environment.",
+)
+checkpoint = click.option(
+    "--checkpoint",
+    "which",
+    default="latest",
+    show_default=True,
+    metavar="best|latest|N",
+    help="Which checkpoint: of the lowest validation loss, the newest, or of step N.",
+)
+SHAPES = "A GPT of 0.8, 10.8 or 124 M weights."
+repeats = click.option(
+    "--repeats",
+    default=5,
+    type=click.IntRange(1),
+    show_default=True,
+    help="Measurements of each; shown is their median.",
+)
+threads = click.option(
+    "--threads",
+    default=1,
+    type=click.IntRange(1),
+    show_default=True,
+    help="Of the BLAS, in each process.",
+)
+_Command = TypeVar("_Command", bound=Callable[..., int])
+
+
+def where(command: _Command) -> _Command:
+    """Add the options that say where the ranks run; the command gets ``where``."""
+    for option in reversed(_WHERE):
+        command = option(command)
+    return command
+
+
+def elsewhere(command: _Command) -> _Command:
+    """As ``where``, without the number of ranks."""
+    for option in reversed(_WHERE[1:]):
+        command = option(command)
+    return command
+
+
+_WHERE = (
+    click.option("-n", "ranks", type=int, help="Number of ranks (processes)."),
+    click.option(
+        "-H", "--host", metavar="LIST", help="Hosts and slots, as node1:2,node2:4."
+    ),
+    click.option("--hostfile", metavar="FILE", help="File with a host a line."),
+    click.option("--include", metavar="NAMES", help="The only hosts to use of them."),
+    click.option("--exclude", metavar="NAMES", help="Hosts not to use."),
+    click.option("--oversubscribe", is_flag=True, help="More ranks than slots."),
+    launcher,
+)

@@ -1,0 +1,50 @@
+"""``fastserve predict``: classes or values from a trained model."""
+
+from __future__ import annotations
+
+import click
+
+from .. import jobs
+
+
+@click.command("predict")
+@click.argument("run")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="FILE",
+    help="An image or a folder of them, an array, a text file of a text a line, or a "
+    "table, as the run was trained on (repeatable).",
+)
+@click.option("--text", "texts", multiple=True, help="A text itself (repeatable).")
+@click.option(
+    "--output", metavar="FILE", help="A .csv, .jsonl or .npy file to write to."
+)
+@click.option(
+    "--top",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Show so many classes, the likeliest first.",
+)
+@click.option(
+    "--checkpoint",
+    "which",
+    metavar="best|latest|N",
+    help="Which checkpoint; by default the best one if there is one.",
+)
+def predict_(
+    run: str,
+    inputs: tuple[str, ...],
+    texts: tuple[str, ...],
+    output: str | None,
+    top: int,
+    which: str | None,
+) -> int:
+    """Say what the model of a run folder makes of images, texts or tables."""
+    jobs.prepare_process()
+    from fastserve.predictions import predict
+
+    predict(run, inputs, texts, output, top, which, click.echo)
+    return 0

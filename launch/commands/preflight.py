@@ -1,0 +1,38 @@
+"""``fastserve preflight``: look at all hosts of a job."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from .. import blas, jobs, predict, start
+from .. import preflight as checks
+from ..plan import PROGRAM
+from . import options
+
+
+@click.command()
+@click.argument("config")
+@options.where
+@options.overrides
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+def preflight(
+    config: str, overrides: tuple[str, ...], as_json: bool, **where: Any
+) -> int:
+    """Look at all hosts of a job: what would fail there, and how fast it will be."""
+    job = jobs.load(config, overrides, **where)
+    hosts, allocation = start.where(job.launch)
+    arguments = jobs.rank_words(config, overrides)
+    plan = jobs.planner(
+        job, hosts, arguments, blas.choose_kernel(jobs.say), allocation
+    )()
+    report = checks.look(
+        job,
+        plan,
+        lambda: predict.measure(plan, PROGRAM, arguments),
+        start.agent_variables(plan),
+    )
+    click.echo(json.dumps(report.to_json()) if as_json else checks.table(report))
+    return 0 if report.passed else 1

@@ -1,0 +1,62 @@
+"""``fastserve verify``: the same bits on any number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastserve.errors import LaunchError
+
+from .. import jobs
+from ..verify import ALONE, parse_ranks
+from ..verify import verify as verify_run
+from . import options
+
+
+@click.command()
+@click.argument("run")
+@click.option(
+    "--ranks",
+    "counts",
+    default="1,2,3,4",
+    show_default=True,
+    metavar="LIST",
+    help="Numbers of ranks to train with.",
+)
+@click.option(
+    "--steps",
+    default=5,
+    type=click.IntRange(1),
+    show_default=True,
+    help="Steps to make with each.",
+)
+@options.elsewhere
+@options.overrides
+def verify(
+    run: str, counts: str, steps: int, overrides: tuple[str, ...], **where: Any
+) -> int:
+    """Make a run's first steps again on other numbers of ranks, and compare the bits.
+
+    For runs with comm.algorithm exact; others only agree to rounding.
+    """
+    jobs.refuse_as_a_rank()
+    config = Path(run, "config.yaml")
+    ranks = parse_ranks(counts)
+    job = jobs.load(str(config), (*ALONE, *overrides), ranks=max(ranks), **where)
+    if job.comm.algorithm != "exact":
+        raise LaunchError(
+            "verify: expected a run with comm.algorithm exact",
+            job.comm.algorithm,
+            "add --set comm.algorithm=exact to see what it would give; sums of "
+            "the others agree to rounding",
+        )
+    arguments = jobs.set_words(overrides)
+    for name, value in where.items():
+        if value:
+            arguments.append(f"--{name}")
+            arguments += [str(value)] if value is not True else []
+    shared = Path(run).absolute() if job.launch.hosts or job.launch.hostfile else None
+    same = verify_run(config, ranks, steps, arguments, click.echo, shared)
+    return 0 if same else 1
