@@ -19,6 +19,7 @@ from .commands.export import export
 from .commands.generate import generate
 from .commands.import_ import import_
 from .commands.merge_lora import merge_lora
+from .commands.new import new
 from .commands.predict import predict_
 from .commands.preflight import preflight
 from .commands.prepare import prepare
@@ -38,6 +39,7 @@ COMMANDS = (
     generate,
     import_,
     merge_lora,
+    new,
     predict_,
     preflight,
     prepare,
