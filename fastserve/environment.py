@@ -13,11 +13,13 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 _THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
@@ -26,6 +28,10 @@ _THREAD_VARIABLES = (
     "BLIS_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
+# In front of a whole line: the launcher keeps it as the last one on the terminal, and
+# shows what else there is to show above it. It may not hold back text until a line
+# ends, and an MPI does.
+STATUS_LINE = "\r\x1b[K"
 _KERNEL_VARIABLE = "OPENBLAS_CORETYPE"
 _PR_SET_PDEATHSIG = 1
 
@@ -84,6 +90,31 @@ def setting(
     return env.get(f"FASTSERVE_{name}") or default
 
 
+def terminal_width(env: Mapping[str, str] = os.environ) -> int | None:
+    """Return the columns of the terminal that standard output ends in, or None.
+
+    A terminal that can't move its cursor back (TERM=dumb) counts as none. Under an MPI
+    launcher output passes through pipes, or through a terminal of the launcher's own;
+    FASTSERVE_TERMINAL then says what is at the end.
+    """
+    columns = setting("TERMINAL", env=env)
+    if columns is not None:
+        return int(columns) if columns.isdecimal() and int(columns) > 0 else None
+    if expected_ranks(env).launcher == "none" and is_terminal(sys.stdout, env):
+        return shutil.get_terminal_size().columns
+    return None
+
+
+def is_terminal(stream: IO[Any], env: Mapping[str, str] = os.environ) -> bool:
+    """Return whether a stream is a terminal on which lines can be drawn again."""
+    return stream.isatty() and env.get("TERM") != "dumb"
+
+
+def wants_colour(env: Mapping[str, str] = os.environ) -> bool:
+    """Return whether text on terminals may have colours: NO_COLOR isn't set."""
+    return not env.get("NO_COLOR")
+
+
 def affinity_cores(pid: int = 0) -> list[int]:
     """Return the cores that a process may run on, in order (0: this process)."""
     if hasattr(os, "sched_getaffinity"):
@@ -126,12 +157,17 @@ def cpu_model() -> str:
 
 def numpy_version() -> str:
     """Return the version of the NumPy that is installed, without loading it."""
+    return version("numpy") or "none"
+
+
+def version(package: str) -> str | None:
+    """Return the version of a package that is installed, without loading it."""
     from importlib import metadata  # takes as long to load as a tenth of the library
 
     try:
-        return metadata.version("numpy")
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "none"
+        return None
 
 
 def cache_dir(env: Mapping[str, str] = os.environ) -> Path:

@@ -16,8 +16,8 @@ from fastserve.models import GPT
 from fastserve.models.huggingface import load_pretrained
 from fastserve.models.huggingface import save_pretrained as save
 from fastserve.summary import opening
+from fastserve.trained import name_of, open_job, open_model, open_tokenizer
 from fastserve.training import checkpoint, files
-from fastserve.worker import name_of, open_job, open_model, open_tokenizer
 
 _TOKENIZER, _CONFIG = "tokenizer.json", "config.yaml"
 

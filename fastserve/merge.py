@@ -9,8 +9,8 @@ from pathlib import Path
 from fastserve import config
 from fastserve.config import schema
 from fastserve.errors import CheckpointError
+from fastserve.trained import name_of, open_job, open_model, open_tokenizer
 from fastserve.training import checkpoint, files
-from fastserve.worker import name_of, open_job, open_model, open_tokenizer
 
 
 def merge_run(run: str, to: str, which: str = checkpoint.LATEST) -> str:

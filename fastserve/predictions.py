@@ -31,8 +31,8 @@ from fastserve.data.tagged import WordEncoder
 from fastserve.data.targets import Classes, Values
 from fastserve.errors import CheckpointError, DataError
 from fastserve.models import Model
+from fastserve.trained import load_weights, open_job
 from fastserve.training import checkpoint
-from fastserve.worker import load_weights, open_job
 
 _ROWS = 256  # samples that are computed at once
 _ARRAYS = (".npy", ".npz")

@@ -1,11 +1,10 @@
-"""What each rank runs: configuration, data, model, training; and using a run."""
+"""What each rank runs: configuration, data, model, training."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
-import re
 import shutil
 import signal
 import sys
@@ -16,7 +15,7 @@ from types import FrameType
 from typing import IO, Any
 
 from fastserve import config, environment
-from fastserve.assemble.data import Data, end_token, make_data, read_text
+from fastserve.assemble.data import Data, make_data, read_text
 from fastserve.assemble.model import (
     check_start,
     check_wishes,
@@ -31,26 +30,36 @@ from fastserve.config import schema
 from fastserve.config.labelled import Splits
 from fastserve.core import without_initial_values
 from fastserve.data import preprocessing
-from fastserve.data.completions import CompletionSource
 from fastserve.data.encode import share_text
-from fastserve.data.linear import linear_r2, r2
-from fastserve.data.token_files import open_token_file
-from fastserve.data.tokenizers import Tokenizer, load_tokenizer
 from fastserve.errors import CheckpointError, CommError, DataError, FastserveError
 from fastserve.models import GPT, Model, huggingface
-from fastserve.summary import conclusion, introduction, opening, sample
+from fastserve.printing import (
+    JSON,
+    QUIET,
+    WORDS,
+    Printer,
+    error_values,
+    result_line,
+    results_of,
+    start_values,
+)
+from fastserve.summary import conclusion, introduction, sample
+from fastserve.trained import check_tokenizer, kept_tokenizer
 from fastserve.training import checkpoint, files, shards
 from fastserve.training.balance import Balance
 from fastserve.training.callbacks import (
     Callback,
-    CSVLogger,
     EarlyStopping,
     ReduceLROnPlateau,
-    TensorBoard,
 )
-from fastserve.training.head import pieces_of
-from fastserve.training.language import language_measures
+from fastserve.training.environment_file import write_environment
 from fastserve.training.loop import Schedule, run
+from fastserve.training.metrics_outputs import (
+    CsvOutput,
+    EventOutput,
+    Output,
+    TensorBoardOutput,
+)
 from fastserve.training.numerics import Numerics, differences, numerics, odd_rank
 from fastserve.training.progress import Progress
 from fastserve.training.records import (
@@ -81,25 +90,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder, or, while there is none yet, to standard error.
     """
     options = _parse(argv)
+    printer = Printer(options.prints)
     try:
         comm = init()
     except FastserveError as error:
+        printer.event("error", {**error_values(error), "status": USAGE})
         print(error, file=sys.stderr)
         return USAGE
     started: list[Path] = []  # the run folder, once there is one
 
     def departed(error: FastserveError) -> None:
-        _report(error, comm, started)
+        _report(error, comm, started, printer)
 
     comm.on_departure = departed
     try:
         _meet(comm)
-        return _train(options, comm, started)
+        return _train(options, comm, started, printer)
     except BaseException as error:  # noqa: BLE001  all of them must end the job
-        status = _report(error, comm, started)
+        status = _report(error, comm, started, printer)
         if comm.size > 1:
             comm.abort(status)
         return status
+    finally:
+        printer.close()
 
 
 def _meet(comm: Communicator) -> None:
@@ -120,10 +133,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", metavar="auto|PATH")
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--stop-after", type=int, metavar="STEPS")
+    parser.add_argument(
+        "--quiet", dest="prints", action="store_const", const=QUIET, default=WORDS
+    )
+    parser.add_argument("--json", dest="prints", action="store_const", const=JSON)
     return parser.parse_args(argv)
 
 
-def _report(error: BaseException, comm: Communicator, started: list[Path]) -> int:
+def _report(
+    error: BaseException, comm: Communicator, started: list[Path], printer: Printer
+) -> int:
     """Say and record why this rank ends; return the status of the job."""
     status = exit_status(error) or 1  # leaving the others alone is a failure too
     recorded = False
@@ -135,13 +154,16 @@ def _report(error: BaseException, comm: Communicator, started: list[Path]) -> in
     else:
         status = USAGE  # refused before there is a run; the reason is shown below
     if not recorded or environment.setting("JOB") is None:
-        prefix = f"[rank {comm.rank} {comm.host}] " if comm.size > 1 else ""
-        for line in describe_error(error).splitlines():
-            print(f"{prefix}{line}", file=sys.stderr, flush=True)
+        printer.error(error, comm, status)
     return status
 
 
-def _train(options: argparse.Namespace, comm: Communicator, started: list[Path]) -> int:
+def _train(
+    options: argparse.Namespace,
+    comm: Communicator,
+    started: list[Path],
+    printer: Printer,
+) -> int:
     job, run_dir = _agree(options, comm)
     data, model = _prepare(job, comm, _resumed(options, run_dir))
     sampler = make_sampler(job, data)
@@ -156,7 +178,8 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     _compare_ranks(job, comm)
     early = _early_stopping(job)
     extras = _extras(job, run_dir)
-    metrics = MetricsFile(run_dir / "metrics.jsonl", job.train.log_every)
+    outputs = _outputs(job, run_dir, printer)
+    metrics = MetricsFile(run_dir / "metrics.jsonl", job.train.log_every, outputs)
     first, saved = _load(options, run_dir, model, data, comm, plan, early)
     metrics.set_state(saved.get("metrics", {}))
     for name, callback in extras.items():
@@ -190,10 +213,16 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     started.append(run_dir)
     start_logs(run_dir / "logs", comm)
     _catch_signals(trainer)
-    if comm.rank == 0:
-        print(introduction(job, data, model, steps, sampler, comm, run_dir, first))
-    level = 1  # a bar on a terminal, else a line every log_every steps
-    progress = Progress(level, job.train.log_every, whole=True)
+    surroundings = write_environment(run_dir, comm)
+    if surroundings is not None:
+        printer.block(
+            introduction(job, data, model, steps, sampler, comm, run_dir, first)
+        )
+        known = job, data, model, steps, first, run_dir, surroundings
+        printer.event("start", start_values(*known))
+    # 1: a bar on a terminal, else a line every log_every steps
+    level = 1 if printer.mode == WORDS else 0
+    progress = Progress(level, job.train.log_every, whole=True, say=printer.say)
     schedule = Schedule(
         job.train.eval_every
         or (sampler.steps_per_epoch if job.train.epochs else steps),
@@ -249,19 +278,30 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
         launched = environment.setting("JOB") is not None
         if comm.rank == 0:
             cure = "" if launched else "; --resume auto goes on"
-            print(f"stopped after step {made} of {steps}, saved{cure}")
+            printer.result(f"stopped after step {made} of {steps}, saved{cure}")
         write_end(run_dir / "stopped.json", comm, {"steps": made})
+        if comm.rank == 0:
+            end = {"state": "stopped", "status": STOPPED_EARLY, "steps": made}
+            printer.event("end", {**end, "run": str(run_dir)})
         # An MPI may kill the ranks that are still ending once one has ended with
         # another status than 0, so the launcher gives it to the user.
         return 0 if launched else STOPPED_EARLY
     if comm.rank == 0:
-        print(
+        printer.block(
             conclusion(
                 job, data, model, history.history, run_dir, progress, best.step, ended
             )
         )
     why = {"stopped": ended} if ended else {}
     write_end(run_dir / "done.json", comm, {"steps": made, **why})
+    if comm.rank == 0:
+        results = results_of(history.history)
+        if printer.mode == QUIET:
+            line = result_line(run_dir, made, results, progress.seconds)
+            printer.result(line)
+        end = {"state": "ended", "status": 0, "steps": made, "results": results, **why}
+        end |= {"seconds": progress.seconds, "best_step": best.step}
+        printer.event("end", {**end, "run": str(run_dir)})
     return 0
 
 
@@ -292,11 +332,16 @@ def _extras(job: config.Job, run_dir: Path) -> dict[str, Callback]:
             cooldown=plateau.cooldown,
             min_lr=plateau.min_lr,
         )
+    return found
+
+
+def _outputs(job: config.Job, run_dir: Path, printer: Printer) -> list[Output]:
+    """Return what takes the lines of metrics.jsonl as well."""
+    found: list[Output] = [EventOutput(printer.event)]
     if job.train.csv:
-        found["csv"] = CSVLogger(run_dir / "metrics.csv")
+        found.append(CsvOutput(run_dir / "metrics.csv"))
     if job.train.tensorboard:
-        folder, every = run_dir / "tensorboard", job.train.log_every
-        found["tensorboard"] = TensorBoard(folder, update_freq=every)
+        found.append(TensorBoardOutput(run_dir / "tensorboard"))
     return found
 
 
@@ -347,7 +392,7 @@ def _prepare(
     """
     text = None
     if isinstance(job.data, schema.TextData) and comm.rank == 0:
-        text = read_text(job.data, _kept_tokenizer(job, resumed))
+        text = read_text(job.data, kept_tokenizer(job, resumed))
 
     found: preprocessing.Preprocessing | None = None
 
@@ -393,16 +438,6 @@ def _from_another(options: argparse.Namespace, run_dir: Path) -> bool:
 
 def _has_checkpoints(run_dir: Path) -> bool:
     return any(run_dir.glob("checkpoints/*/state.json"))
-
-
-def _kept_tokenizer(
-    job: config.Job, run_dir: Path | None, read: bool = False
-) -> Tokenizer | None:
-    """Return the tokenizer that a run trained as bpe, or with ``read`` any that it has:
-    the file it was read from may be gone, and other data have other characters."""
-    kind = getattr(job.data, "tokenizer", None)
-    wanted = kind == "bpe" or (read and kind not in (None, "byte"))
-    return open_tokenizer(run_dir) if wanted and run_dir else None
 
 
 def _load(
@@ -524,22 +559,9 @@ def _clear_later(run_dir: Path, step: int, overwrite: bool) -> None:
         shutil.rmtree(folder)
 
 
-def _check_tokenizer(run_dir: Path, data: Data) -> None:
-    path = run_dir / "tokenizer.json"
-    if data.tokenizer is None or not path.exists():
-        return
-    if json.loads(path.read_text("utf-8")) != data.tokenizer.to_json():
-        raise DataError(
-            "expected the text that the run was started with, and its tokenizer",
-            "a text of other characters (pydoc-topics differs between Pythons), or "
-            "another tokenizer",
-            "use the same data.source and data.tokenizer, or start a new run",
-        )
-
-
 def _check_kept(run_dir: Path, data: Data) -> None:
     """See that the data are encoded as those that the run was started with."""
-    _check_tokenizer(run_dir, data)
+    check_tokenizer(run_dir, data)
     kept, made = preprocessing.read(run_dir), data.preprocessing
     if kept is None or made is None or kept.dumps() == made.dumps():
         return
@@ -564,9 +586,10 @@ def _start_folder(
     if comm.rank == 0:
         _hold(run_dir)
         if fresh:
-            for name in ("checkpoints", "errors", "logs", "plots"):
+            for name in ("checkpoints", "errors", "logs", "plots", "tensorboard"):
                 shutil.rmtree(run_dir / name, ignore_errors=True)
-            (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+            for name in ("metrics.jsonl", "metrics.csv"):
+                (run_dir / name).unlink(missing_ok=True)
         for name in ("done.json", "stopped.json"):
             (run_dir / name).unlink(missing_ok=True)
         # values of launch.env may be secrets, and a run folder may be shared
@@ -591,173 +614,3 @@ def _catch_signals(trainer: Any) -> None:
     if environment.setting("NO_SIGNALS") is None:
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGUSR1, stop)
-
-
-# -- using a run ----------------------------------------------------------------------
-
-
-def open_job(folder: str, overrides: Sequence[str] = ()) -> tuple[Path, config.Job]:
-    """Return a run's folder and its job; raises CheckpointError if it isn't one."""
-    run_dir = Path(folder)
-    if not (run_dir / "config.yaml").is_file():
-        raise CheckpointError(
-            "expected the folder of a run, with a config.yaml",
-            f"{folder}",
-            "give a folder such as runs/quickstart-gpt",
-        )
-    return run_dir, config.load_job(run_dir / "config.yaml", overrides, files=False)
-
-
-def name_of(run_dir: Path) -> str:
-    """Return a job's name after its run folder."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", run_dir.name).lstrip(".-")[:100]
-    return name or "imported"
-
-
-def open_tokenizer(run_dir: Path) -> Tokenizer | None:
-    """Return a run's tokenizer, if it has one."""
-    path = run_dir / "tokenizer.json"
-    return load_tokenizer(path) if path.is_file() else None
-
-
-def open_model(
-    run_dir: Path,
-    job: config.Job,
-    tokenizer: Tokenizer | None,
-    which: str = checkpoint.LATEST,
-) -> tuple[GPT, int]:
-    """Return a language model's run as model, and the step of the checkpoint ``which``;
-    raises as ``load_weights``."""
-    size = tokenizer.vocab_size if tokenizer else None
-    if isinstance(job.data, schema.TokensData) and size is None:
-        # a file that doesn't tell it needs the key
-        opened = job.data.vocab_size or open_token_file(job.data.train, check=False)
-        size = opened if isinstance(opened, int) else opened.vocab_size
-    with without_initial_values():
-        model = make_model(job, size)
-    assert isinstance(model, GPT)
-    return model, load_weights(run_dir, model, which)
-
-
-def load_weights(run_dir: Path, model: Model, which: str = checkpoint.LATEST) -> int:
-    """Load the weights of one of the run's checkpoints, ``best``, ``latest``, or a
-    step's number; return its step. Raises CheckpointError if it isn't there."""
-    folder, state = run_dir / "checkpoints", None
-    if which != checkpoint.LATEST:
-        state = checkpoint.load(checkpoint.find(folder, which), model.store, None)
-    else:
-        state = checkpoint.load_newest(folder, model.store, None)
-    if state is None:
-        raise CheckpointError(
-            "expected a run with a checkpoint",
-            f"{run_dir} without one",
-            "train it first: fastserve run, with checkpoint.at_end or checkpoint.every",
-        )
-    return int(state["step"])
-
-
-def generate(
-    run: str,
-    prompt: str,
-    tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-    which: str = checkpoint.LATEST,
-) -> str:
-    """Return ``prompt`` and the text that the run's model goes on with."""
-    run_dir, job = open_job(run)
-    tokenizer = open_tokenizer(run_dir)
-    if tokenizer is None:
-        raise CheckpointError(
-            "generate: expected a run of a language model, with a tokenizer.json",
-            run,
-            "use evaluate, or train with data.type text",
-        )
-    start = _prompt(tokenizer, prompt)  # before the model, which may take long
-    model, _ = open_model(run_dir, job, tokenizer, which)
-    model.reset_at = end = _end_of(job, tokenizer)
-    made = model.generate(start, tokens, temperature, top_k, top_p, seed)
-    if end in made:
-        made = made[: made.index(end)]
-    # the vocabulary may be padded: such tokens stand for no text
-    return prompt + tokenizer.decode([t for t in made if t < tokenizer.vocab_size])
-
-
-def _prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return the tokens to start with: those of a line end without a prompt."""
-    try:
-        return list(tokenizer.encode(prompt or "\n").tolist())
-    except DataError as error:
-        if prompt:
-            raise DataError(
-                f"--prompt: {error.expected}",
-                error.received,
-                "leave it out of the prompt",
-            ) from None
-        raise DataError(
-            "generate: expected a --prompt, as the tokenizer knows no line end",
-            "none",
-            f"add one, such as --prompt {opening(tokenizer)}",
-        ) from None
-
-
-def _end_of(job: config.Job, tokenizer: Any) -> int | None:
-    """Return the token behind which the model would start something new, if any."""
-    data = job.data
-    if data.type == "completions":
-        return int(tokenizer.end)
-    if data.type in ("text", "tokens") and data.reset_attention:
-        return end_token(data, tokenizer)
-    return None
-
-
-def evaluate(
-    run: str,
-    which: str = checkpoint.LATEST,
-    overrides: Sequence[str] = (),
-    split: str = "validation",
-) -> dict[str, Any]:
-    """Return loss and metrics of the run's model on its validation data, or on the part
-    ``split`` of its data: 'train', 'validation' or 'test'.
-
-    ``overrides`` change the run's job: data.source=FILE gives it other data.
-    """
-    run_dir, job = open_job(run, overrides)
-    text, kept = None, _kept_tokenizer(job, run_dir, read=True)
-    if isinstance(job.data, schema.TextData):
-        text = read_text(job.data, kept)
-    encoded = preprocessing.read(run_dir) if isinstance(job.data, Splits) else None
-    data = make_data(job, text, kept=kept, preprocessing=encoded)
-    _check_tokenizer(run_dir, data)
-    parts = {"train": data.train, "validation": data.validation, "test": data.test}
-    part = parts[split]
-    if part is None:
-        raise DataError(
-            f"evaluate: expected a job with {split} data",
-            f"{run} without any",
-            f"set data.{split}_split or a {split} file in the job",
-        )
-    with without_initial_values():
-        shape = data.train.input_shape
-        model = make_model(job, data.vocab_size, shape, data.classes)
-    if isinstance(model, GPT):
-        model.reset_at = data.reset_at
-    load_weights(run_dir, model, which)
-    compile_model(job, model, total_steps(job, make_sampler(job, data)))
-    trainer = model.prepare(part)
-    measured = trainer.evaluate(part, job.train.global_batch)
-    results = trainer.with_arrays(measured)
-    results |= language_measures(
-        results["loss"], trainer.loss, part, data.bytes_per_token
-    )
-    if data.target_value is not None:
-        results["r2"] = r2(model.forward, part)
-        linear = linear_r2(data.train, part)
-        results |= {} if linear is None else {"linear_r2": linear}
-    if isinstance(part, CompletionSource):
-        # logits of so many rows that they aren't too large
-        rows = 16 // pieces_of(16 * part.block_size, model.root)
-        results["exact"] = part.exact(model.forward, max(1, rows))
-    return results

@@ -14,8 +14,7 @@ def summary(plan: LaunchPlan) -> str:
     ranks = f"{plan.ranks} rank{'s' if plan.ranks > 1 else ''}"
     pinned = ", pinned to cores" if all(p.pinned for p in plan.places) else ""
     where = f"{_hosts(plan)}, {plan.title}, " if plan.remote else f" ({plan.title}), "
-    split = f"; {plan.split}" if plan.split else ""
-    return f"{ranks}{where}{_each(plan)}{pinned}{split}"
+    return f"{ranks}{where}{_each(plan)}{pinned}"
 
 
 def overview(plan: LaunchPlan) -> str:
@@ -39,7 +38,7 @@ def full(plan: LaunchPlan, prediction: str = "") -> str:
     lines += [prediction] if prediction else []
     lines.append("environment, beyond what is set already:")
     lines += [
-        f"  {name}={shlex.quote(value)}"
+        f"  {name}={'(hidden)' if name in plan.hidden else shlex.quote(value)}"
         for name, value in sorted(plan.environment.items())
     ]
     lines.append("command:")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,18 @@ _ENTRY = re.compile(
 _RANGE = re.compile(r"\[([^\[\]]*)\]")
 _MOST_HOSTS = 10_000
 _EXAMPLES = "write entries such as node1, node1:4, user@node2:4, [fe80::1]:2, node[1-4]"
+
+
+class UnreachableError(LaunchError):
+    """There are hosts that can't be reached, or have stopped to answer.
+
+    Attributes:
+        hosts: their names.
+    """
+
+    def __init__(self, hosts: Iterable[str], *parts: str) -> None:
+        super().__init__(*parts)
+        self.hosts = frozenset(hosts)
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,29 @@ def load(
 
 def rank_words(config: str, overrides: Sequence[str]) -> list[str]:
     """Return the words that tell the ranks their job."""
-    found = [str(Path(config).absolute())]
-    for override in overrides:
-        found += ["--set", override]
-    return found
+    return [str(Path(config).absolute()), *set_words(overrides)]
+
+
+def set_words(overrides: Sequence[str]) -> list[str]:
+    """Return the words of overrides for the ranks, but not those of ``launch.env``.
+
+    All users of a host may read the words of its processes, and values may be secrets;
+    ranks find these in their environment.
+    """
+    keys = [override.partition("=")[0] for override in overrides]
+    if "launch" in keys:
+        raise LaunchError(
+            "expected --set of single keys of launch, as its env may hold secrets, "
+            "and anybody may read the words of a command",
+            "--set launch=...",
+            "write --set launch.ranks=4 and so on, or put the section into the file",
+        )
+    kept = [
+        override
+        for key, override in zip(keys, overrides, strict=True)
+        if not f"{key}.".startswith("launch.env.")
+    ]
+    return [word for override in kept for word in ("--set", override)]
 
 
 def launch_keys(

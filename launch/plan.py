@@ -90,7 +90,8 @@ class LaunchPlan:
     ``environment`` holds what is set beyond the launcher's own environment.
     ``places`` are the hosts that get ranks. ``cores`` are this host's. ``split`` is
     None for a program that trains nothing. ``allocation`` is the number of the Slurm
-    job that the ranks are a step of; None outside of Slurm.
+    job that the ranks are a step of; None outside of Slurm. ``hidden`` are the names of
+    variables whose values may be secrets.
     """
 
     launcher: str
@@ -111,6 +112,7 @@ class LaunchPlan:
     allocation: str | None = None
     notes: tuple[str, ...] = ()
     details: tuple[str, ...] = ()
+    hidden: frozenset[str] = frozenset()
 
     @property
     def remote(self) -> bool:
@@ -253,6 +255,7 @@ def plan_program(
             *_notes(found_mpi, places, machine, cores or {}, chosen),
         ),
         details=details,
+        hidden=frozenset(launch.env),
     )
 
 

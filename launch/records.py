@@ -66,7 +66,7 @@ def stopped(run_dir: Path, token: str, ranks: int) -> bool:
 
 
 def _recorded(path: Path, token: str, ranks: int) -> bool:
-    record = _read(path)
+    record = read_object(path)
     return record.get("job") == token and record.get("ranks") == ranks
 
 
@@ -107,7 +107,7 @@ def describe_errors(records: list[ErrorRecord], ranks: int, run_dir: Path) -> st
 
 
 def _error_record(path: Path) -> ErrorRecord | None:
-    record = _read(path)
+    record = read_object(path)
     try:
         return ErrorRecord(
             rank=int(record["rank"]),
@@ -123,7 +123,7 @@ def _error_record(path: Path) -> ErrorRecord | None:
         return None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; an empty one if there is none to read."""
     try:
         content = json.loads(path.read_text("utf-8"))

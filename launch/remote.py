@@ -26,7 +26,7 @@ from typing import Any
 from fastserve.errors import LaunchError
 
 from .agent import BEAT, MARK, PATIENCE
-from .hosts import Host, is_here
+from .hosts import Host, UnreachableError, is_here
 
 _LAST_LINES = 8  # of an agent's other output, to tell why it doesn't answer
 _CLOSE_SECONDS = 1.0
@@ -90,7 +90,7 @@ class Agents:
     Attributes:
         failed: what ssh said and the cure, for each host without an agent.
 
-    Raises LaunchError that names every host without an agent, and what ssh says.
+    Raises UnreachableError that names every host without an agent, and what ssh says.
     """
 
     def __init__(
@@ -143,7 +143,8 @@ class Agents:
     ) -> dict[str, Any]:
         """Return each host's answer to a request, by the host's name.
 
-        Raises LaunchError that names the hosts that fail, or don't answer in time.
+        Raises LaunchError that names the hosts that fail; UnreachableError if these
+        are hosts that don't answer.
         """
         reached = [name for name in self._agents if name not in self.failed]
         each = dict.fromkeys(reached if hosts is None else hosts, arguments)
@@ -159,11 +160,14 @@ class Agents:
         answers = self._answers(what, arguments, timeout)
         faults = {n: a["error"] for n, a in answers.items() if "error" in a}
         if faults:
-            raise LaunchError(
+            parts = (
                 f"expected an answer of every host to {what!r}",
                 "; ".join(f"{name}: {text}" for name, text in faults.items()),
                 "look at these hosts, or leave them out with --exclude",
             )
+            if all("id" not in answers[name] for name in faults):  # they are silent
+                raise UnreachableError(faults, *parts)
+            raise LaunchError(*parts)
         return {name: answer["result"] for name, answer in answers.items()}
 
     def watch(self, token: str) -> None:
@@ -245,7 +249,8 @@ class Agents:
         if not strict:
             return
         cures = dict.fromkeys(_cure(text) for text in said.values())
-        raise LaunchError(
+        raise UnreachableError(
+            said,
             "expected every host to be reached with ssh, and to have fastserve",
             "\n    ".join(f"{name}: {text}" for name, text in said.items()),
             "\n    ".join(cures),

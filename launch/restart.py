@@ -6,12 +6,18 @@ says why it failed would fail again, so then the job ends.
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
-from .hosts import Host, shown
+from .hosts import Host, UnreachableError, shown
+
+_NOT_COMPLETED = 70
+_STOPPED_EARLY = 75
 
 
 @dataclass
@@ -28,7 +34,7 @@ class Loss:
     hosts: frozenset[str] = field(default_factory=frozenset)
     noticed: float = 0.0
 
-    def note(self, hosts: Sequence[str] = ()) -> None:
+    def note(self, hosts: Iterable[str] = ()) -> None:
         self.found, self.hosts = True, frozenset(hosts)
 
 
@@ -96,15 +102,70 @@ def run(
 ) -> int:
     """Make attempts until the job ends otherwise than by a loss; return its status.
 
+    A host that can't be reached when the job is to start again is left out too. A
+    signal that asks for an end while no job runs ends at once.
+
     Args:
         restarts: how many there may be.
         attempt: starts the job; fills the loss; True: goes on from a checkpoint, else
             it begins as it was asked to.
     """
-    start, newest = Start(run_dir), None
-    for made in range(restarts + 1):
+    start = Start(run_dir)
+    try:
+        with _ended_by_signals():
+            return _run(goal, restarts, attempt, start, say)
+    except _Stopped as stop:
+        name = signal.Signals(stop.number).name
+        saved = start.newest()
+        on = f", after checkpoint {saved}; go on with --resume auto" if saved else ""
+        say(f"stopped by {name} while no rank was running{on}")
+        return _STOPPED_EARLY if saved else 128 + stop.number
+
+
+class _Stopped(Exception):
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Raise _Stopped at a signal that asks for an end; a job that runs, runs under
+    handlers of its own."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Stopped(number)
+
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(
+    goal: Goal,
+    restarts: int,
+    attempt: Callable[[Goal, Loss, bool], int],
+    start: Start,
+    say: Callable[[str], None],
+) -> int:
+    newest, made = None, 0
+    while True:
         loss = Loss()
-        status = attempt(goal, loss, newest is not None)
+        try:
+            status = attempt(goal, loss, newest is not None)
+        except UnreachableError as error:
+            names = {host.name for host in goal.hosts}
+            if made == 0 or not names & error.hosts:
+                raise
+            say(str(error))
+            loss.note(error.hosts)
+            status, made = _NOT_COMPLETED, made - 1  # no rank was started
         if not loss.found or restarts == 0:
             return status
         if made == restarts:
@@ -126,4 +187,4 @@ def run(
             f"restart {made + 1} of at most {restarts}, from {source}, on "
             f"{goal.count} rank{plural}{lost}{since if loss.noticed else ''}"
         )
-    raise AssertionError("the last attempt returns")
+        made += 1

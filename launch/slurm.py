@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from fastserve.errors import LaunchError
 
 from . import mpich, openmpi
-from .hosts import Host, is_here, parse_hosts, select, shown
+from .hosts import Host, UnreachableError, is_here, parse_hosts, select, shown
 from .mpi import FoundMPI, Network
 
 if TYPE_CHECKING:
@@ -252,6 +253,42 @@ def leave(mpi: FoundMPI, words: Sequence[str]) -> tuple[list[str], dict[str, str
     option, starter = ("--mca", "rsh") if old else ("--prtemca", "ssh")
     away = [option, "plm", starter, option, "ras", "^slurm"]
     return [words[0], *away, *words[1:]], {}
+
+
+def check_nodes(allocation: Allocation, names: Sequence[str]) -> None:
+    """Start nothing on each node; raises UnreachableError for those that can't.
+
+    Slurm itself may take minutes to find that a node is down.
+    """
+    words = ["srun", "--overlap", "--nodes=1", "--ntasks=1", "--export=ALL"]
+    asked = {
+        name: subprocess.Popen(
+            [*words, f"--jobid={allocation.job}", f"--nodelist={name}", "true"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for us
+        )
+        for name in names
+    }
+    limit = time.monotonic() + _SECONDS
+    missing = []
+    for name, process in asked.items():
+        try:
+            if process.wait(max(0.0, limit - time.monotonic())):
+                missing.append(name)
+        except subprocess.TimeoutExpired:
+            missing.append(name)
+        finally:
+            process.kill()
+            process.wait()
+    if missing:
+        raise UnreachableError(
+            missing,
+            f"expected all nodes of Slurm's job {allocation.job} to be up",
+            f"srun starts nothing on {shown(missing)}",
+            "see sinfo",
+        )
 
 
 def end_step(job: str, step: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mpi_environments import mpi_command, run, variables
 
-from fastserve import config, worker
+from fastserve import config, trained
 from fastserve.assemble.data import make_data
 from fastserve.data.encode import encode_text, share_text
 from fastserve.data.text import load_text
@@ -50,9 +50,9 @@ def test_a_run_and_what_comes_after(folder: Path) -> None:
     tokenizer = load_tokenizer(run_dir / "tokenizer.json")
     assert tokenizer.vocab_size == 300
     prompt = "Größe \N{GRINNING FACE}"
-    assert worker.generate("runs/pairs", prompt, 5, seed=2).startswith(prompt)
+    assert trained.generate("runs/pairs", prompt, 5, seed=2).startswith(prompt)
     shown = float(done.stdout.split("val_loss ")[1].split()[0])
-    assert worker.evaluate("runs/pairs")["loss"] == pytest.approx(shown, rel=1e-3)
+    assert trained.evaluate("runs/pairs")["loss"] == pytest.approx(shown, rel=1e-3)
     again = train(folder, "--resume", "auto", "--set", "train.steps=8")
     assert again.returncode == 0, again.stderr
     # a tokenizer of a run serves others, and its path is a job's tokenizer
@@ -61,7 +61,7 @@ def test_a_run_and_what_comes_after(folder: Path) -> None:
     assert more.returncode == 0, more.stderr
     assert more.stdout.split("val_loss ")[1].split()[0] == f"{shown:g}"
     (run_dir / "tokenizer.json").unlink()  # the other run has a copy
-    assert worker.evaluate("runs/other")["loss"] == pytest.approx(shown, rel=1e-3)
+    assert trained.evaluate("runs/other")["loss"] == pytest.approx(shown, rel=1e-3)
 
 
 def test_a_run_without_checkpoints_starts_with_its_own_tokenizer(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastserve import worker
+from fastserve import trained, worker
 from fastserve.comm import Communicator, run_threads
 from fastserve.config import load_job
 from fastserve.data.completions import (
@@ -309,19 +309,19 @@ def test_a_job_from_the_file_to_answers(
     assert "tasks.jsonl, 240 examples and 60 to validate, in 48 rows of 24" in out
     asked = json.loads((folder / "tasks.jsonl").read_text().splitlines()[0])["prompt"]
     assert f"fastserve generate runs/tiny --prompt {asked}" in out
-    assert [worker.generate("runs/tiny", f"{x}:", 20, 0) for x in "ceh"] == [
+    assert [trained.generate("runs/tiny", f"{x}:", 20, 0) for x in "ceh"] == [
         "c:CC",
         "e:EE",
         "h:HH",
     ]
-    found = worker.evaluate("runs/tiny")
+    found = trained.evaluate("runs/tiny")
     assert found["loss"] < 0.05
     assert found["exact"] == 1
     pair = {"prompt": "h:", "completion": "HH"}  # with few of the characters
     (folder / "other.jsonl").write_text(json.dumps(pair) + "\n" + json.dumps(pair))
-    other = worker.evaluate("runs/tiny", overrides=["data.validation=other.jsonl"])
+    other = trained.evaluate("runs/tiny", overrides=["data.validation=other.jsonl"])
     assert other["exact"] == 1
-    other = worker.evaluate(
+    other = trained.evaluate(
         "runs/tiny", overrides=["data.file=other.jsonl", "data.validation_split=0.5"]
     )
     assert other["exact"] == 1
@@ -333,7 +333,7 @@ def test_a_job_from_the_file_to_answers(
 
     monkeypatch.setattr(GPT, "forward", seen)
     monkeypatch.setattr(head, "PIECE_BYTES", 2000)  # less than a row's logits
-    assert worker.evaluate("runs/tiny") == pytest.approx(found, rel=1e-3)
+    assert trained.evaluate("runs/tiny") == pytest.approx(found, rel=1e-3)
     assert set(shapes) == {(1, 24)}
 
 
@@ -383,7 +383,7 @@ def test_a_job_goes_on_from_another_tokenizer(folder: Path) -> None:
         words = [x for o in [*more, "name=more"] for x in ("--set", o)]
         assert worker.main(["more.yaml", *words, "--overwrite"]) == 0
     (folder / "runs/tiny/tokenizer.json").unlink()  # the other run has a copy
-    assert worker.evaluate("runs/next")["loss"] > 0
+    assert trained.evaluate("runs/next")["loss"] > 0
 
 
 @pytest.mark.parametrize("end", [0, None, 99])
@@ -405,14 +405,14 @@ def test_text_whose_attention_is_reset(
     arguments = [x for o in [*chosen, "train.steps=3"] for x in ("--set", o)]
     assert worker.main(["job.yaml", *arguments]) == (0 if end == 0 else 2)
     if end == 0:
-        assert "\n" not in worker.generate("runs/tiny", "on", 40)
+        assert "\n" not in trained.generate("runs/tiny", "on", 40)
         seen = []
         monkeypatch.setattr(
             GPT, "generate", lambda model, *_: seen.append(model.reset_at) or []
         )
-        worker.generate("runs/tiny", "one\ntwo", 1)
+        trained.generate("runs/tiny", "one\ntwo", 1)
         assert seen == [0]  # the line's end
-        worker.evaluate("runs/tiny")
+        trained.evaluate("runs/tiny")
     else:
         expected = "data.end_token: expected a token" if end is None else "received: 99"
         assert expected in capsys.readouterr().err

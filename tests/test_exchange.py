@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from mpi_environments import require, run, variables
 from safetensors.numpy import load_file
 
-from fastserve import exchange, worker
+from fastserve import exchange, trained, worker
 from fastserve.config import Job, load_job
 from fastserve.core.initializers import RandomNormal
 from fastserve.data.tokenizers import BPETokenizer, CharTokenizer
@@ -66,10 +66,10 @@ def test_import_generate_evaluate_export(folder: Path) -> None:
     prompt = CharTokenizer.train(TEXT).encode("Pack").tolist()
     text = CharTokenizer.train(TEXT)
     made = [t for t in model.generate(prompt, 12, seed=3) if t < text.vocab_size]
-    assert worker.generate("runs/a", "Pack", 12, seed=3) == "Pack" + text.decode(made)
-    loss = worker.evaluate("runs/a")["loss"]
+    assert trained.generate("runs/a", "Pack", 12, seed=3) == "Pack" + text.decode(made)
+    loss = trained.evaluate("runs/a")["loss"]
     assert loss == pytest.approx(np.log(text.vocab_size + 2), abs=0.1)
-    other = worker.evaluate("runs/a", overrides=["data.validation_split=0.5"])["loss"]
+    other = trained.evaluate("runs/a", overrides=["data.validation_split=0.5"])["loss"]
     assert other != loss
     said = exchange.export_run("runs/a", "again")
     assert said.startswith("again: config.json, model.safetensors, tokenizer.json")
@@ -100,7 +100,7 @@ def test_training_starts_from_the_weights(folder: Path) -> None:
     resolved = yaml.safe_load(Path("runs/fine/config.yaml").read_text())["model"]
     expected = model.options_of_gpt | {"dropout": 0.0}
     assert {k: resolved[k] for k in expected} == expected
-    assert worker.generate("runs/fine", "Pack", 3, temperature=0)
+    assert trained.generate("runs/fine", "Pack", 3, temperature=0)
 
 
 @pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
@@ -272,8 +272,8 @@ def test_import_with_byte_pairs(folder: Path) -> None:
     model.save_pretrained("pairs", tokenizer=tokenizer)
     assert json_of("pairs")["eos_token_id"] == tokenizer.end
     exchange.import_run("pairs", "runs/p", ["data.source=text.txt"])
-    assert worker.generate("runs/p", "Pack my", 4, temperature=0).startswith("Pack my")
-    assert worker.evaluate("runs/p")["loss"] < 6.5
+    assert trained.generate("runs/p", "Pack my", 4, temperature=0).startswith("Pack my")
+    assert trained.evaluate("runs/p")["loss"] < 6.5
     given = ["--set", "model.init_from=pairs", "--set", "train.steps=2"]
     assert worker.main(["job.yaml", *given]) == 0
     kept = json.loads(Path("runs/fine/tokenizer.json").read_text())
@@ -285,10 +285,10 @@ def test_import_without_a_tokenizer(folder: Path) -> None:
     said = exchange.import_run(str(FOLDERS / "llama-tied-bfloat16"), "runs/b")
     assert "no tokenizer.json" in said
     with pytest.raises(CheckpointError, match=r"a tokenizer\.json"):
-        worker.generate("runs/b", "x", 1)
+        trained.generate("runs/b", "x", 1)
     np.save("t.npy", np.random.default_rng(0).integers(0, 40, 300).astype(np.uint16))
     files = ["data.train=t.npy", "data.validation=t.npy"]
-    assert worker.evaluate("runs/b", overrides=files)["loss"] > 3
+    assert trained.evaluate("runs/b", overrides=files)["loss"] > 3
 
 
 def test_export_of_a_run_whose_file_tells_the_vocabulary(

@@ -1,14 +1,16 @@
 """Damaged files of every kind: only our own errors come out, in time.
 
-FASTSERVE_TEST_FUZZ is the number of inputs for each reader; ``make fuzz`` takes
-100,000.
+FASTSERVE_TEST_FUZZ is the number of inputs for each reader and each of two programs:
+one damages files at random, one is guided by coverage. ``make fuzz`` takes 100,000.
 """
 
 from __future__ import annotations
 
 import ast
 import os
+import platform
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from mpi_environments import run, variables
 
 COUNT = int(os.environ.get("FASTSERVE_TEST_FUZZ", "150"))
 PROGRAM = Path(__file__).with_name("programs") / "fuzz.py"
+GUIDED = PROGRAM.with_name("fuzz_coverage.py")
 SECONDS = max(120.0, COUNT / 20)
 
 
@@ -32,5 +35,22 @@ def readers() -> list[str]:
 def test_only_our_own_errors_come_out(reader: str) -> None:
     command = [sys.executable, str(PROGRAM), reader, str(COUNT)]
     done = run(command, SECONDS, env=variables())
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    print(done.stdout[-3000:])
+    assert done.returncode == 0, done.stderr[-3000:]
     assert f"{reader}: {COUNT} inputs" in done.stdout
+
+
+def test_inputs_that_are_guided_by_coverage() -> None:
+    """All readers in one process: to import with branches counted takes seconds."""
+    if platform.machine() != "x86_64":
+        pytest.skip("Atheris has packages for x86_64 alone")
+    if find_spec("atheris") is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("Atheris isn't installed")
+        pytest.skip("Atheris isn't installed; pip install 'fastserve-train[test]' does")
+    command = [sys.executable, str(GUIDED), "all", str(COUNT)]
+    done = run(command, SECONDS * len(readers()), env=variables())
+    print(done.stdout[-10000:])
+    assert done.returncode == 0, done.stderr[-3000:]
+    for reader in readers():
+        assert f"{reader}: {COUNT} inputs guided" in done.stdout

@@ -23,8 +23,8 @@ ORDER = [
     {"models"},
     {"assemble", "bench"},
     {"summary"},
-    {"worker", "estimate"},
-    {"exchange", "merge", "predictions"},
+    {"trained", "printing"},
+    {"worker", "estimate", "exchange", "merge", "predictions"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -127,11 +127,11 @@ def test_loss_and_metrics_with_arguments(folder: Path) -> None:
 def test_evaluate_prints_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     from click.testing import CliRunner
 
-    from fastserve import worker
+    from fastserve import trained
     from launch import cli, jobs
 
     found = {"loss": 0.25, "confusion_matrix": np.array([[3.0, 1.0], [0.0, 2.5]])}
-    monkeypatch.setattr(worker, "evaluate", lambda *_: found)
+    monkeypatch.setattr(trained, "evaluate", lambda *_: found)
     monkeypatch.setattr(jobs, "prepare_process", lambda: None)
     result = CliRunner().invoke(cli.cli, ["evaluate", "runs/x"], catch_exceptions=False)
     assert result.output.splitlines() == [

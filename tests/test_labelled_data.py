@@ -300,6 +300,7 @@ def test_json_lines(tmp_path: Path) -> None:
         (" -2e3 ", -2000),
         (".5", 0.5),
         ("1_0", None),
+        ("\x1c1", None),  # white space for a pattern, not for float()
         ("inf", None),
         ("1e999", None),
         ("", None),

@@ -16,11 +16,12 @@ from mpi_environments import mpi_command, run, variables
 from test_labelled_data import idx, pgm, write
 
 import fastserve as fs
-from fastserve import predictions, worker
+from fastserve import predictions
 from fastserve.assemble.data import make_data
 from fastserve.assemble.model import with_sizes
 from fastserve.config import dump_yaml, load_job
 from fastserve.errors import CheckpointError, ConfigError, DataError
+from fastserve.trained import evaluate
 
 LOSS = {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}
 HEAD = {"Dense": {"units": "classes", "activation": "softmax"}}
@@ -155,14 +156,14 @@ def test_runs_show_classes_and_their_balance(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["images", "arrays", "texts", "words"])
 def test_evaluate_the_test_part(folder: Path, name: str) -> None:
-    results = worker.evaluate(f"runs/{name}", "best")
+    results = evaluate(f"runs/{name}", "best")
     assert results["accuracy"] > 0.9, results
     if name == "words":
         with pytest.raises(DataError, match="a job with test data"):
-            worker.evaluate(f"runs/{name}", split="test")
+            evaluate(f"runs/{name}", split="test")
     else:
-        assert worker.evaluate(f"runs/{name}", "best", split="test")["accuracy"] > 0.8
-    train = worker.evaluate(f"runs/{name}", "best", split="train")
+        assert evaluate(f"runs/{name}", "best", split="test")["accuracy"] > 0.8
+    train = evaluate(f"runs/{name}", "best", split="train")
     assert train["accuracy"] > 0.9
 
 
@@ -286,8 +287,8 @@ def test_ranks_resume_and_changed_data(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     kept = [Path("runs", name, "preprocessing.json") for name in ("texts", "two")]
     assert kept[0].read_text() == kept[1].read_text()
-    alone = worker.evaluate("runs/texts")
-    both = worker.evaluate("runs/two")
+    alone = evaluate("runs/texts")
+    both = evaluate("runs/two")
     assert abs(alone["loss"] - both["loss"]) < 1e-4
     (folder / "runs" / "two" / "done.json").unlink()
     more = ["--set", "data.vectorize.max_tokens=5", "--resume", "auto"]

@@ -17,7 +17,7 @@ from mpi_environments import FLAVOURS, environments, mpi_command, run, variables
 import fastserve
 from fastserve import environment
 from fastserve.errors import LaunchError
-from launch import blas, cli, report
+from launch import blas, cli, environment_report
 
 JOB = """
 name: quick
@@ -137,8 +137,8 @@ def test_the_report_works_without_an_mpi(monkeypatch: pytest.MonkeyPatch) -> Non
     def nothing() -> None:
         raise LaunchError("expected an MPI", "no mpirun anywhere", "install one")
 
-    monkeypatch.setattr(report, "find_mpi", nothing)
-    assert "none (no mpirun anywhere)" in report.environment_report()
+    monkeypatch.setattr(environment_report, "find_mpi", nothing)
+    assert "none (no mpirun anywhere)" in environment_report.environment_report()
 
 
 def test_the_command_loads_neither_numpy_nor_mpi() -> None:

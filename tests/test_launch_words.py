@@ -18,6 +18,7 @@ from fastserve.config import load_job
 from fastserve.config.schema import Launch
 from fastserve.errors import ConfigError, LaunchError
 from launch import submit
+from launch.cli import main
 from launch.hosts import Host, parse_hosts, read_hostfile
 from launch.remote import _ssh
 
@@ -68,6 +69,30 @@ def test_values_of_the_environment_are_no_words(mpi: Any, text: str) -> None:
     made = plan(job(env={"SECRET": text}), mpi)
     assert made.environment["SECRET"] == text
     assert not any(text in word for word in made.command if len(text) > 2)
+
+
+def test_secrets_are_shown_nowhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.yaml").write_text(TEXT + "{KEY: hunter2}, ranks: 1}\n")
+    settings = ["--set", "launch.env.KEY=hunter3", "--set", "train.steps=3"]
+    for command in ("run", "submit"):
+        more = ["--dry-run"] if command == "run" else ["--print"]
+        with pytest.raises(SystemExit) as ended:
+            main([command, "job.yaml", *settings, *more])
+        shown = "".join(capsys.readouterr())
+        assert "hunter" not in shown
+        if command == "run":
+            assert ended.value.code == 0
+            assert "KEY=(hidden)" in shown
+            assert "train.steps=3" in shown
+        else:
+            assert "expected launch.env in the job's file" in shown
+    with pytest.raises(SystemExit):
+        main(["run", "job.yaml", "--set", "launch={env: {KEY: hunter2}}"])
+    assert "expected --set of single keys of launch" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("text", [*EVIL, "a=b c", "\\"])

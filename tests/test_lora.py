@@ -13,7 +13,7 @@ from gradcheck import check_layer, prepare
 from mpi_environments import require, run, variables
 from safetensors.numpy import load_file
 
-from fastserve import models, worker
+from fastserve import models, trained, worker
 from fastserve.comm import Communicator, run_threads
 from fastserve.config import load_job
 from fastserve.core import StepKey
@@ -258,16 +258,16 @@ def test_a_job_resumes_and_merges(
     for name, value in whole.items():
         np.testing.assert_array_equal(again[name], value)
 
-    text = worker.generate("runs/tuned", "Pack", 30, 0)
-    loss = worker.evaluate("runs/tuned")["loss"]
+    text = trained.generate("runs/tuned", "Pack", 30, 0)
+    loss = trained.evaluate("runs/tuned")["loss"]
     merge_run("runs/tuned", "runs/merged")
-    assert worker.generate("runs/merged", "Pack", 30, 0) == text
+    assert trained.generate("runs/merged", "Pack", 30, 0) == text
     capsys.readouterr()
     more = ["runs/merged/config.yaml", "--resume", "auto", "--overwrite"]
     assert worker.main(more) == 2  # in its own folder
     assert "a checkpoint of weights alone" in capsys.readouterr().err
-    assert worker.evaluate("runs/merged")["loss"] == pytest.approx(loss, abs=1e-5)
-    assert worker.open_job("runs/merged")[1].name == "merged"  # not the run it is of
+    assert trained.evaluate("runs/merged")["loss"] == pytest.approx(loss, abs=1e-5)
+    assert trained.open_job("runs/merged")[1].name == "merged"  # not the run it is of
     with pytest.raises(CheckpointError, match="isn't there yet"):
         merge_run("runs/tuned", "runs/merged")
     assert "after step 4," in merge_run("runs/tuned", "runs/early", "4")
@@ -289,10 +289,10 @@ def test_a_job_resumes_and_merges(
     assert "a checkpoint of weights alone" in capsys.readouterr().err
 
     shutil.rmtree(folder / "base")  # the run has all that it needs
-    worker.evaluate("runs/tuned")
+    trained.evaluate("runs/tuned")
     base.write_bytes(before[:-4] + b"\0\0\0\0")
     with pytest.raises(CheckpointError, match="SHA-256"):
-        worker.evaluate("runs/tuned")
+        trained.evaluate("runs/tuned")
 
 
 @pytest.mark.parametrize(

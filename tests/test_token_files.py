@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastserve import config, worker
+from fastserve import config, trained, worker
 from fastserve.assemble.data import make_data
 from fastserve.data.sources import TokenSource
 from fastserve.data.token_files import Shards, open_token_file
@@ -250,8 +250,8 @@ def test_a_run_on_a_folder(
     out = capsys.readouterr().out
     assert "data, 2,500 tokens, 500 to validate, vocabulary of 97" in out
     assert "a 2-gram model's" in out and "sample" in out
-    assert len(worker.generate("runs/tokens", "a", 3)) == 4
-    assert worker.evaluate("runs/tokens")["loss"] > 0
+    assert len(trained.generate("runs/tokens", "a", 3)) == 4
+    assert trained.evaluate("runs/tokens")["loss"] > 0
     assert make_data(config.load_job("job.yaml")).bytes_per_token == 2
 
 

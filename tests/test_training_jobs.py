@@ -14,7 +14,7 @@ import pytest
 from mpi_environments import mpi_command, run, variables
 from test_worker import PYTHON_JOB, launch, losses, metrics, rank_program, weights
 
-from fastserve import worker
+from fastserve import trained
 from fastserve.errors import CheckpointError
 from fastserve.training import checkpoint
 
@@ -115,14 +115,14 @@ def test_the_best_checkpoint(alone: Path, monkeypatch: pytest.MonkeyPatch) -> No
     state = checkpoint.read_state(alone / "checkpoints/best")
     assert state is not None
     assert (state["step"], state["val_loss"]) == (best, validations(alone)[best])
-    last, newest = ended(alone)["steps"], worker.evaluate("runs/tiny")
-    assert worker.evaluate("runs/tiny", "best")["loss"] < newest["loss"]
-    assert worker.evaluate("runs/tiny", str(last)) == newest
+    last, newest = ended(alone)["steps"], trained.evaluate("runs/tiny")
+    assert trained.evaluate("runs/tiny", "best")["loss"] < newest["loss"]
+    assert trained.evaluate("runs/tiny", str(last)) == newest
     for which in ("best", str(last), "latest"):
-        assert worker.generate("runs/tiny", "Pack", 3, which=which).startswith("Pack")
+        assert trained.generate("runs/tiny", "Pack", 3, which=which).startswith("Pack")
     for which in (str(best), "worst", "../best"):
         with pytest.raises(CheckpointError) as error:
-            worker.evaluate("runs/tiny", which)
+            trained.evaluate("runs/tiny", which)
         assert f"expected a checkpoint {which!r}" in str(error.value)
         assert f"step-{last:08d}, best" in str(error.value)
 
@@ -192,7 +192,7 @@ def test_a_run_with_the_best_checkpoint_alone(folder: Path, alone: Path) -> None
     assert "without checkpoints for a new run" in refused.stderr
     resumed = rank_program(folder, *sets, "--resume", "auto")
     assert f"after step {best_step(alone)}" in resumed.stdout
-    assert worker.evaluate("runs/tiny") == worker.evaluate("runs/tiny", "best")
+    assert trained.evaluate("runs/tiny") == trained.evaluate("runs/tiny", "best")
 
 
 def test_samples_and_validation_change_nothing(folder: Path, alone: Path) -> None:
@@ -220,7 +220,7 @@ def test_overfitting_a_few_batches(folder: Path) -> None:
     assert found[-1]["val_loss"] < 0.5 * found[0]["loss"]
     # what is validated is what is trained on
     assert found[-1]["val_loss"] < found[-2]["loss"] < 2 * found[-1]["val_loss"]
-    assert worker.evaluate("runs/tiny")["loss"] > found[-1]["val_loss"]
+    assert trained.evaluate("runs/tiny")["loss"] > found[-1]["val_loss"]
     # the first steps are those of the whole job
     keys = ["--set", "train={global_batch: 6, steps: 2}", "--set", "name=other"]
     assert rank_program(folder, *keys, "--set", "model.dropout=0").returncode == 0

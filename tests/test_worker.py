@@ -14,7 +14,7 @@ import pytest
 from mpi_environments import Started, mpi_command, require, run, variables
 from safetensors.numpy import load_file
 
-from fastserve import worker
+from fastserve import trained, worker
 from fastserve.data.end_token import WithEnd
 from fastserve.data.tokenizers import CharTokenizer
 from fastserve.errors import CheckpointError, DataError
@@ -120,23 +120,23 @@ def test_what_a_run_shows(alone: Path) -> None:
 
 def test_generate_and_evaluate(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(alone.parents[1])
-    text = worker.generate("runs/tiny", "Pack", 10, seed=3)
+    text = trained.generate("runs/tiny", "Pack", 10, seed=3)
     assert text.startswith("Pack")
     assert len(text) == 14
-    assert text == worker.generate("runs/tiny", "Pack", 10, seed=3)
-    assert worker.evaluate("runs/tiny")["loss"] == pytest.approx(
+    assert text == trained.generate("runs/tiny", "Pack", 10, seed=3)
+    assert trained.evaluate("runs/tiny")["loss"] == pytest.approx(
         metrics(alone)[-1]["val_loss"], rel=1e-6
     )
     with pytest.raises(DataError) as error:
-        worker.generate("runs/tiny", "Pack Ω", 10)
+        trained.generate("runs/tiny", "Pack Ω", 10)
     assert "'Ω' (U+03A9) at character 5" in str(error.value)
     with pytest.raises(CheckpointError):
-        worker.generate("runs", "Pack", 10)
+        trained.generate("runs", "Pack", 10)
 
 
 def test_generate_needs_no_text(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(alone.parents[2])
-    assert worker.generate(str(alone), "my", 5).startswith("my")
+    assert trained.generate(str(alone), "my", 5).startswith("my")
 
 
 def test_a_new_run_refuses_to_replace_checkpoints(folder: Path) -> None:
@@ -214,7 +214,7 @@ def test_resume_with_another_plan_is_refused(folder: Path) -> None:
     assert text.returncode == 2
     assert "text that the run was started with" in text.stderr
     with pytest.raises(DataError, match=r"'A' \(U\+0041\) at character 0"):
-        worker.evaluate("runs/tiny")
+        trained.evaluate("runs/tiny")
 
 
 def test_a_run_folder_that_cannot_be_written(folder: Path) -> None:
@@ -286,9 +286,9 @@ optimizer: {type: adam, lr: 0.01}
     done = rank_program(folder)
     assert done.returncode == 0, done.stderr
     assert metrics(folder / "runs/table")[-1]["val_accuracy"] > 0.8
-    assert worker.evaluate("runs/table")["accuracy"] > 0.8
+    assert trained.evaluate("runs/table")["accuracy"] > 0.8
     with pytest.raises(CheckpointError) as error:
-        worker.generate("runs/table", "a", 3)
+        trained.generate("runs/table", "a", 3)
     assert "language model" in str(error.value)
 
 
@@ -302,9 +302,9 @@ def test_a_job_from_token_files(folder: Path) -> None:
     done = rank_program(folder, "--set", "train.steps=200")
     assert done.returncode == 0, done.stderr
     assert metrics(folder / "runs/tiny")[-1]["val_loss"] < 1.0 < np.log(9)
-    assert worker.evaluate("runs/tiny")["loss"] < 1.0
+    assert trained.evaluate("runs/tiny")["loss"] < 1.0
     with pytest.raises(CheckpointError) as error:
-        worker.generate("runs/tiny", "a", 3)
+        trained.generate("runs/tiny", "a", 3)
     assert "tokenizer.json" in str(error.value)
     refused = rank_program(folder, "--overwrite", "--set", "data.vocab_size=8")
     assert refused.returncode == 2

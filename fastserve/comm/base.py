@@ -45,6 +45,7 @@ class Communicator(ABC):
         hosts: the name of each rank's host.
         groups: the ranks of each host, in order; hosts in the order of their first
             ranks.
+        library: name and version of the MPI; '' without one.
         timeout: seconds that a call may wait for other ranks before the job is
             aborted; None waits as long as they run. It is looked at under MPI.
         on_departure: called with a CommError before the job is aborted because this
@@ -60,6 +61,7 @@ class Communicator(ABC):
     host: str
     hosts: list[str]
     groups: list[list[int]]
+    library: str = ""
 
     @abstractmethod
     def allreduce(self, array: Array) -> None:
@@ -112,6 +114,23 @@ class Communicator(ABC):
 
     def progressed(self) -> None:  # noqa: B027  only MPI looks at the time
         """Within ``waiting``: messages arrive, so ``timeout`` counts from now on."""
+
+    @contextmanager
+    def after_rank_0(self) -> Iterator[None]:
+        """At its end all ranks wait until rank 0 is there, however long that takes.
+
+        It is for what rank 0 does alone, such as to write to a slow disk; ``timeout``
+        doesn't count within it for the others.
+        """
+        limit = self.timeout
+        if self.rank:
+            self.timeout = None
+        try:
+            yield
+            if self.size > 1:
+                self.broadcast_obj(None)
+        finally:
+            self.timeout = limit
 
     @abstractmethod
     def barrier(self) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 from fastserve.core import Array
 
 CATEGORIES = 1000  # different texts of a column
-_NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
+_SPACE = r"[^\S\x1c-\x1f]*"  # float() doesn't take all that \s does
+_NUMBER = re.compile(rf"{_SPACE}[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?{_SPACE}")
 
 
 class BadValue(ValueError):

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 def save_weights(model: Model, path: Path, overwrite: bool) -> None:
     """See ``Model.save_weights``."""
     _check_absent(path, overwrite)
-    if world().rank == 0:
-        if keras_files.is_keras_file(path):
+    comm = world()
+    with comm.after_rank_0():
+        if comm.rank == 0 and keras_files.is_keras_file(path):
             keras_files.save(path, model._built_root())
-        else:
+        elif comm.rank == 0:
             checkpoint.save_weights(path, model.store, {})
-    world().barrier()
 
 
 def load_weights(model: Model, path: Path, skip_mismatch: bool, by_name: bool) -> None:
@@ -50,9 +50,10 @@ def save(model: Model, path: Path, overwrite: bool) -> None:
         )
     _check_absent(path, overwrite)
     metadata = {"fastserve": json.dumps(model.get_config())}
-    if world().rank == 0:
-        checkpoint.save_weights(path, model.store, metadata)
-    world().barrier()
+    comm = world()
+    with comm.after_rank_0():
+        if comm.rank == 0:
+            checkpoint.save_weights(path, model.store, metadata)
 
 
 def _check_absent(path: Path, overwrite: bool) -> None:

@@ -53,14 +53,14 @@ class Adam(Optimizer):
         m, v, *v_max = slots
         if scale != 1:
             g = np.multiply(g, scale, out=t)
-        # v and m come from memory at a product in place: a tenth faster than approach
+        # products in place and one scratch: the fewest bytes pass through the cache
+        np.multiply(m, beta_1, out=m)
+        np.multiply(g, rest_1, out=u)
+        np.add(m, u, out=m)
         np.multiply(v, beta_2, out=v)
         np.multiply(g, g, out=u)
         np.multiply(u, rest_2, out=u)
         np.add(v, u, out=v)
-        np.multiply(m, beta_1, out=m)
-        np.multiply(g, rest_1, out=t)
-        np.add(m, t, out=m)
         if v_max:
             v = np.maximum(v_max[0], v, out=v_max[0])
         np.sqrt(v, out=u)

@@ -13,14 +13,17 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from fastserve.errors import CheckpointError
 
 log = logging.getLogger("fastserve")
+
+_TRIES, _BETWEEN = 3, 0.05  # to take a lock; seconds from one to the next
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -145,7 +148,7 @@ def hold(folder: Path) -> IO[str]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a+", encoding="utf-8")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(file)
     except BlockingIOError:
         file.seek(0)
         holder = file.read(200).strip() or "another job"
@@ -163,6 +166,15 @@ def hold(folder: Path) -> IO[str]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
     return file
+
+
+def _lock(file: IO[str]) -> None:
+    """Take the lock; who only looks whether it is taken has it for a moment."""
+    for _ in range(_TRIES - 1):
+        with suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(_BETWEEN)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write(path: Path, text: str) -> None:

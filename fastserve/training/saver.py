@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 import time
 from pathlib import Path
@@ -19,6 +20,9 @@ from fastserve.training.diagnose import check_replicas
 
 _ALIKE = LossSpikeError, NonFiniteError, ReplicaError  # what all ranks raise together
 _PATIENCE = 20.0  # seconds
+_SLOW = 30.0  # seconds after which a save is said to take long
+
+log = logging.getLogger("fastserve")
 
 
 class Snapshot:
@@ -65,7 +69,8 @@ class Saver:
     """Saves a trainer's checkpoints; all ranks call ``save`` and ``finish``.
 
     Rank 0 copies what is to be saved, and a thread writes the copy, so a step waits for
-    the copy alone, and for the checkpoint before if that is still being written. What
+    the copy alone, and for the checkpoint before if that is still being written. For a
+    file they wait as long as it takes, whatever the communicator's ``timeout``. What
     goes wrong is raised by the next call. The state of a sharded optimizer comes from
     all ranks through the gradients' memory, so there the ranks wait for the file.
 
@@ -137,7 +142,19 @@ class Saver:
 
     def finish(self) -> None:
         """Wait until all is written; raise what went wrong."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self.check()
+        with self._comm.after_rank_0():
+            if self._thread is not None:
+                self._join(self._thread)
+                self._thread = None
+            self.check()
+
+    def _join(self, thread: threading.Thread) -> None:
+        start, said = time.monotonic(), _SLOW
+        while thread.is_alive():
+            thread.join(start + said - time.monotonic())
+            if thread.is_alive():
+                log.warning(
+                    f"a checkpoint is still being written after {said:g} s, and all "
+                    f"ranks wait for it: see how busy the disk of {self.folder} is"
+                )
+                said *= 2

@@ -34,13 +34,14 @@ def save(
     """As ``checkpoint.save``, called by all ranks; the gradients are lost if the
     optimizer is sharded."""
     vectors = None
-    if optimizer.own is not None:
-        vectors = _gathered(store, optimizer, optimizer.own, comm)
-    if comm.rank == 0:
-        checkpoint.save(folder, step, store, optimizer, state, keep, vectors)
-    elif vectors is not None:
-        for _ in vectors:
-            pass
+    with comm.after_rank_0():
+        if optimizer.own is not None:
+            vectors = _gathered(store, optimizer, optimizer.own, comm)
+        if comm.rank == 0:
+            checkpoint.save(folder, step, store, optimizer, state, keep, vectors)
+        elif vectors is not None:
+            for _ in vectors:
+                pass
 
 
 def hand_out(

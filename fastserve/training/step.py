@@ -271,6 +271,13 @@ class Trainer:
             check_replicas(self.store, self.comm, step)
         return StepResult(loss, norm, rate, total, bool(self._status[2]), skip)
 
+    def compare(self) -> None:
+        """Raise ReplicaError, on all ranks, if weights or the optimizer's state differ
+        between them, unless ``check_every`` is 0: for what is about to be saved."""
+        if self.options.check_every and self.comm.size > 1:
+            step = self.optimizer.step - 1
+            check_replicas(self.store, self.comm, step, self.optimizer)
+
     def _scale(self, shape: tuple[int, ...]) -> float:
         """Note how many losses a part of the batch has, whose outputs are of ``shape``;
         return 1 / their number in the global batch, and 1 where losses are summed."""

@@ -6,12 +6,17 @@ import click
 
 from fastserve import environment
 
-from .. import report
+from .. import environment_report
 
 
 @click.command()
 def env() -> int:
-    """Print what a bug report needs: versions, BLAS, threads, MPI, CPU."""
+    """Print what a bug report needs: versions, BLAS, threads, MPI, CPU.
+
+    \b
+    Examples:
+      fastserve env
+    """
     environment.prepare_process()
-    click.echo(report.environment_report())
+    click.echo(environment_report.environment_report())
     return 0

@@ -9,7 +9,7 @@ from . import options
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", type=options.PATH)
 @options.checkpoint
 @click.option(
     "--split",
@@ -20,11 +20,18 @@ from . import options
 )
 @options.overrides
 def evaluate(run: str, which: str, split: str, overrides: tuple[str, ...]) -> int:
-    """Evaluate the model of a run folder on its validation data, or its test data."""
-    jobs.prepare_process()
-    from fastserve import worker
+    """Evaluate the model of a run folder on its validation data, or its test data.
 
-    for name, value in worker.evaluate(run, which, overrides, split).items():
+    \b
+    Examples:
+      fastserve evaluate runs/quickstart-gpt
+      fastserve evaluate runs/digits --split test --checkpoint best
+      fastserve evaluate runs/digits --set data.validation_split=0.2
+    """
+    jobs.prepare_process()
+    from fastserve import trained
+
+    for name, value in trained.evaluate(run, which, overrides, split).items():
         if isinstance(value, float):
             click.echo(f"{name} {value:.6g}")
             continue

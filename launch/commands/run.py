@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import blas, describe, jobs, predict, restart, start
+from fastserve.errors import FastserveError
+
+from .. import blas, describe, jobs, predict, restart, slurm, start
 from ..plan import PROGRAM, LaunchPlan, count_ranks
+from ..process import REFUSED as USAGE
+from ..process import STOPPED_EARLY
 from ..restart import Goal, Loss
+from ..screen import JSON, QUIET, WORDS, Screen
 from . import options
 
 if TYPE_CHECKING:
@@ -17,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("config")
+@click.argument("config", type=options.PATH)
 @options.where
 @options.overrides
 @click.option("--resume", metavar="auto|PATH", help="Go on from a checkpoint.")
@@ -29,6 +34,18 @@ if TYPE_CHECKING:
     help="Save and end after the step of this number, as at SIGTERM.",
 )
 @click.option("--dry-run", is_flag=True, help="Only print what would be started.")
+@click.option(
+    "--quiet",
+    "prints",
+    flag_value=QUIET,
+    help="Print warnings, errors and the result alone.",
+)
+@click.option(
+    "--json",
+    "prints",
+    flag_value=JSON,
+    help="Print what happens as JSON, an object a line, for programs.",
+)
 def run(
     config: str,
     overrides: tuple[str, ...],
@@ -36,17 +53,52 @@ def run(
     overwrite: bool,
     stop_after: int | None,
     dry_run: bool,
+    prints: str | None,
     **where: Any,
 ) -> int:
-    """Start the job of a YAML file and wait for its end."""
+    """Start the job of a YAML file and wait for its end.
+
+    \b
+    Examples:
+      fastserve run configs/quickstart.yaml
+      fastserve run job.yaml -n 4 --set train.steps=50 --set name=short
+      fastserve run job.yaml -H node1:4,node2:4 --resume auto
+      fastserve run job.yaml --json | jq 'select(.event == "validation")'
+    """
+    screen = Screen(prints or WORDS)
+    try:
+        status = _run(
+            config, overrides, resume, overwrite, stop_after, dry_run, screen, where
+        )
+    except FastserveError as error:
+        if prints != JSON:
+            raise
+        screen.failed(error, USAGE)
+        status = USAGE
+    if status not in (0, STOPPED_EARLY):
+        screen.event("end", {"state": "failed", "status": status})
+    return status
+
+
+def _run(
+    config: str,
+    overrides: tuple[str, ...],
+    resume: str | None,
+    overwrite: bool,
+    stop_after: int | None,
+    dry_run: bool,
+    screen: Screen,
+    where: dict[str, Any],
+) -> int:
     jobs.refuse_as_a_rank()
     job = jobs.load(config, overrides, **where)
     arguments = jobs.rank_words(config, overrides)
     arguments += ["--resume", resume] if resume else []
     arguments += ["--overwrite"] if overwrite else []
     arguments += ["--stop-after", str(stop_after)] if stop_after else []
+    arguments += [f"--{screen.mode}"] if screen.mode != WORDS else []
     hosts, allocation = start.where(job.launch)
-    kernel = blas.choose_kernel(jobs.say)
+    kernel = blas.choose_kernel(screen.note)
     plan = jobs.planner(job, hosts, arguments, kernel, allocation)()
     if dry_run:
         click.echo(describe.full(plan, _prediction(job, plan, arguments)))
@@ -54,19 +106,24 @@ def run(
     if not resume and not overwrite:
         jobs.refuse_to_replace(plan.run_dir)
 
+    began = False
+
     def attempt(goal: Goal, loss: Loss, goes_on: bool) -> int:
-        words = arguments
+        nonlocal began
+        if began and allocation and not allocation.over_ssh:
+            slurm.check_nodes(allocation, [host.name for host in goal.hosts])
+        began, words = True, arguments
         if goes_on:
             words = [*jobs.without_start(arguments), "--resume", "auto"]
         launch = job.launch.model_copy(update={"ranks": goal.ranks})
         wanted = job.model_copy(update={"launch": launch})
         make = jobs.planner(wanted, list(goal.hosts), words, kernel, allocation)
-        return start.run(make(), make, jobs.say, loss)
+        return start.run(make(), make, screen, loss)
 
     wished = job.launch
     least = wished.min_ranks or count_ranks(wished, hosts)
     goal = Goal(tuple(hosts), wished.ranks, least, wished.oversubscribe)
-    return restart.run(goal, wished.max_restarts, attempt, plan.run_dir, jobs.say)
+    return restart.run(goal, wished.max_restarts, attempt, plan.run_dir, screen)
 
 
 def _prediction(job: Job, plan: LaunchPlan, arguments: Sequence[str]) -> str:

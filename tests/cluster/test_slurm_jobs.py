@@ -149,6 +149,51 @@ def test_the_warning_before_the_end_saves_and_requeues(mpi: str, slurm: Slurm) -
 
 
 @both
+def test_a_killed_rank_is_restarted_within_its_allocation(
+    mpi: str, slurm: Slurm
+) -> None:
+    settings = ("comm.algorithm=exact", "launch.max_restarts=1", "train.steps=400")
+    words = [word for setting in settings for word in ("--set", setting)]
+    job = slurm.submit(mpi, *ON_THREE, *words)
+    slurm.until(slurm.trains)
+    slurm.lab.on("node2", "kill", "-9", str(seen(slurm.lab)[1]["pid"]))
+    assert slurm.end(job) == "COMPLETED", slurm.output()
+    assert slurm.output().count("restart 1 of at most 1, from checkpoint step-") == 1
+    lines = (slurm.run_dir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 401))
+
+
+@both
+def test_an_allocation_that_outlives_a_node(mpi: str, slurm: Slurm) -> None:
+    """With --no-kill Slurm keeps the job: it goes on with the nodes that are left."""
+    kept = "launch.slurm={nodes: 3, tasks_per_node: 1, extra: [--no-kill]}"
+    settings = (kept, "launch.max_restarts=1", "launch.min_ranks=2", "comm.timeout=5")
+    words = [word for setting in settings for word in ("--set", setting)]
+    job = slurm.submit(mpi, *words, "--set", "train.steps=500")
+    slurm.until(slurm.trains)
+    slurm.lab.crash("node3")
+    try:
+        slurm.until(lambda: slurm.state(job) in FINAL, 120)
+        assert slurm.state(job) == "COMPLETED", slurm.output()
+        assert "on 2 ranks without node3" in slurm.output()
+        steps = json.loads((slurm.run_dir / "done.json").read_text())["steps"]
+        assert steps == 500
+    finally:
+        slurm.do("scancel", job)
+        _power_on(slurm, "node3")
+
+
+def _power_on(slurm: Slurm, node: str) -> None:
+    slurm.lab.do("boot", node)
+    slurm.lab.without_power.discard(node)
+    assert serve(slurm.lab, "boot", node).returncode == 0
+    slurm.do("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    slurm.until(
+        lambda: slurm.do("sinfo", "-h", "-t", "idle", "-o", "%D").stdout == "3\n"
+    )
+
+
+@both
 def test_a_node_that_goes_down(mpi: str, slurm: Slurm) -> None:
     job = slurm.submit(mpi, *ON_THREE, *FOREVER, "--set", "comm.timeout=5")
     slurm.until(slurm.trains)
@@ -162,13 +207,7 @@ def test_a_node_that_goes_down(mpi: str, slurm: Slurm) -> None:
         assert list(slurm.run_dir.glob("checkpoints/step-*/state.json"))
     finally:
         slurm.do("scancel", job)
-        slurm.lab.do("boot", "node3")
-        slurm.lab.without_power.discard("node3")
-        assert serve(slurm.lab, "boot", "node3").returncode == 0
-        slurm.do("scontrol", "update", "NodeName=node3", "State=RESUME")
-        slurm.until(
-            lambda: slurm.do("sinfo", "-h", "-t", "idle", "-o", "%D").stdout == "3\n"
-        )
+        _power_on(slurm, "node3")
 
 
 @both

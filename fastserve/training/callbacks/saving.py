@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class ModelCheckpoint(Monitor):
     """Saves the model at the end of each epoch, or of the best ones; as Keras'.
 
-    A file is replaced only once the new one is complete. Rank 0 writes.
+    A file is replaced only once the new one is complete. Rank 0 writes; what differs
+    between ranks isn't saved: ``fit`` raises ReplicaError.
 
     Args:
         filepath: may hold ``{epoch}``, ``{batch}`` and names of the logs, for example
@@ -81,6 +82,8 @@ class ModelCheckpoint(Monitor):
                 return
             self.best = value
         path = self._path(batch, logs or {})
+        if self.model.trainer is not None:
+            self.model.trainer.compare()
         if self.save_weights_only:
             self.model.save_weights(path)
         else:
@@ -119,7 +122,8 @@ class BackupAndRestore(Callback):
         delete_checkpoint: delete the backup when ``fit`` has ended.
 
     ``fit`` raises CheckpointError if a backup is there that can't be loaded, or was
-    made with other data or another batch size.
+    made with other data or another batch size; ReplicaError, before it saves, for
+    weights that differ between ranks.
     """
 
     def __init__(
@@ -236,6 +240,7 @@ class BackupAndRestore(Callback):
 
     def _save(self) -> None:
         trainer = self._trainer
+        trainer.compare()
         rate = trainer.optimizer.learning_rate
         states = {name: callback.get_state() for name, callback in self._named()}
         guard, arrays = trainer.guard, self._write_arrays()
