@@ -46,7 +46,7 @@ def run(
     arguments += ["--overwrite"] if overwrite else []
     arguments += ["--stop-after", str(stop_after)] if stop_after else []
     hosts, allocation = start.where(job.launch)
-    kernel = blas.choose_kernel(jobs.say)
+    kernel = blas.choose_kernel(jobs.say, kind=blas.kind_of(job.model))
     plan = jobs.planner(job, hosts, arguments, kernel, allocation)()
     if dry_run:
         click.echo(describe.full(plan, _prediction(job, plan, arguments)))
