@@ -28,7 +28,7 @@ class _Command(click.Command):
 
 
 @click.command(cls=_Command)
-@click.argument("config")
+@click.argument("config", type=options.PATH)
 @options.where
 @options.overrides
 @click.option("--resume", metavar="auto|PATH", help="Go on from a checkpoint.")
