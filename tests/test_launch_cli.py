@@ -164,7 +164,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return {"loss": 1.25, "perplexity": 3.4903}
 
     modules = {
-        "worker": SimpleNamespace(generate=generate, evaluate=evaluate),
+        "trained": SimpleNamespace(generate=generate, evaluate=evaluate),
         "bench.step": SimpleNamespace(
             step=lambda shape, **options: calls.append((shape, options))
         ),
