@@ -143,12 +143,12 @@ def matrix(run: Run, wish: Wish) -> Section:
             what,
             "use fastserve predict, which tells the class of each sample",
         )
-    from fastserve import worker
+    from fastserve import trained
 
     which = _which(run, wish)
     asked = _with_matrix(run)
     overrides = [f"model.metrics={json.dumps(asked)}"]
-    found = worker.evaluate(str(run.folder), which, overrides, wish.split)
+    found = trained.evaluate(str(run.folder), which, overrides, wish.split)
     counts = found.pop(_METRIC).tolist()
     names = [*names, *map(str, range(len(names), len(counts)))]
     plain = {k: v for k, v in found.items() if isinstance(v, float)}
@@ -298,13 +298,13 @@ def _confusions(
 
 def texts(run: Run, wish: Wish) -> Section:
     """Return texts that a language model makes."""
-    from fastserve import worker
+    from fastserve import trained
 
     which = _which(run, wish)
     prompts = list(wish.prompts) or [_known_prompt(run)]
     boxes = []
     for i, prompt in enumerate(prompts):
-        made = worker.generate(
+        made = trained.generate(
             str(run.folder), prompt, _TOKENS, _TEMPERATURE, seed=i, which=which
         )
         given, rest = made[: len(prompt)], made[len(prompt) :]
@@ -319,10 +319,10 @@ def texts(run: Run, wish: Wish) -> Section:
 
 def _known_prompt(run: Run) -> str:
     """Return a prompt that the tokenizer knows, if it is one that the report tries."""
-    from fastserve import worker
+    from fastserve import trained
     from fastserve.errors import DataError
 
-    tokenizer = worker.open_tokenizer(run.folder)
+    tokenizer = trained.open_tokenizer(run.folder)
     for prompt in ("The ", "\n"):
         try:
             if tokenizer is not None:
