@@ -170,6 +170,7 @@ def _curves(run: Run, width: int) -> Iterator[str]:
         if not found:
             continue
         ends = f"{text.number(found[0])} to {text.number(found[-1])}"
+        ends = ends if len(found) > 1 else text.number(found[0])
         if name == "val_loss":
             low = min(found)
             ends += f", best {text.number(low)} at {steps[found.index(low)]}"
