@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from mpi_environments import run as run_program
+from mpi_environments import variables
 from run_folders import make_run, write_json
 from test_labelled_jobs import images
 
-from fastserve import worker
 from fastserve.errors import ArgumentError, CheckpointError
 from launch.cli import cli
 from launch.html_report import evaluation, logs, parts
@@ -309,15 +311,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     job = images(folder).replace("folder: pics", f"folder: {folder / 'pics'}")
     (folder / "job.yaml").write_text(job)
-    run = folder / "runs" / "images"
-    words = [str(folder / "job.yaml"), "--set", f"run_dir={run}"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTSERVE_NO_SIGNALS", "1")
-        assert worker.main(words) == 0
-    for file in worker._held:
-        file.close()
-    worker._held.clear()
-    return run
+    program = [sys.executable, "-m", "fastserve", "job.yaml"]
+    done = run_program(program, 60, cwd=folder, env=variables())
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "images"
 
 
 def test_a_classifier_has_a_confusion_matrix(trained: Path) -> None:
