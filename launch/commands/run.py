@@ -28,7 +28,7 @@ class _Command(click.Command):
 
 
 @click.command(cls=_Command)
-@click.argument("config")
+@click.argument("config", type=options.PATH)
 @options.where
 @options.overrides
 @click.option("--resume", metavar="auto|PATH", help="Go on from a checkpoint.")
@@ -124,7 +124,7 @@ def _run(
     arguments += [f"--trace={trace}"] if trace else []
     arguments += [f"--{screen.mode}"] if screen.mode != WORDS else []
     hosts, allocation = start.where(job.launch)
-    kernel = blas.choose_kernel(screen.note)
+    kernel = blas.choose_kernel(screen.note, kind=blas.kind_of(job.model))
     plan = jobs.planner(job, hosts, arguments, kernel, allocation)()
     if dry_run:
         click.echo(describe.full(plan, _prediction(job, plan, arguments)))
