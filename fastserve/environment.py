@@ -13,11 +13,13 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 _THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
@@ -26,6 +28,10 @@ _THREAD_VARIABLES = (
     "BLIS_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
+# In front of a whole line: the launcher keeps it as the last one on the terminal, and
+# shows what else there is to show above it. It may not hold back text until a line
+# ends, and an MPI does.
+STATUS_LINE = "\r\x1b[K"
 _KERNEL_VARIABLE = "OPENBLAS_CORETYPE"
 _PR_SET_PDEATHSIG = 1
 
@@ -84,6 +90,31 @@ def setting(
     return env.get(f"FASTSERVE_{name}") or default
 
 
+def terminal_width(env: Mapping[str, str] = os.environ) -> int | None:
+    """Return the columns of the terminal that standard output ends in, or None.
+
+    A terminal that can't move its cursor back (TERM=dumb) counts as none. Under an MPI
+    launcher output passes through pipes, or through a terminal of the launcher's own;
+    FASTSERVE_TERMINAL then says what is at the end.
+    """
+    columns = setting("TERMINAL", env=env)
+    if columns is not None:
+        return int(columns) if columns.isdecimal() and int(columns) > 0 else None
+    if expected_ranks(env).launcher == "none" and is_terminal(sys.stdout, env):
+        return shutil.get_terminal_size().columns
+    return None
+
+
+def is_terminal(stream: IO[Any], env: Mapping[str, str] = os.environ) -> bool:
+    """Return whether a stream is a terminal on which lines can be drawn again."""
+    return stream.isatty() and env.get("TERM") != "dumb"
+
+
+def wants_colour(env: Mapping[str, str] = os.environ) -> bool:
+    """Return whether text on terminals may have colours: NO_COLOR isn't set."""
+    return not env.get("NO_COLOR")
+
+
 def affinity_cores(pid: int = 0) -> list[int]:
     """Return the cores that a process may run on, in order (0: this process)."""
     if hasattr(os, "sched_getaffinity"):
@@ -126,12 +157,17 @@ def cpu_model() -> str:
 
 def numpy_version() -> str:
     """Return the version of the NumPy that is installed, without loading it."""
+    return version("numpy") or "none"
+
+
+def version(package: str) -> str | None:
+    """Return the version of a package that is installed, without loading it."""
     from importlib import metadata  # takes as long to load as a tenth of the library
 
     try:
-        return metadata.version("numpy")
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "none"
+        return None
 
 
 def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
@@ -143,9 +179,14 @@ def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
     return Path(base).expanduser() / "fastserve"
 
 
-def kernel_key() -> str:
-    """Return the name under which the fastest kernel family is remembered."""
-    return f"{cpu_model()} | numpy {numpy_version()}"
+def kernel_key(kind: str = "") -> str:
+    """Return the name under which the fastest kernel family is remembered.
+
+    ``kind`` is that of the job, as ``launch/blas.py`` tells them apart; '' if nobody
+    knows it, and for models whose products are large.
+    """
+    name = f"{cpu_model()} | numpy {numpy_version()}"
+    return f"{name} | {kind}" if kind else name
 
 
 def chosen_kernel(env: Mapping[str, str] = os.environ) -> str | None:
@@ -163,26 +204,30 @@ def without_kernel(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name != _KERNEL_VARIABLE}
 
 
-def remembered_kernel() -> str | None:
-    """Return the fastest kernel family that was measured for this CPU and NumPy.
+def remembered_kernel(kind: str = "") -> str | None:
+    """Return the fastest kernel family that was measured for this CPU and NumPy, and
+    for this kind of job.
 
     '' means that OpenBLAS' own choice is best, None that nothing was measured yet.
     """
     try:
         entry = json.loads((cache_dir() / "blas.json").read_text("utf-8"))
-        kernel = entry[kernel_key()]["kernel"]
+        kernel = entry[kernel_key(kind)]["kernel"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return kernel if isinstance(kernel, str) else None
 
 
-def prepare_process() -> None:
+def prepare_process(kernel: str | None = None) -> None:
     """Set up this process before NumPy loads: threads, kernel family, cores.
 
     What the user or the launcher set already stays as it is. With FASTSERVE_BIND=core
     the rank is pinned to its own slice of the cores that it may use, if there are
     enough. A rank of a launched job dies with the process that started it, and passes
     each line that it prints on at once.
+
+    ``kernel`` is the family to take, '' for OpenBLAS' own choice; None: in a launched
+    job that of the launcher, otherwise what is remembered for large products.
     """
     place = expected_ranks()
     given = user_threads()
@@ -190,7 +235,9 @@ def prepare_process() -> None:
     for name, value in thread_variables(threads).items():
         os.environ.setdefault(name, value)
     if chosen_kernel() is None:
-        os.environ.update(kernel_variable(remembered_kernel()))
+        if kernel is None and not setting("JOB"):
+            kernel = remembered_kernel()
+        os.environ.update(kernel_variable(kernel))
     if setting("BIND") == "core":
         _pin(place, threads)
     if setting("JOB"):

@@ -17,6 +17,8 @@ from fastserve.errors import DataError
 from fastserve.models import GPT, Model
 from fastserve.training.progress import Progress, count, duration, number
 
+_HOSTS = 8  # that the start block names
+
 
 def introduction(
     job: config.Job,
@@ -33,14 +35,15 @@ def introduction(
     shape = ""
     if m.type == "gpt":
         shape = (
-            f", {m.n_layer} layers, {m.n_head} heads, width {m.n_embd}, "
-            f"context {m.block_size}, variant {m.variant}"
+            f", {_several(m.n_layer, 'layer')}, {_several(m.n_head, 'head')}, "
+            f"width {m.n_embd}, context {m.block_size}, variant {m.variant}"
         )
     passes = steps * job.train.global_batch / sampler.samples
     lines = [
         f"model    {m.type}{shape}: {_weights(model)}",
         f"data     {data.summary}",
         *(f"         {note}" for note in data.notes),
+        f"ranks    {_ranks(comm)}",
         f"batch    {_split(job, comm)}",
         f"steps    {steps}, {passes:.3g} passes over the data",
         f"compute  {_compute()}",
@@ -53,11 +56,26 @@ def introduction(
     return "\n".join(lines)
 
 
+def _several(count: int, name: str) -> str:
+    return f"{count} {name}{'s' if count != 1 else ''}"
+
+
 def _weights(model: Model) -> str:
     trained = ""
     if model.store.frozen_parameters:
         trained = f", {count(model.store.count)} of them trained"
     return f"{count(model.count_params())} weights{trained}"
+
+
+def _ranks(comm: Communicator) -> str:
+    """Return ``4 on node1 (2), node2 (2), Open MPI 5.0.11``; of many hosts some."""
+    if comm.size == 1:
+        return f"1, a single process on {comm.host}"
+    counts = [(comm.hosts[group[0]], len(group)) for group in comm.groups]
+    shown = ", ".join(f"{host} ({ranks})" for host, ranks in counts[:_HOSTS])
+    more = f" and {len(counts) - _HOSTS} more" if len(counts) > _HOSTS else ""
+    where = counts[0][0] if len(counts) == 1 else f"{shown}{more}"
+    return f"{comm.size} on {where}" + (f", {comm.library}" if comm.library else "")
 
 
 def _split(job: config.Job, comm: Communicator) -> str:
@@ -102,9 +120,12 @@ def conclusion(
     progress: Progress,
     best_step: int | None = None,
     ended: str | None = None,
+    times: str = "",
 ) -> str:
-    """Return results, a sample of text, and what to type next."""
+    """Return results, where the time went, a sample of text, and what to type next."""
     lines = [f"trained  {duration(progress.seconds)}"]
+    heads = ["time    ", *[" " * 8] * times.count("\n")]
+    lines += [f"{h} {t}" for h, t in zip(heads, times.splitlines(), strict=False)]
     lines += [f"stopped  {ended}"] if ended else []
     results = {k: v[-1] for k, v in history.items() if k.startswith("val_")}
     loss = results.pop("val_loss", None)

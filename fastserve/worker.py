@@ -28,23 +28,38 @@ from fastserve.assemble.model import (
 from fastserve.comm import Communicator, init
 from fastserve.config import schema
 from fastserve.config.labelled import Splits
+from fastserve.config.trace import joined, steps_of
 from fastserve.core import without_initial_values
 from fastserve.data import preprocessing
 from fastserve.data.encode import share_text
 from fastserve.errors import CheckpointError, CommError, DataError, FastserveError
 from fastserve.models import GPT, Model, huggingface
+from fastserve.printing import (
+    JSON,
+    QUIET,
+    WORDS,
+    Printer,
+    error_values,
+    result_line,
+    results_of,
+    start_values,
+)
 from fastserve.summary import conclusion, introduction, sample
 from fastserve.trained import check_tokenizer, kept_tokenizer
 from fastserve.training import checkpoint, files, shards
-from fastserve.training.balance import Balance
 from fastserve.training.callbacks import (
     Callback,
-    CSVLogger,
     EarlyStopping,
     ReduceLROnPlateau,
-    TensorBoard,
 )
+from fastserve.training.environment_file import write_environment
 from fastserve.training.loop import Schedule, run
+from fastserve.training.metrics_outputs import (
+    CsvOutput,
+    EventOutput,
+    Output,
+    TensorBoardOutput,
+)
 from fastserve.training.numerics import Numerics, differences, numerics, odd_rank
 from fastserve.training.progress import Progress
 from fastserve.training.records import (
@@ -60,6 +75,10 @@ from fastserve.training.records import (
 )
 from fastserve.training.samples import Samples
 from fastserve.training.saver import Saver
+from fastserve.training.status import Status
+from fastserve.training.status_file import NAME as STATUS
+from fastserve.training.status_file import mark_failed
+from fastserve.training.trace import Tracing
 
 USAGE = 2
 STOPPED_EARLY = 75
@@ -75,25 +94,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder, or, while there is none yet, to standard error.
     """
     options = _parse(argv)
+    printer = Printer(options.prints)
     try:
         comm = init()
     except FastserveError as error:
+        printer.event("error", {**error_values(error), "status": USAGE})
         print(error, file=sys.stderr)
         return USAGE
     started: list[Path] = []  # the run folder, once there is one
 
     def departed(error: FastserveError) -> None:
-        _report(error, comm, started)
+        _report(error, comm, started, printer)
 
     comm.on_departure = departed
     try:
         _meet(comm)
-        return _train(options, comm, started)
+        return _train(options, comm, started, printer)
     except BaseException as error:  # noqa: BLE001  all of them must end the job
-        status = _report(error, comm, started)
+        status = _report(error, comm, started, printer)
         if comm.size > 1:
             comm.abort(status)
         return status
+    finally:
+        printer.close()
 
 
 def _meet(comm: Communicator) -> None:
@@ -114,10 +137,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", metavar="auto|PATH")
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--stop-after", type=int, metavar="STEPS")
-    return parser.parse_args(argv)
+    parser.add_argument("--trace", metavar="FIRST:COUNT")  # or auto: the default
+    parser.add_argument(
+        "--quiet", dest="prints", action="store_const", const=QUIET, default=WORDS
+    )
+    parser.add_argument("--json", dest="prints", action="store_const", const=JSON)
+    return parser.parse_args(joined(sys.argv[1:] if argv is None else argv))
 
 
-def _report(error: BaseException, comm: Communicator, started: list[Path]) -> int:
+def _report(
+    error: BaseException, comm: Communicator, started: list[Path], printer: Printer
+) -> int:
     """Say and record why this rank ends; return the status of the job."""
     status = exit_status(error) or 1  # leaving the others alone is a failure too
     recorded = False
@@ -125,17 +155,23 @@ def _report(error: BaseException, comm: Communicator, started: list[Path]) -> in
         with suppress(OSError, CheckpointError):  # the disk may be what is wrong
             write_error(started[0], comm, error)
             recorded = True
+            if comm.rank == 0:
+                mark_failed(started[0], environment.setting("JOB"))
         log.info("%s", describe_error(error))
     else:
         status = USAGE  # refused before there is a run; the reason is shown below
     if not recorded or environment.setting("JOB") is None:
-        prefix = f"[rank {comm.rank} {comm.host}] " if comm.size > 1 else ""
-        for line in describe_error(error).splitlines():
-            print(f"{prefix}{line}", file=sys.stderr, flush=True)
+        printer.error(error, comm, status)
     return status
 
 
-def _train(options: argparse.Namespace, comm: Communicator, started: list[Path]) -> int:
+def _train(
+    options: argparse.Namespace,
+    comm: Communicator,
+    started: list[Path],
+    printer: Printer,
+) -> int:
+    traced = steps_of(options.trace) if options.trace else None
     job, run_dir = _agree(options, comm)
     data, model = _prepare(job, comm, _resumed(options, run_dir))
     sampler = make_sampler(job, data)
@@ -150,7 +186,8 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     _compare_ranks(job, comm)
     early = _early_stopping(job)
     extras = _extras(job, run_dir)
-    metrics = MetricsFile(run_dir / "metrics.jsonl", job.train.log_every)
+    outputs = _outputs(job, run_dir, printer)
+    metrics = MetricsFile(run_dir / "metrics.jsonl", job.train.log_every, outputs)
     first, saved = _load(options, run_dir, model, data, comm, plan, early)
     metrics.set_state(saved.get("metrics", {}))
     for name, callback in extras.items():
@@ -184,10 +221,16 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     started.append(run_dir)
     start_logs(run_dir / "logs", comm)
     _catch_signals(trainer)
-    if comm.rank == 0:
-        print(introduction(job, data, model, steps, sampler, comm, run_dir, first))
-    level = 1  # a bar on a terminal, else a line every log_every steps
-    progress = Progress(level, job.train.log_every, whole=True)
+    surroundings = write_environment(run_dir, comm)
+    if surroundings is not None:
+        printer.block(
+            introduction(job, data, model, steps, sampler, comm, run_dir, first)
+        )
+        known = job, data, model, steps, first, run_dir, surroundings
+        printer.event("start", start_values(*known))
+    # 1: a bar on a terminal, else a line every log_every steps
+    level = 1 if printer.mode == WORDS else 0
+    progress = Progress(level, job.train.log_every, whole=True, say=printer.say)
     schedule = Schedule(
         job.train.eval_every
         or (sampler.steps_per_epoch if job.train.epochs else steps),
@@ -201,11 +244,14 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     folder = run_dir / "checkpoints"
     compare = job.comm.check_every > 0
     lock = _held[-1] if _held else None
-    saver = Saver(folder, trainer.store, trainer.optimizer, comm, compare, lock)
-    best = BestCheckpoint(saver, state)
+    saver = Saver(
+        folder, trainer.store, trainer.optimizer, comm, compare, lock, trainer.timing
+    )
+    status = Status(run_dir / STATUS)
+    best, trace = BestCheckpoint(saver, state), run_dir / "trace.json"
     callbacks: list[Callback] = [
         progress,
-        Balance(),
+        status,
         metrics,
         *([early] if early else []),  # before those that save its state
         *extras.values(),
@@ -219,6 +265,7 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
         ),
         *_samples(job, data, model, progress),
         *([StopAfter(trainer, options.stop_after)] if options.stop_after else []),
+        *([Tracing(trace, progress.say, traced)] if options.trace else []),  # the last
     ]
     try:
         history = run(
@@ -239,23 +286,44 @@ def _train(options: argparse.Namespace, comm: Communicator, started: list[Path])
     comm.timeout = None  # what follows is rank 0's alone, and may take its time
     made = trainer.optimizer.step
     ended = _why_early(early, made, schedule) if early else None
-    if made < steps and not ended:
+    stopped = made < steps and not ended
+    status.end("stopped" if stopped else "ended")
+    if stopped:
         launched = environment.setting("JOB") is not None
         if comm.rank == 0:
             cure = "" if launched else "; --resume auto goes on"
-            print(f"stopped after step {made} of {steps}, saved{cure}")
+            printer.result(f"stopped after step {made} of {steps}, saved{cure}")
         write_end(run_dir / "stopped.json", comm, {"steps": made})
+        if comm.rank == 0:
+            end = {"state": "stopped", "status": STOPPED_EARLY, "steps": made}
+            printer.event("end", {**end, "run": str(run_dir)})
         # An MPI may kill the ranks that are still ending once one has ended with
         # another status than 0, so the launcher gives it to the user.
         return 0 if launched else STOPPED_EARLY
     if comm.rank == 0:
-        print(
+        printer.block(
             conclusion(
-                job, data, model, history.history, run_dir, progress, best.step, ended
+                job,
+                data,
+                model,
+                history.history,
+                run_dir,
+                progress,
+                best.step,
+                ended,
+                status.summary(),
             )
         )
     why = {"stopped": ended} if ended else {}
     write_end(run_dir / "done.json", comm, {"steps": made, **why})
+    if comm.rank == 0:
+        results = results_of(history.history)
+        if printer.mode == QUIET:
+            line = result_line(run_dir, made, results, progress.seconds)
+            printer.result(line)
+        end = {"state": "ended", "status": 0, "steps": made, "results": results, **why}
+        end |= {"seconds": progress.seconds, "best_step": best.step}
+        printer.event("end", {**end, "run": str(run_dir)})
     return 0
 
 
@@ -286,11 +354,16 @@ def _extras(job: config.Job, run_dir: Path) -> dict[str, Callback]:
             cooldown=plateau.cooldown,
             min_lr=plateau.min_lr,
         )
+    return found
+
+
+def _outputs(job: config.Job, run_dir: Path, printer: Printer) -> list[Output]:
+    """Return what takes the lines of metrics.jsonl as well."""
+    found: list[Output] = [EventOutput(printer.event)]
     if job.train.csv:
-        found["csv"] = CSVLogger(run_dir / "metrics.csv")
+        found.append(CsvOutput(run_dir / "metrics.csv"))
     if job.train.tensorboard:
-        folder, every = run_dir / "tensorboard", job.train.log_every
-        found["tensorboard"] = TensorBoard(folder, update_freq=every)
+        found.append(TensorBoardOutput(run_dir / "tensorboard"))
     return found
 
 
@@ -535,10 +608,11 @@ def _start_folder(
     if comm.rank == 0:
         _hold(run_dir)
         if fresh:
-            for name in ("checkpoints", "errors", "logs", "plots"):
+            for name in ("checkpoints", "errors", "logs", "plots", "tensorboard"):
                 shutil.rmtree(run_dir / name, ignore_errors=True)
-            (run_dir / "metrics.jsonl").unlink(missing_ok=True)
-        for name in ("done.json", "stopped.json"):
+            for name in ("metrics.jsonl", "metrics.csv", "trace.json"):
+                (run_dir / name).unlink(missing_ok=True)
+        for name in ("done.json", "stopped.json", STATUS):
             (run_dir / name).unlink(missing_ok=True)
         # values of launch.env may be secrets, and a run folder may be shared
         public = job.launch.model_copy(update={"env": {}})

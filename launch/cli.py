@@ -12,6 +12,7 @@ from fastserve.errors import FastserveError
 
 from .commands.bench import bench
 from .commands.check import check
+from .commands.completion import completion
 from .commands.datasets import datasets
 from .commands.env import env
 from .commands.evaluate import evaluate
@@ -19,19 +20,24 @@ from .commands.export import export
 from .commands.generate import generate
 from .commands.import_ import import_
 from .commands.merge_lora import merge_lora
+from .commands.new import new
 from .commands.plot import plot
 from .commands.predict import predict_
 from .commands.preflight import preflight
 from .commands.prepare import prepare
+from .commands.report import report
 from .commands.run import run
+from .commands.runs import runs
 from .commands.schema import schema
 from .commands.submit import submit
+from .commands.top import top
 from .commands.verify import verify
 
 USAGE = 2
 COMMANDS = (
     bench,
     check,
+    completion,
     datasets,
     env,
     evaluate,
@@ -39,13 +45,17 @@ COMMANDS = (
     generate,
     import_,
     merge_lora,
+    new,
     plot,
     predict_,
     preflight,
     prepare,
+    report,
     run,
+    runs,
     schema,
     submit,
+    top,
     verify,
 )
 
@@ -76,7 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def cli() -> None:
     """Train neural networks on CPU clusters with NumPy and MPI.
 
-    A first run: fastserve run configs/quickstart.yaml
+    \b
+    Examples:
+      fastserve new gpt my-text             # a job for your own data, with a sample
+      fastserve run my-text/job.yaml -n 2   # trains it, here on two ranks
+      fastserve COMMAND --help              # what a command takes, with examples
     """
 
 

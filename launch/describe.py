@@ -14,8 +14,7 @@ def summary(plan: LaunchPlan) -> str:
     ranks = f"{plan.ranks} rank{'s' if plan.ranks > 1 else ''}"
     pinned = ", pinned to cores" if all(p.pinned for p in plan.places) else ""
     where = f"{_hosts(plan)}, {plan.title}, " if plan.remote else f" ({plan.title}), "
-    split = f"; {plan.split}" if plan.split else ""
-    return f"{ranks}{where}{_each(plan)}{pinned}{split}"
+    return f"{ranks}{where}{_each(plan)}{pinned}"
 
 
 def overview(plan: LaunchPlan) -> str:

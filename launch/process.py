@@ -9,7 +9,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +33,7 @@ from .records import (
     stopped,
 )
 from .restart import Loss
+from .screen import Screen
 from .verdict import FOLLOWS, Sight, lost_hosts, silent_rank
 from .watch import Watch
 
@@ -109,7 +109,7 @@ def run_plan(
     Raises LaunchError if the command can't be started, or for a FASTSERVE_GRACE that is
     no number.
     """
-    say = say or _to_stderr
+    screen = say if isinstance(say, Screen) else Screen(say=say)
     grace = _grace()
     started = time.time()
     # Signals are caught before the job starts: none may end us with ranks behind us.
@@ -117,24 +117,34 @@ def run_plan(
         if cluster:
             cluster.agents.watch(plan.token)
         process = _start(plan)
-        run = _Run(plan, process, caught, started, grace, say, cluster, loss)
+        run = _Run(plan, process, caught, started, grace, screen, cluster, loss)
         try:
             run.watch()
         finally:
             run.end_all()
         status = run.judge()
+        if status:
+            _note_failure(plan)
         if caught:  # whatever was lost, the job was to end
             run.loss.found = False
         return status
 
 
+def _note_failure(plan: LaunchPlan) -> None:
+    """Say in the run's status file that it isn't trained any more; a rank that was
+    killed couldn't."""
+    from fastserve.training.status_file import mark_failed
+
+    with suppress(OSError):
+        mark_failed(plan.run_dir, plan.token)
+
+
 class _Output:
     """One of the job's streams on its way to ours."""
 
-    def __init__(self, source: IO[bytes], sink: BinaryIO) -> None:
-        self.source, self.sink = source, sink
+    def __init__(self, source: IO[bytes], sink: BinaryIO, screen: Screen) -> None:
+        self.source, self.sink, self.screen = source, sink, screen
         self.noise = NoiseFilter()
-        self._closed = False
 
     def read(self) -> bool:
         """Pass on what is there; return False at the stream's end."""
@@ -143,14 +153,7 @@ class _Output:
         return bool(data)
 
     def write(self, data: bytes) -> None:
-        """Show data; a reader of ours who went away does not end the training."""
-        if not data or self._closed:
-            return
-        try:
-            self.sink.write(data)
-            self.sink.flush()
-        except BrokenPipeError:
-            self._closed = True
+        self.screen.show(data, self.sink)
 
 
 class _Run:
@@ -163,12 +166,13 @@ class _Run:
         caught: list[int],
         started: float,
         grace: float,
-        say: Callable[[str], None],
+        screen: Screen,
         cluster: Cluster | None = None,
         loss: Loss | None = None,
     ) -> None:
         self.loss = loss or Loss()
-        self.plan, self.process, self.started, self.say = plan, process, started, say
+        self.plan, self.process, self.started = plan, process, started
+        self.screen = self.say = screen
         self._started = time.monotonic()  # the other is to compare with records
         self._ended_since: float | None = None  # monotonic; of the first rank
         self.cluster, self.sight = cluster, Sight()
@@ -183,8 +187,8 @@ class _Run:
         self._next_look = 0.0
         assert process.stdout is not None and process.stderr is not None
         self._outputs = [
-            _Output(process.stdout, sys.stdout.buffer),
-            _Output(process.stderr, sys.stderr.buffer),
+            _Output(process.stdout, screen.out, screen),
+            _Output(process.stderr, screen.err, screen),
         ]
         self._selector = selectors.DefaultSelector()
         for output in self._outputs:
@@ -236,6 +240,7 @@ class _Run:
         for output in self._outputs:
             output.write(output.noise.finish())
             output.source.close()
+        self.screen.end()
 
     def judge(self) -> int:
         """Return the job's exit status, and say why it isn't 0."""
@@ -244,7 +249,9 @@ class _Run:
         if status == 0 and done and not (self.sight.lost and plan.split is None):
             return 0
         if plan.split is not None and stopped(plan.run_dir, plan.token, plan.ranks):
-            self.say("stopped early with a checkpoint; go on with --resume auto")
+            self.screen.note(
+                "stopped early with a checkpoint; go on with --resume auto"
+            )
             return STOPPED_EARLY
         records = self._records()
         # Ranks that fail once others have been stopped are not the cause of the end.
@@ -254,11 +261,11 @@ class _Run:
             self.say(f"stopped by {name}{unsaved}")
             return 128 + self.caught[0]
         if self._late:
-            self.say(str(_not_in_time(plan, self._late)))
+            self.screen.error(str(_not_in_time(plan, self._late)))
             return NOT_COMPLETED
         if lost := lost_hosts(self.sight, records):
             self.loss.note(list(self.sight.lost))
-            self.say(str(lost))
+            self.screen.error(str(lost))
             return NOT_COMPLETED
         noises = [output.noise for output in self._outputs]
         words = b"".join(noise.held + noise.follows for noise in noises)
@@ -267,7 +274,7 @@ class _Run:
         if silent or self._killed or (records and records[0].type == FOLLOWS):
             self.loss.note()
         if records and not silent:
-            self.say(describe_errors(records, plan.ranks, plan.run_dir))
+            self._show_first(records)
             return records[0].status or 1
         if status == REFUSED and not self._began():
             return status  # a rank has said why
@@ -275,8 +282,15 @@ class _Run:
             output.write(output.noise.held)
             output.write(b"" if silent else output.noise.follows)
         ended = None if self._killed else status
-        self.say(str(_unexplained(plan, ended, silent, self._blind())))
+        self.screen.error(str(_unexplained(plan, ended, silent, self._blind())))
         return NOT_COMPLETED if self._killed else status or NOT_COMPLETED
+
+    def _show_first(self, records: list[ErrorRecord]) -> None:
+        """Show the earliest error, which is the cause of the others."""
+        first = records[0]
+        known = {"rank": first.rank, "host": first.host, "type": first.type}
+        text = describe_errors(records, self.plan.ranks, self.plan.run_dir)
+        self.screen.error(text, **known, status=first.status or 1)
 
     def _records(self) -> list[ErrorRecord]:
         plan, skews = self.plan, self.cluster.skews if self.cluster else {}
@@ -561,7 +575,3 @@ def _signal_meaning(plan: LaunchPlan, status: int) -> str:
     number = status if plan.launcher == "mpich" else status - 128
     known = {s.value: s.name for s in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)}
     return f" (as after {known[number]})" if number in known else ""
-
-
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -116,8 +116,11 @@ class Run:
         return min(zip(found, steps, strict=True)) if found else None
 
 
-def read_run(folder: Path | str) -> Run:
-    """Read a run folder. Raises CheckpointError if it isn't one."""
+def read_run(folder: Path | str, metrics: list[Line] | None = None) -> Run:
+    """Read a run folder; ``metrics`` if they have been read already.
+
+    Raises CheckpointError if it isn't one.
+    """
     folder = Path(folder)
     if not is_run(folder):
         raise CheckpointError(
@@ -132,7 +135,7 @@ def read_run(folder: Path | str) -> Run:
     return Run(
         folder,
         _config(folder),
-        read_metrics(folder),
+        read_metrics(folder) if metrics is None else metrics,
         status,
         read_object(folder / "environment.json"),
         _state(folder, bool(done), end, errors, status),
@@ -176,6 +179,32 @@ def read_metrics(folder: Path | str) -> list[Line]:
     except OSError:
         return []
     return list(parse_metrics(text))
+
+
+class MetricsReader:
+    """Reads a run's metrics.jsonl again and again, each time what is new in it."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self._path = Path(folder) / "metrics.jsonl"
+        self._lines: list[Line] = []
+        self._file: int | None = None  # its number: a resumed run makes another one
+        self._read = 0  # bytes, up to the end of a line
+
+    def read(self) -> list[Line]:
+        """Return all whole lines, as ``read_metrics`` does."""
+        try:
+            with self._path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if found.st_ino != self._file or found.st_size < self._read:
+                    self._lines, self._file, self._read = [], found.st_ino, 0
+                file.seek(self._read)
+                data = file.read()
+        except OSError:
+            return self._lines
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read += len(whole)
+        self._lines.extend(parse_metrics(whole.decode(errors="replace")))
+        return self._lines
 
 
 def parse_metrics(text: str) -> Iterator[Line]:

@@ -14,6 +14,7 @@ from .hosts import Host, parse_hosts, read_hostfile, select
 from .plan import LaunchPlan
 from .process import Cluster, run_plan
 from .restart import Loss
+from .screen import Screen
 from .slurm import Allocation
 
 if TYPE_CHECKING:
@@ -88,8 +89,9 @@ def run(
 
 
 def _announce(plan: LaunchPlan, say: Callable[[str], None]) -> None:
+    note = say.note if isinstance(say, Screen) else say
     for line in (*plan.notes, describe.summary(plan)):
-        say(line)
+        note(line)
 
 
 def _cores(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:

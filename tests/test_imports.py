@@ -23,7 +23,7 @@ ORDER = [
     {"models"},
     {"assemble", "bench"},
     {"summary"},
-    {"trained"},
+    {"trained", "printing"},
     {"worker", "estimate", "exchange", "merge", "predictions"},
     {"__main__"},
 ]

@@ -43,7 +43,9 @@ def test_the_wheel_has_all_modules_and_nothing_else(built: Path) -> None:
         p.relative_to(ROOT).as_posix()
         for part in ("fastserve", "launch")
         for p in (ROOT / part).rglob("*")
-        if p.suffix == ".py" or p.name == "py.typed"
+        if p.suffix in (".py", ".css", ".js")
+        or p.name == "py.typed"
+        or p.parent.name == "templates"
     }
     assert {n for n in names if ".dist-info/" not in n} == expected
     assert "fastserve = launch.cli:main" in entry

@@ -5,6 +5,7 @@ their docstrings, the jobs in ``configs/``.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
@@ -235,6 +236,26 @@ def _home(thing: Any, module: str, name: str) -> str:
     """Return where an object is written, which mkdocstrings reads."""
     written = f"{thing.__module__}.{thing.__qualname__}"
     return written if written.startswith("fastserve.") else f"{module}.{name}"
+
+
+# --- the files ----------------------------------------------------------------
+
+
+def files() -> str:
+    """Return the page of all source files, each with the first line that it has."""
+    lines = ["# Every file\n", "With the first line of its docstring.\n"]
+    for package in ("fastserve", "launch"):
+        folder = ""
+        for path in sorted((ROOT / package).rglob("*.py")):
+            place = path.relative_to(ROOT)
+            said = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+            first = said.split("\n\n")[0].replace("\n", " ").replace("``", "`")
+            if str(place.parent) != folder:
+                folder = str(place.parent)
+                lines += [f"\n## {folder}/\n", "| file | what |", "|---|---|"]
+            said = first.replace("|", "\\|")
+            lines.append(f"| `{place.name}` | {said} |")
+    return "\n".join(lines) + "\n"
 
 
 # --- the jobs -----------------------------------------------------------------

@@ -45,6 +45,7 @@ class Communicator(ABC):
         hosts: the name of each rank's host.
         groups: the ranks of each host, in order; hosts in the order of their first
             ranks.
+        library: name and version of the MPI; '' without one.
         timeout: seconds that a call may wait for other ranks before the job is
             aborted; None waits as long as they run. It is looked at under MPI.
         on_departure: called with a CommError before the job is aborted because this
@@ -60,6 +61,7 @@ class Communicator(ABC):
     host: str
     hosts: list[str]
     groups: list[list[int]]
+    library: str = ""
 
     @abstractmethod
     def allreduce(self, array: Array) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import pickle
+import re
 import socket
 import sys
 import time
@@ -56,6 +57,13 @@ def _translated(verb: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
+def library_name(told: str) -> str:
+    """Return ``Open MPI 5.0.11`` of what an MPI tells of itself in many words."""
+    words = told.split("\n")[0].split(",")[0].replace("Version:", "").split()
+    numbered = re.compile(r"v\d")
+    return " ".join(w[1:] if numbered.match(w) else w for w in words)
+
+
 class MpiCommunicator(Communicator):
     """All ranks of ``MPI.COMM_WORLD``, on communicators of its own.
 
@@ -71,6 +79,7 @@ class MpiCommunicator(Communicator):
         world = MPI.COMM_WORLD
         self.rank, self.size = world.Get_rank(), world.Get_size()
         self.host = socket.gethostname()
+        self.library = library_name(MPI.Get_library_version())
         self._on_host = world.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank = self._on_host.Get_rank()
         self.local_size = self._on_host.Get_size()
@@ -81,7 +90,7 @@ class MpiCommunicator(Communicator):
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             raise CommError(
                 "expected an MPI library that several threads may call",
-                f"{MPI.Get_library_version().splitlines()[0]} with thread level "
+                f"{self.library} with thread level "
                 f"{MPI.Query_thread()} of {MPI.THREAD_MULTIPLE}",
                 "use Open MPI or MPICH as built by default, and leave "
                 "MPI4PY_RC_THREAD_LEVEL unset",

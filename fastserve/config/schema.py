@@ -351,11 +351,11 @@ class Train(Section):
     )
     log_every: Count = Field(default=10, description="Steps between two logged lines.")
     csv: bool = Field(
-        default=False, description="Write a line of metrics.csv for each validation."
+        default=True, description="Write metrics.csv, the lines of metrics.jsonl."
     )
     tensorboard: bool = Field(
         default=False,
-        description="Write files for TensorBoard, every log_every steps.",
+        description="Write them also for TensorBoard, into the folder tensorboard.",
     )
     shuffle: bool = Field(
         default=True, description="Shuffle the samples in every epoch."

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
+import re
 import time
-from typing import Any
+from collections.abc import Callable
 
-from fastserve.environment import expected_ranks, setting
+from fastserve.environment import (
+    STATUS_LINE,
+    setting,
+    terminal_width,
+    wants_colour,
+)
 from fastserve.training.callbacks import Callback, Logs
 
 REDRAWS = 8  # a second
-
-
-def terminal_width() -> int | None:
-    """Return the columns of the terminal that standard output ends in, or None.
-
-    Under an MPI launcher output passes through pipes, or through a terminal of the
-    launcher's own; FASTSERVE_TERMINAL then says what is at the end.
-    """
-    columns = setting("TERMINAL")
-    if columns is not None:
-        return int(columns) if columns.isdecimal() and int(columns) > 0 else None
-    if expected_ranks().launcher == "none" and sys.stdout.isatty():
-        return shutil.get_terminal_size().columns
-    return None
 
 
 def number(value: float) -> str:
@@ -48,6 +38,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def draw(line: str) -> None:
+    """Show a line in the place of the one that was drawn before."""
+    end = "\n" if setting("TERMINAL") else ""
+    print(f"{STATUS_LINE}{line}", end=end, flush=True)
+
+
 def describe(logs: Logs) -> str:
     return "  ".join(f"{name} {number(value)}" for name, value in logs.items())
 
@@ -59,13 +55,18 @@ class Progress(Callback):
         every: steps between two plain lines where there is no terminal; None: one
             line an epoch.
         whole: one bar for the whole training, not one an epoch.
+        say: shows a line or several; None prints them.
     """
 
     def __init__(
-        self, verbose: int, every: int | None = None, whole: bool = False
+        self,
+        verbose: int,
+        every: int | None = None,
+        whole: bool = False,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.verbose, self.every, self.whole = verbose, every, whole
-        self._bar: Any = None
+        self._say, self._drawn_line = say, False
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self.width = terminal_width() if self.verbose == 1 else None
@@ -109,24 +110,27 @@ class Progress(Callback):
     def on_train_end(self, logs: Logs | None = None) -> None:
         self.clear()
 
-    def rate(self) -> str:
+    def rates(self) -> list[str]:
         """Return tokens or samples a second and GFLOP/s, of all ranks together."""
         rate = self._rows / max(self.seconds, 1e-9)
         tokens = self.params["tokens_per_sample"]
         unit = "tokens/s" if tokens else "samples/s"
         shown = f"{count(rate * (tokens or 1))} {unit}"
         flops = self.params["flops_per_sample"]
-        return f"{shown}  {rate * flops / 1e9:.3g} GFLOP/s" if flops else shown
+        return [shown, *([f"{rate * flops / 1e9:.3g} GFLOP/s"] if flops else [])]
 
     def say(self, text: str) -> None:
         """Print a line; a bar that is shown moves below it."""
         self.clear()
-        print(text, flush=True)
+        if self._say:
+            self._say(text)
+        else:
+            print(text, flush=True)
 
     def clear(self) -> None:
-        if self._bar:
-            print("\r\x1b[K", end="", flush=True)
-            self._bar = None
+        if self._drawn_line:
+            draw("")
+            self._drawn_line = False
 
     def _now(self, logs: Logs | None) -> Logs:
         """For a whole training the loss of this step, for an epoch its means."""
@@ -146,21 +150,37 @@ class Progress(Callback):
             of = min(steps, total - self._epoch * steps)
         width = len(str(of or ""))
         head = "" if self.whole else f"epoch {self._epoch + 1}/{self.params['epochs']} "
-        parts = [f"{head}step {done:{width}}/{of}" if of else f"{head}step {done}"]
-        if self.width and not ended and of:
-            parts.append(_bar(done, of))
-        parts += [describe(logs), self.rate()]
+        name = f"{head}step {done:{width}}/{of}" if of else f"{head}step {done}"
         spent = now - self._start
         made = done - (self.params["first_step"] if self.whole else 0)
         if ended or not made or of is None:
-            parts.append(duration(spent))
+            left = duration(spent)
         else:
-            parts.append(f"{duration(spent * (of - done) / made)} left")
-        return "  ".join(parts)
+            left = f"{duration(spent * (of - done) / made)} left"
+        if self.width and not ended:
+            share = done / of if of else None
+            return fit(self.width, name, share, describe(logs), self.rates(), left)
+        return "  ".join([name, describe(logs), *self.rates(), left])
 
     def _draw(self, line: str) -> None:
-        self._bar = True
-        print(f"\r\x1b[K{line[: (self.width or 80) - 1]}", end="", flush=True)
+        self._drawn_line = True
+        if wants_colour():
+            line = re.sub(r"\bloss \S+", "\x1b[1m\\g<0>\x1b[0m", line, count=1)
+        draw(line)
+
+
+def fit(
+    width: int, name: str, share: float | None, values: str, rates: list[str], left: str
+) -> str:
+    """Return a line of less than ``width`` columns: the bar gets shorter, then rates
+    and the end of the values are left out, never the time that is left."""
+    for bar, number in ((20, 2), (10, 2), (10, 1), (0, 1), (0, 0)):
+        drawn = [_bar(share, bar)] if bar and share is not None else []
+        line = "  ".join([name, *drawn, values, *rates[:number], left])
+        if len(line) < width:
+            return line
+    room = width - 1 - len(f"{name}    {left}")
+    return f"{name}  {values[: max(0, room)]}  {left}"[: width - 1]
 
 
 class BatchProgress(Callback):
@@ -181,13 +201,12 @@ class BatchProgress(Callback):
         if self.width and now - self._drawn > 1 / REDRAWS:
             self._drawn = now
             of = self.params["steps"]
-            bar = f"/{of}  {_bar(self._made, of)}" if of else ""
-            line = f"{self.verb}: batch {self._made}{bar}"
-            print(f"\r\x1b[K{line[: self.width - 1]}", end="", flush=True)
+            bar = f"/{of}  {_bar(self._made / of, 20)}" if of else ""
+            draw(f"{self.verb}: batch {self._made}{bar}"[: self.width - 1])
 
     def _end(self, logs: Logs | None = None) -> None:
         if self.width:
-            print("\r\x1b[K", end="", flush=True)
+            draw("")
 
     def on_predict_end(self, logs: Logs | None = None) -> None:
         self._end()
@@ -200,6 +219,6 @@ class BatchProgress(Callback):
     on_test_end = _end
 
 
-def _bar(done: int, of: int) -> str:
-    filled = round(20 * min(done, of) / of)
-    return "━" * filled + "╺" * (20 - filled)
+def _bar(share: float, width: int) -> str:
+    filled = round(width * min(share, 1.0))
+    return "━" * filled + "╺" * (width - filled)

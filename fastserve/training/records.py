@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fastserve.comm import Communicator
 from fastserve.errors import CheckpointError, FastserveError
 from fastserve.training import checkpoint, files
 from fastserve.training.callbacks import Callback, Logs, Monitor
+from fastserve.training.metrics_outputs import Line, Output
 from fastserve.training.saver import Saver
 from fastserve.training.step import Trainer
 
@@ -31,10 +32,13 @@ class MetricsFile(Callback):
 
     ``loss`` is the mean since the line before; ``step`` counts the steps made, and
     ``skipped_steps`` those of them that the guard against spikes has skipped.
+
+    Args:
+        outputs: take the lines as well.
     """
 
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every = path, every
+    def __init__(self, path: Path, every: int, outputs: Sequence[Output] = ()) -> None:
+        self.path, self.every, self.outputs = path, every, outputs
         self._resumed: dict[str, Any] = {}
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
@@ -44,7 +48,9 @@ class MetricsFile(Callback):
             setattr(self, name, float(value))
         self._resumed = {}
         if self.rank == 0:
-            self._forget_later_lines()
+            kept = self._forget_later_lines()
+            for output in self.outputs:
+                output.begin(kept)
 
     def _begin_line(self) -> None:
         self._loss = self._rows = self._learnt = self._seconds = 0.0
@@ -58,20 +64,23 @@ class MetricsFile(Callback):
         """Let the next training go on within a line."""
         self._resumed = dict(state)
 
-    def _forget_later_lines(self) -> None:
-        """Drop the lines of steps that are about to be made again."""
+    def _forget_later_lines(self) -> list[Line]:
+        """Drop the lines of steps that will be made again; return the others."""
         if not self.path.exists():
-            return
-        kept = []
+            return []
+        kept, read = [], []
         # damaged bytes must not keep a run from going on; their line is dropped
         text = self.path.read_text("utf-8", errors="replace")
         for line in text.split("\n"):
             try:
-                if json.loads(line)["step"] <= self.step:
+                found = json.loads(line)
+                if found["step"] <= self.step:
                     kept.append(line)
+                    read.append(found)
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # the last line of a run that was killed while writing it
         files.write_atomically(self.path, "".join(f"{line}\n" for line in kept))
+        return read
 
     def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
         self._start = time.perf_counter()
@@ -118,6 +127,13 @@ class MetricsFile(Callback):
                 self.path.open("a", encoding="utf-8") as file,
             ):
                 file.write(json.dumps(line) + "\n")
+            for output in self.outputs:
+                output.write(line)
+
+    def on_train_end(self, logs: Logs | None = None) -> None:
+        if self.rank == 0:
+            for output in self.outputs:
+                output.close()
 
 
 class StopAfter(Callback):
@@ -223,6 +239,19 @@ class BestCheckpoint(Monitor):
         self._saver.save(step, {**self.state(), "val_loss": value}, None)
 
 
+class _ScreenFormatter(logging.Formatter):
+    """Shows warnings in yellow on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        # under the launcher, which knows where standard error ends, it takes them out
+        shown = environment.terminal_width() or environment.is_terminal(sys.stderr)
+        coloured = shown and environment.wants_colour()
+        if coloured and record.levelno >= logging.WARNING:
+            return f"\x1b[33m{line}\x1b[0m"
+        return line
+
+
 def start_logs(folder: Path, comm: Communicator) -> None:
     """Send the library's messages to the rank's own file and to standard error.
 
@@ -237,7 +266,7 @@ def start_logs(folder: Path, comm: Communicator) -> None:
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     screen = logging.StreamHandler(sys.stderr)
     prefix = f"[rank {comm.rank} {comm.host}] " if comm.size > 1 else ""
-    screen.setFormatter(logging.Formatter(prefix + "%(message)s"))
+    screen.setFormatter(_ScreenFormatter(prefix + "%(message)s"))
     everyone = environment.setting("LOG_RANKS") == "all"
     screen.setLevel(logging.INFO if everyone else logging.WARNING)
     for handler in list(log.handlers):

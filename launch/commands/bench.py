@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from typing import Any
 
 import click
@@ -13,7 +16,14 @@ from . import options
 
 @click.group()
 def bench() -> None:
-    """Measure this machine."""
+    """Measure this machine.
+
+    \b
+    Examples:
+      fastserve bench step
+      fastserve bench layers
+      fastserve bench allreduce -H node1:4,node2:4
+    """
 
 
 @bench.command()
@@ -42,7 +52,14 @@ def step(
     ranks: int | None,
     **given: Any,
 ) -> int:
-    """Time a training step of a GPT, beside PyTorch's where it is installed."""
+    """Time a training step of a GPT, beside PyTorch's where it is installed.
+
+    \b
+    Examples:
+      fastserve bench step
+      fastserve bench step --shape gpt2 --threads 2
+      fastserve bench step -n 2 --shape small --json
+    """
     said = jobs.launch_keys(**given)
     if (ranks or 1) == 1 and not said["hosts"] and not said["hostfile"]:
         jobs.prepare_process(threads)
@@ -71,11 +88,45 @@ def step(
 @options.repeats
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 def bench_layers(only: tuple[str, ...], repeats: int, as_json: bool) -> int:
-    """Time layers and small networks on one core, beside PyTorch's."""
-    jobs.prepare_process(1)
+    """Time layers and small networks on one core, beside PyTorch's.
+
+    Each has the kernel family that a job of its kind would have, so there is a process
+    for each kind.
+
+    \b
+    Examples:
+      fastserve bench layers
+      fastserve bench layers --only cnn --repeats 20
+    """
+    from fastserve.bench.kinds import by_kind
+
+    groups = by_kind(only)
+    if len(groups) > 1:
+        return _layers_of_kinds(groups, repeats, as_json)
+    [(kind, names)] = groups.items()
+    jobs.prepare_process(1, kind)
     from fastserve.bench.layers import layers as measure
 
-    measure(only, repeats, as_json)
+    measure(names, repeats, as_json)
+    return 0
+
+
+def _layers_of_kinds(groups: dict[str, list[str]], repeats: int, as_json: bool) -> int:
+    """Run this command once for each kind; of JSON print all kinds together."""
+    result: dict[str, Any] = {}
+    for names in groups.values():
+        words = [word for name in names for word in ("--only", name)]
+        words += ["--repeats", str(repeats), *(["--json"] if as_json else [])]
+        command = [sys.executable, "-m", "launch.cli", "bench", "layers", *words]
+        out = subprocess.PIPE if as_json else None
+        done = subprocess.run(command, stdout=out, text=True, check=False)
+        if done.returncode:
+            return done.returncode
+        if as_json:
+            found = json.loads(done.stdout)
+            result = {**found, "cases": {**result.get("cases", {}), **found["cases"]}}
+    if as_json:
+        click.echo(json.dumps(result))
     return 0
 
 
@@ -110,7 +161,13 @@ def bench_generate(
     repeats: int,
     threads: int,
 ) -> int:
-    """Time generation with a GPT, beside PyTorch's where it is installed."""
+    """Time generation with a GPT, beside PyTorch's where it is installed.
+
+    \b
+    Examples:
+      fastserve bench generate
+      fastserve bench generate --shape small --variant llama --tokens 100
+    """
     jobs.prepare_process(threads)
     from fastserve.bench.generate import generate as measure
 
@@ -132,7 +189,12 @@ def bench_generate(
 @options.threads
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 def memory(shape: str, batch: int | None, threads: int, as_json: bool) -> int:
-    """Show the peak memory of training a GPT, beside PyTorch's."""
+    """Show the peak memory of training a GPT, beside PyTorch's.
+
+    \b
+    Examples:
+      fastserve bench memory --shape small
+    """
     jobs.prepare_process(threads)
     from fastserve.bench.memory import memory as measure
 
@@ -165,7 +227,13 @@ def allreduce(
     ranks: int | None,
     **given: Any,
 ) -> int:
-    """Time the sum over all ranks: ours, the MPI library's, and gloo's."""
+    """Time the sum over all ranks: ours, the MPI library's, and gloo's.
+
+    \b
+    Examples:
+      fastserve bench allreduce -n 2
+      fastserve bench allreduce -H node1:1,node2:1 --sizes 1M,64M --interface eth1
+    """
     from fastserve.bench.allreduce import parse_algorithms, parse_sizes
 
     parse_sizes(given["sizes"] or "")  # the ranks would only say it later

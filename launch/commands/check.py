@@ -11,11 +11,18 @@ from . import options
 
 
 @click.command()
-@click.argument("config")
+@click.argument("config", type=options.PATH)
 @options.where
 @options.overrides
 def check(config: str, overrides: tuple[str, ...], **where: Any) -> int:
-    """Check a job's YAML file and print what it would start."""
+    """Check a job's YAML file and print what it would start.
+
+    \b
+    Examples:
+      fastserve check configs/quickstart.yaml
+      fastserve check job.yaml -n 8 --set train.global_batch=64
+      fastserve check job.yaml -H node1:4,node2:4
+    """
     from fastserve.assemble.model import check_model
 
     job = jobs.load(config, overrides, **where)

@@ -12,7 +12,13 @@ from .. import datasets as known
     "--commands", is_flag=True, help="Only the commands that get what is missing."
 )
 def datasets(commands: bool) -> int:
-    """List the data sets: where each was found, or the command that gets it."""
+    """List the data sets: where each was found, or the command that gets it.
+
+    \b
+    Examples:
+      fastserve datasets
+      fastserve datasets --commands
+    """
     text = known.commands() if commands else known.listing()
     if text:
         click.echo(text)

@@ -11,7 +11,12 @@ from .. import environment_report
 
 @click.command()
 def env() -> int:
-    """Print what a bug report needs: versions, BLAS, threads, MPI, CPU."""
+    """Print what a bug report needs: versions, BLAS, threads, MPI, CPU.
+
+    \b
+    Examples:
+      fastserve env
+    """
     environment.prepare_process()
     click.echo(environment_report.environment_report())
     return 0

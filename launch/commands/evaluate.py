@@ -9,7 +9,7 @@ from . import options
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", type=options.PATH)
 @options.checkpoint
 @click.option(
     "--split",
@@ -20,7 +20,14 @@ from . import options
 )
 @options.overrides
 def evaluate(run: str, which: str, split: str, overrides: tuple[str, ...]) -> int:
-    """Evaluate the model of a run folder on its validation data, or its test data."""
+    """Evaluate the model of a run folder on its validation data, or its test data.
+
+    \b
+    Examples:
+      fastserve evaluate runs/quickstart-gpt
+      fastserve evaluate runs/digits --split test --checkpoint best
+      fastserve evaluate runs/digits --set data.validation_split=0.2
+    """
     jobs.prepare_process()
     from fastserve import trained
 

@@ -9,8 +9,10 @@ from . import options
 
 
 @click.command()
-@click.argument("run")
-@click.option("--to", required=True, metavar="DIR", help="Folder to make.")
+@click.argument("run", type=options.PATH)
+@click.option(
+    "--to", required=True, type=options.PATH, metavar="DIR", help="Folder to make."
+)
 @click.option(
     "--dtype",
     default="float32",
@@ -27,7 +29,13 @@ from . import options
 )
 @options.checkpoint
 def export(run: str, to: str, dtype: str, max_shard_size: str, which: str) -> int:
-    """Write the model of a run folder in Hugging Face's layout."""
+    """Write the model of a run folder in Hugging Face's layout.
+
+    \b
+    Examples:
+      fastserve export runs/gcide --to gcide-gpt2
+      fastserve export runs/gpt2 --to folder --dtype float16 --max-shard-size 2GB
+    """
     jobs.prepare_process()
     from fastserve.exchange import export_run
 

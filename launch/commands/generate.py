@@ -9,7 +9,7 @@ from . import options
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", type=options.PATH)
 @click.option(
     "--prompt", default="", help="The text to go on from; a line end if not given."
 )
@@ -51,7 +51,14 @@ def generate(
     seed: int,
     which: str,
 ) -> int:
-    """Generate text with the model of a run folder."""
+    """Generate text with the model of a run folder.
+
+    \b
+    Examples:
+      fastserve generate runs/quickstart-gpt --prompt "The "
+      fastserve generate runs/gcide --prompt "Sail" --temperature 0.7 --top-p 0.9
+      fastserve generate runs/shakespeare --checkpoint best --seed 3
+    """
     jobs.prepare_process()
     from fastserve import trained
 

@@ -9,11 +9,18 @@ from . import options
 
 
 @click.command("import")
-@click.argument("folder")
-@click.option("--to", required=True, metavar="RUN", help="Run folder to make.")
+@click.argument("folder", type=options.PATH)
+@click.option(
+    "--to", required=True, type=options.PATH, metavar="RUN", help="Run folder to make."
+)
 @options.overrides
 def import_(folder: str, to: str, overrides: tuple[str, ...]) -> int:
-    """Make a run folder of a GPT-2 or Llama folder in Hugging Face's layout."""
+    """Make a run folder of a GPT-2 or Llama folder in Hugging Face's layout.
+
+    \b
+    Examples:
+      fastserve import gpt2-folder --to runs/gpt2
+    """
     jobs.prepare_process()
     from fastserve.exchange import import_run
 

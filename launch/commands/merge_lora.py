@@ -9,11 +9,18 @@ from . import options
 
 
 @click.command("merge-lora")
-@click.argument("run")
-@click.option("--to", required=True, metavar="RUN", help="Run folder to make.")
+@click.argument("run", type=options.PATH)
+@click.option(
+    "--to", required=True, type=options.PATH, metavar="RUN", help="Run folder to make."
+)
 @options.checkpoint
 def merge_lora(run: str, to: str, which: str) -> int:
-    """Make a run whose model has the corrections of a run's LoRA merged."""
+    """Make a run whose model has the corrections of a run's LoRA merged.
+
+    \b
+    Examples:
+      fastserve merge-lora runs/finetune-lora --to runs/merged
+    """
     jobs.prepare_process()
     from fastserve.merge import merge_run
 

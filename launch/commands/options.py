@@ -6,6 +6,21 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import click
+from click.shell_completion import CompletionItem
+
+
+class _Path(click.ParamType):
+    """A path, taken as it is: the commands tell what is wrong. Shells complete it."""
+
+    name = "path"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+PATH = _Path()
 
 overrides = click.option(
     "--set",
@@ -64,7 +79,9 @@ _WHERE = (
     click.option(
         "-H", "--host", metavar="LIST", help="Hosts and slots, as node1:2,node2:4."
     ),
-    click.option("--hostfile", metavar="FILE", help="File with a host a line."),
+    click.option(
+        "--hostfile", type=PATH, metavar="FILE", help="File with a host a line."
+    ),
     click.option("--include", metavar="NAMES", help="The only hosts to use of them."),
     click.option("--exclude", metavar="NAMES", help="Hosts not to use."),
     click.option("--oversubscribe", is_flag=True, help="More ranks than slots."),

@@ -14,20 +14,25 @@ from . import options
 
 
 @click.command()
-@click.argument("config")
+@click.argument("config", type=options.PATH)
 @options.where
 @options.overrides
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 def preflight(
     config: str, overrides: tuple[str, ...], as_json: bool, **where: Any
 ) -> int:
-    """Look at all hosts of a job: what would fail there, and how fast it will be."""
+    """Look at all hosts of a job: what would fail there, and how fast it will be.
+
+    \b
+    Examples:
+      fastserve preflight job.yaml -H node1:4,node2:4
+      fastserve preflight job.yaml --hostfile hostfiles/openmpi.txt --json
+    """
     job = jobs.load(config, overrides, **where)
     hosts, allocation = start.where(job.launch)
     arguments = jobs.rank_words(config, overrides)
-    plan = jobs.planner(
-        job, hosts, arguments, blas.choose_kernel(jobs.say), allocation
-    )()
+    kernel = blas.choose_kernel(jobs.say, kind=blas.kind_of(job.model))
+    plan = jobs.planner(job, hosts, arguments, kernel, allocation)()
     report = checks.look(
         job,
         plan,

@@ -11,8 +11,16 @@ from . import options
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--to", required=True, metavar="FOLDER", help="The folder to make.")
+@click.argument(
+    "inputs", nargs=-1, required=True, type=options.PATH, metavar="INPUT..."
+)
+@click.option(
+    "--to",
+    required=True,
+    type=options.PATH,
+    metavar="FOLDER",
+    help="The folder to make.",
+)
 @click.option(
     "--tokenizer",
     default="bpe",
@@ -53,7 +61,13 @@ def prepare(
     overwrite: bool,
     **where: Any,
 ) -> int:
-    """Turn text, JSONL, or folders of them into token files, in parallel over ranks."""
+    """Turn text, JSONL, or folders of them into token files, in parallel over ranks.
+
+    \b
+    Examples:
+      fastserve prepare books/ --to tokens --vocab-size 8192 --validation-split 0.01
+      fastserve prepare a.jsonl b.jsonl --to tokens --tokenizer byte -n 4
+    """
     words = ["--to", to, "--tokenizer", tokenizer, "--jsonl-key", jsonl_key]
     words += ["--validation-split", str(validation_split), "--errors", errors]
     words += ["--vocab-size", str(vocab_size)] if vocab_size is not None else []

@@ -7,17 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastserve.config import trace as tracing
+from fastserve.errors import FastserveError
+
 from .. import blas, describe, jobs, predict, restart, slurm, start
 from ..plan import PROGRAM, LaunchPlan, count_ranks
+from ..process import REFUSED as USAGE
+from ..process import STOPPED_EARLY
 from ..restart import Goal, Loss
+from ..screen import JSON, QUIET, WORDS, Screen
 from . import options
 
 if TYPE_CHECKING:
     from fastserve.config import Job
 
 
-@click.command()
-@click.argument("config")
+class _Command(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, tracing.joined(args))
+
+
+@click.command(cls=_Command)
+@click.argument("config", type=options.PATH)
 @options.where
 @options.overrides
 @click.option("--resume", metavar="auto|PATH", help="Go on from a checkpoint.")
@@ -28,25 +39,92 @@ if TYPE_CHECKING:
     metavar="STEPS",
     help="Save and end after the step of this number, as at SIGTERM.",
 )
+@click.option(
+    "--trace",
+    metavar="[FIRST:COUNT]",
+    help="Write what all ranks do in COUNT steps from step FIRST on (20 steps after a "
+    "warm-up) to trace.json in the run folder, for ui.perfetto.dev.",
+)
 @click.option("--dry-run", is_flag=True, help="Only print what would be started.")
+@click.option(
+    "--quiet",
+    "prints",
+    flag_value=QUIET,
+    help="Print warnings, errors and the result alone.",
+)
+@click.option(
+    "--json",
+    "prints",
+    flag_value=JSON,
+    help="Print what happens as JSON, an object a line, for programs.",
+)
 def run(
     config: str,
     overrides: tuple[str, ...],
     resume: str | None,
     overwrite: bool,
     stop_after: int | None,
+    trace: str | None,
     dry_run: bool,
+    prints: str | None,
     **where: Any,
 ) -> int:
-    """Start the job of a YAML file and wait for its end."""
+    """Start the job of a YAML file and wait for its end.
+
+    \b
+    Examples:
+      fastserve run configs/quickstart.yaml
+      fastserve run job.yaml -n 4 --set train.steps=50 --set name=short
+      fastserve run job.yaml -H node1:4,node2:4 --resume auto
+      fastserve run job.yaml -n 2 --trace 101:20
+      fastserve run job.yaml --json | jq 'select(.event == "validation")'
+    """
+    screen = Screen(prints or WORDS)
+    try:
+        status = _run(
+            config,
+            overrides,
+            resume,
+            overwrite,
+            stop_after,
+            trace,
+            dry_run,
+            screen,
+            where,
+        )
+    except FastserveError as error:
+        if prints != JSON:
+            raise
+        screen.failed(error, USAGE)
+        status = USAGE
+    if status not in (0, STOPPED_EARLY):
+        screen.event("end", {"state": "failed", "status": status})
+    return status
+
+
+def _run(
+    config: str,
+    overrides: tuple[str, ...],
+    resume: str | None,
+    overwrite: bool,
+    stop_after: int | None,
+    trace: str | None,
+    dry_run: bool,
+    screen: Screen,
+    where: dict[str, Any],
+) -> int:
     jobs.refuse_as_a_rank()
+    if trace:
+        tracing.steps_of(trace)
     job = jobs.load(config, overrides, **where)
     arguments = jobs.rank_words(config, overrides)
     arguments += ["--resume", resume] if resume else []
     arguments += ["--overwrite"] if overwrite else []
     arguments += ["--stop-after", str(stop_after)] if stop_after else []
+    arguments += [f"--trace={trace}"] if trace else []
+    arguments += [f"--{screen.mode}"] if screen.mode != WORDS else []
     hosts, allocation = start.where(job.launch)
-    kernel = blas.choose_kernel(jobs.say)
+    kernel = blas.choose_kernel(screen.note, kind=blas.kind_of(job.model))
     plan = jobs.planner(job, hosts, arguments, kernel, allocation)()
     if dry_run:
         click.echo(describe.full(plan, _prediction(job, plan, arguments)))
@@ -66,12 +144,12 @@ def run(
         launch = job.launch.model_copy(update={"ranks": goal.ranks})
         wanted = job.model_copy(update={"launch": launch})
         make = jobs.planner(wanted, list(goal.hosts), words, kernel, allocation)
-        return start.run(make(), make, jobs.say, loss)
+        return start.run(make(), make, screen, loss)
 
     wished = job.launch
     least = wished.min_ranks or count_ranks(wished, hosts)
     goal = Goal(tuple(hosts), wished.ranks, least, wished.oversubscribe)
-    return restart.run(goal, wished.max_restarts, attempt, plan.run_dir, jobs.say)
+    return restart.run(goal, wished.max_restarts, attempt, plan.run_dir, screen)
 
 
 def _prediction(job: Job, plan: LaunchPlan, arguments: Sequence[str]) -> str:

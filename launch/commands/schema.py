@@ -9,7 +9,12 @@ import click
 
 @click.command()
 def schema() -> int:
-    """Print the JSON Schema of a job's YAML file, for editors."""
+    """Print the JSON Schema of a job's YAML file, for editors.
+
+    \b
+    Examples:
+      fastserve schema > fastserve.schema.json
+    """
     from fastserve.config import json_schema
 
     click.echo(json.dumps(json_schema(), indent=2))

@@ -15,7 +15,7 @@ from . import options
 
 
 @click.command()
-@click.argument("config")
+@click.argument("config", type=options.PATH)
 @click.option("-n", "ranks", type=int, help="Number of ranks (tasks).")
 @options.overrides
 @click.option("--resume", type=click.Choice(["auto"]), help="Go on with a run.")
@@ -27,7 +27,15 @@ def submit(
     resume: str | None,
     only_print: bool,
 ) -> int:
-    """Submit a job to Slurm, with a warning before its time is over, and requeue."""
+    """Submit a job to Slurm, with a warning before its time is over, and requeue.
+
+    \b
+    Examples:
+      fastserve submit job.yaml
+      fastserve submit job.yaml --print
+      fastserve submit job.yaml -n 16 --set launch.slurm.time=2h
+      fastserve submit job.yaml --resume auto
+    """
     job = jobs.load(config, overrides, ranks=ranks)
     if job.launch.hosts is not None or job.launch.hostfile is not None:
         raise LaunchError(

@@ -16,7 +16,7 @@ from . import options
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", type=options.PATH)
 @click.option(
     "--ranks",
     "counts",
@@ -40,6 +40,12 @@ def verify(
     """Make a run's first steps again on other numbers of ranks, and compare the bits.
 
     For runs with comm.algorithm exact; others only agree to rounding.
+
+    \b
+    Examples:
+      fastserve verify runs/job
+      fastserve verify runs/job --ranks 1,2,8 --steps 20
+      fastserve verify runs/job -H node1:2,node2:2
     """
     jobs.refuse_as_a_rank()
     config = Path(run, "config.yaml")

@@ -1,0 +1,45 @@
+"""docs/architecture.md: its files exist, it has all folders, its drawing is right."""
+
+from __future__ import annotations
+
+import html
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+TOP = "fastserve|launch|tests|benchmarks|configs|hostfiles|docs"
+WITHIN = "data|layers|core|losses|training|comm|optimizers|ops|config"
+
+
+def _named() -> set[str]:
+    whole = re.findall(rf"`((?:{TOP})/[\w./-]*)`", PAGE)
+    parts = re.findall(rf"`((?:{WITHIN})/[\w./-]*)`", PAGE)
+    return {*whole, *(f"fastserve/{part}" for part in parts)}
+
+
+@pytest.mark.parametrize("path", sorted(_named()))
+def test_what_it_names_exists(path: str) -> None:
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("package", ["fastserve", "launch"])
+def test_it_names_every_folder(package: str) -> None:
+    for path in (ROOT / package).rglob("*/"):
+        if "__" in path.name or not path.is_dir():
+            continue
+        name = path.relative_to(ROOT).as_posix()
+        assert f"`{name}/`" in PAGE or f"`{path.name}/`" in PAGE, name
+
+
+def test_the_drawing_shows_the_order_that_is_tested() -> None:
+    order = runpy.run_path(str(ROOT / "tests" / "test_imports.py"))["ORDER"]
+    drawing = (ROOT / "docs" / "assets" / "imports.svg").read_text("utf-8")
+    middle = re.findall(r'text-anchor="middle"[^>]*>([^<]+)<', drawing)
+    shown = [set(html.unescape(line).split(" · ")) for line in middle]
+    known = set().union(*order)
+    found = [line for line in shown if line & known]
+    assert found == list(reversed(order)), "write them into docs/assets/imports.svg"
