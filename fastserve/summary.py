@@ -120,9 +120,12 @@ def conclusion(
     progress: Progress,
     best_step: int | None = None,
     ended: str | None = None,
+    times: str = "",
 ) -> str:
-    """Return results, a sample of text, and what to type next."""
+    """Return results, where the time went, a sample of text, and what to type next."""
     lines = [f"trained  {duration(progress.seconds)}"]
+    heads = ["time    ", *[" " * 8] * times.count("\n")]
+    lines += [f"{h} {t}" for h, t in zip(heads, times.splitlines(), strict=False)]
     lines += [f"stopped  {ended}"] if ended else []
     results = {k: v[-1] for k, v in history.items() if k.startswith("val_")}
     loss = results.pop("val_loss", None)

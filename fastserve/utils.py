@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastserve.core import Array
+from fastserve.core import Array, gradient_error
 from fastserve.data import PyDataset
 from fastserve.errors import ArgumentError, DataError, ShapeError, UnknownNameError
 
-__all__ = ["PyDataset", "normalize", "pad_sequences", "to_categorical"]
+__all__ = [
+    "PyDataset",
+    "gradient_error",
+    "normalize",
+    "pad_sequences",
+    "to_categorical",
+]
 
 # what Keras' users look for here, and what takes its place
 _ELSEWHERE = {

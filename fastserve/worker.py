@@ -28,6 +28,7 @@ from fastserve.assemble.model import (
 from fastserve.comm import Communicator, init
 from fastserve.config import schema
 from fastserve.config.labelled import Splits
+from fastserve.config.trace import joined, steps_of
 from fastserve.core import without_initial_values
 from fastserve.data import preprocessing
 from fastserve.data.encode import share_text
@@ -46,7 +47,6 @@ from fastserve.printing import (
 from fastserve.summary import conclusion, introduction, sample
 from fastserve.trained import check_tokenizer, kept_tokenizer
 from fastserve.training import checkpoint, files, shards
-from fastserve.training.balance import Balance
 from fastserve.training.callbacks import (
     Callback,
     EarlyStopping,
@@ -75,6 +75,10 @@ from fastserve.training.records import (
 )
 from fastserve.training.samples import Samples
 from fastserve.training.saver import Saver
+from fastserve.training.status import Status
+from fastserve.training.status_file import NAME as STATUS
+from fastserve.training.status_file import mark_failed
+from fastserve.training.trace import Tracing
 
 USAGE = 2
 STOPPED_EARLY = 75
@@ -133,11 +137,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", metavar="auto|PATH")
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--stop-after", type=int, metavar="STEPS")
+    parser.add_argument("--trace", metavar="FIRST:COUNT")  # or auto: the default
     parser.add_argument(
         "--quiet", dest="prints", action="store_const", const=QUIET, default=WORDS
     )
     parser.add_argument("--json", dest="prints", action="store_const", const=JSON)
-    return parser.parse_args(argv)
+    return parser.parse_args(joined(sys.argv[1:] if argv is None else argv))
 
 
 def _report(
@@ -150,6 +155,8 @@ def _report(
         with suppress(OSError, CheckpointError):  # the disk may be what is wrong
             write_error(started[0], comm, error)
             recorded = True
+            if comm.rank == 0:
+                mark_failed(started[0], environment.setting("JOB"))
         log.info("%s", describe_error(error))
     else:
         status = USAGE  # refused before there is a run; the reason is shown below
@@ -164,6 +171,7 @@ def _train(
     started: list[Path],
     printer: Printer,
 ) -> int:
+    traced = steps_of(options.trace) if options.trace else None
     job, run_dir = _agree(options, comm)
     data, model = _prepare(job, comm, _resumed(options, run_dir))
     sampler = make_sampler(job, data)
@@ -236,11 +244,14 @@ def _train(
     folder = run_dir / "checkpoints"
     compare = job.comm.check_every > 0
     lock = _held[-1] if _held else None
-    saver = Saver(folder, trainer.store, trainer.optimizer, comm, compare, lock)
-    best = BestCheckpoint(saver, state)
+    saver = Saver(
+        folder, trainer.store, trainer.optimizer, comm, compare, lock, trainer.timing
+    )
+    status = Status(run_dir / STATUS)
+    best, trace = BestCheckpoint(saver, state), run_dir / "trace.json"
     callbacks: list[Callback] = [
         progress,
-        Balance(),
+        status,
         metrics,
         *([early] if early else []),  # before those that save its state
         *extras.values(),
@@ -254,6 +265,7 @@ def _train(
         ),
         *_samples(job, data, model, progress),
         *([StopAfter(trainer, options.stop_after)] if options.stop_after else []),
+        *([Tracing(trace, progress.say, traced)] if options.trace else []),  # the last
     ]
     try:
         history = run(
@@ -274,7 +286,9 @@ def _train(
     comm.timeout = None  # what follows is rank 0's alone, and may take its time
     made = trainer.optimizer.step
     ended = _why_early(early, made, schedule) if early else None
-    if made < steps and not ended:
+    stopped = made < steps and not ended
+    status.end("stopped" if stopped else "ended")
+    if stopped:
         launched = environment.setting("JOB") is not None
         if comm.rank == 0:
             cure = "" if launched else "; --resume auto goes on"
@@ -289,7 +303,15 @@ def _train(
     if comm.rank == 0:
         printer.block(
             conclusion(
-                job, data, model, history.history, run_dir, progress, best.step, ended
+                job,
+                data,
+                model,
+                history.history,
+                run_dir,
+                progress,
+                best.step,
+                ended,
+                status.summary(),
             )
         )
     why = {"stopped": ended} if ended else {}
@@ -588,9 +610,9 @@ def _start_folder(
         if fresh:
             for name in ("checkpoints", "errors", "logs", "plots", "tensorboard"):
                 shutil.rmtree(run_dir / name, ignore_errors=True)
-            for name in ("metrics.jsonl", "metrics.csv"):
+            for name in ("metrics.jsonl", "metrics.csv", "trace.json"):
                 (run_dir / name).unlink(missing_ok=True)
-        for name in ("done.json", "stopped.json"):
+        for name in ("done.json", "stopped.json", STATUS):
             (run_dir / name).unlink(missing_ok=True)
         # values of launch.env may be secrets, and a run folder may be shared
         public = job.launch.model_copy(update={"env": {}})

@@ -25,6 +25,7 @@ from .commands.plot import plot
 from .commands.predict import predict_
 from .commands.preflight import preflight
 from .commands.prepare import prepare
+from .commands.report import report
 from .commands.run import run
 from .commands.runs import runs
 from .commands.schema import schema
@@ -49,6 +50,7 @@ COMMANDS = (
     predict_,
     preflight,
     prepare,
+    report,
     run,
     runs,
     schema,

@@ -188,7 +188,7 @@ def _legend_of_runs(figure: Any, names: Sequence[str]) -> None:
         Line2D([], [], color=COLOURS[i % len(COLOURS)], linewidth=2, label=_plain(name))
         for i, name in enumerate(names)
     ]
-    grey = {"color": "#777777"}
+    grey: dict[str, Any] = {"color": "#777777"}
     handles += [
         Line2D([], [], label="training", **grey),
         Line2D([], [], label="validation", linestyle="--", **grey),

@@ -123,9 +123,20 @@ def run_plan(
         finally:
             run.end_all()
         status = run.judge()
+        if status:
+            _note_failure(plan)
         if caught:  # whatever was lost, the job was to end
             run.loss.found = False
         return status
+
+
+def _note_failure(plan: LaunchPlan) -> None:
+    """Say in the run's status file that it isn't trained any more; a rank that was
+    killed couldn't."""
+    from fastserve.training.status_file import mark_failed
+
+    with suppress(OSError):
+        mark_failed(plan.run_dir, plan.token)
 
 
 class _Output:

@@ -39,7 +39,7 @@ SILENT = 15.0  # seconds without a word from a running job that are worth one
 _STEPS = 10  # of a job with long steps: so many steps without a word
 _MARKED = 0.1  # of a step that the slowest rank takes longer than the median
 _PARTS = ("compute", "communication", "waiting", "data")
-_HEADS = ("compute", "communicate", "wait", "data")
+_HEADS = ("compute", "comm.", "wait", "data")
 _CODES = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 _STATES = {RUNNING: "green", ENDED: "green", STOPPED: "yellow", FAILED: "red"}
 
@@ -131,19 +131,27 @@ def _progress(run: Run, width: int, paint: Paint) -> Iterator[str]:
     if step is None:
         yield "no steps yet"
         return
-    left = run.status.get("seconds_left")
-    parts = [f"step {step}/{total}" if total else f"step {step}"]
-    if total:
-        share = step / total
-        parts += [text.bar(share, 20 if width >= 60 else 10), f"{share:.0%}"]
     loss = run.status.get("loss")
     loss = loss if is_number(loss) else run.last("loss")
-    if loss is not None:
-        parts.append(paint(f"loss {text.number(loss)}", "bold"))
-    parts += _rate(run)
-    if run.state == RUNNING and is_number(left):
-        parts.append(f"{text.duration(left)} left")
-    yield "  ".join(parts)
+    shown = "" if loss is None else f"loss {text.number(loss)}"
+    left = run.status.get("seconds_left")
+    left = left if run.state == RUNNING and is_number(left) else None
+    parts = [
+        f"step {step}/{total}" if total else f"step {step}",
+        text.bar(step / total, 20) if total else "",
+        f"{step / total:.0%}" if total else "",
+        shown,
+        "".join(_rate(run)),
+        "" if left is None else f"{text.duration(left)} left",
+    ]
+    for spare in (None, 1, 2, 4):  # first the bar is left out, last the rate
+        if spare is not None and spare < len(parts):
+            parts[spare] = ""
+        line = "  ".join(filter(None, parts))
+        if len(line) < width:
+            break
+    bold = paint(shown, "bold") if shown else ""
+    yield line.replace(shown, bold) if len(line) < width else line[: width - 1]
 
 
 def _rate(run: Run) -> list[str]:
@@ -171,7 +179,8 @@ def _curves(run: Run, width: int) -> Iterator[str]:
             low = min(found)
             ends += f", best {text.number(low)} at {steps[found.index(low)]}"
         room = min(40, width - 1 - pad - 4 - len(ends))
-        yield f"{name:{pad}}  {text.sparkline(found, max(room, 1))}  {ends}"
+        line = f"{name:{pad}}  {text.sparkline(found, max(room, 1))}  {ends}"
+        yield line[: width - 1]
 
 
 def _ranks(run: Run) -> list[_Rank]:
@@ -211,15 +220,15 @@ def _table(ranks: list[_Rank], room: int, width: int, paint: Paint) -> list[str]
         rows.append(_row_of_all(ranks, rest))
     head = ("rank", "host", "memory", "step", *_HEADS, "")
     right = f"rank,memory,step,{','.join(_HEADS)}"
-    lines = text.table(head, rows, right).split("\n")
-    marked = [paint(line, "yellow") if "slowest" in line else line for line in lines]
+    lines = [line[: width - 1] for line in text.table(head, rows, right).split("\n")]
+    marked = [paint(line, "yellow") if "< s" in line else line for line in lines]
     return [paint(lines[0], "dim"), *marked[1:]]
 
 
 def _row(rank: _Rank, slowest: bool) -> tuple[str, ...]:
     return (
         str(rank.number),
-        rank.host[:20],
+        rank.host[:14],
         text.memory(rank.memory),
         text.short_time(rank.step),
         *(text.short_time(rank.seconds[part]) for part in _PARTS),
@@ -239,7 +248,7 @@ def _row_of_all(ranks: list[_Rank], rest: int) -> tuple[str, ...]:
     )
     return (
         "",
-        f"{rest} more; medians",
+        f"+{rest}, medians"[:14],
         middle([r.memory for r in ranks], text.memory),
         middle([r.step for r in ranks], text.short_time),
         *parts,
@@ -284,7 +293,7 @@ def watch(folder: Path, once: bool, colours: bool) -> None:
 
 
 def _show(words: str, foot: str) -> None:
-    lines = "\x1b[K\r\n".join([*words.split("\n"), foot])
+    lines = "\x1b[K\n".join([*words.split("\n"), foot])
     _write(f"\x1b[H{lines}\x1b[K\x1b[J")
 
 

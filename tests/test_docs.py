@@ -30,7 +30,8 @@ from launch.cli import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-EVERY = [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))  # test_tutorials.py
+EVERY = [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES, *TUTORIALS]
 NOT_RUN = r"(<!-- not run[^>]*-->\s*)?"
 BLOCK = re.compile(r"<!-- setup\n(.*?)-->|" + NOT_RUN + r"```python\n(.*?)```", re.S)
 TIME_LIMIT = 60  # seconds for a page
@@ -77,7 +78,8 @@ def test_the_python_runs(page: Path, tmp_path: Path) -> None:
 
 
 def _fenced(page: Path, *languages: str) -> list[str]:
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text("utf-8"), re.S | re.M)
+    fence = r'^```(\w*)(?: title="[^"]+")?\n(.*?)^```'
+    blocks = re.findall(fence, page.read_text("utf-8"), re.S | re.M)
     return [block for language, block in blocks if language in languages]
 
 
@@ -110,7 +112,7 @@ def test_the_commands_are_understood(words: list[str]) -> None:
 def _jobs() -> list[Any]:
     return [
         pytest.param(block, id=f"{page.stem}-{number}")
-        for page in [ROOT / "README.md", *PAGES]
+        for page in [ROOT / "README.md", *PAGES, *TUTORIALS]
         for number, block in enumerate(_fenced(page, "yaml"))
         if "{...," not in block
     ]
@@ -161,5 +163,6 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text("utf-8")
-    named = set(re.findall(r"\]\(([\w-]+\.md)\)", index))
-    assert {page.name for page in PAGES} - named == {"README.md"}
+    named = set(re.findall(r"\]\(((?:tutorials/)?[\w-]+\.md)\)", index))
+    pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES + TUTORIALS}
+    assert pages - named == {"README.md"}

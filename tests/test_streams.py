@@ -381,4 +381,4 @@ def test_what_predict_shows(
     shown = capsys.readouterr().out
     assert f"predict: batch 2/4  {'━' * 10}{'╺' * 10}" in shown
     model.evaluate(batches(), verbose=1)
-    assert "evaluate: batch 3\r" in capsys.readouterr().out
+    assert "evaluate: batch 3\n" in capsys.readouterr().out

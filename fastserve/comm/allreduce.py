@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from fastserve.comm.base import Array, Communicator, Pending
+from fastserve.comm.observe import BucketWatch
 from fastserve.comm.ring import Exchange, packed_steps, ring_steps
 from fastserve.comm.wire import make_wire
 from fastserve.errors import ArgumentError
@@ -54,6 +55,10 @@ class AllReduce:
         wire: type of the numbers in messages between hosts.
         chunk: bytes of such a message.
         shared: False sends messages within hosts too.
+
+    Attributes:
+        ends: of each part, the number of pieces up to its end.
+        observer: hears when work on a piece begins and ends; None: nobody does.
     """
 
     def __init__(
@@ -76,7 +81,7 @@ class AllReduce:
         self._comm = comm
         self._wire = make_wire(wire)
         hosts = comm.groups
-        self._pieces, self._ends = self._cut(vector, parts, chunk, len(hosts), shared)
+        self._pieces, self.ends = self._cut(vector, parts, chunk, len(hosts), shared)
         self._memory = None
         if shared and comm.size > len(hosts):
             self._memory = comm.share(vector.size, vector.dtype, len(self._pieces))
@@ -91,6 +96,7 @@ class AllReduce:
         longest = max((piece.stop - piece.start for piece in self._pieces), default=0)
         self._scratch = self._make_scratch(-(-longest // len(hosts)))
         self._add: Array | None = None
+        self.observer: BucketWatch | None = None
         self._round = 0
         self._released = self._next = len(self._pieces)
         self._active: list[_Task] = []
@@ -109,7 +115,7 @@ class AllReduce:
 
     def release(self, parts: int) -> None:
         """Let the first ``parts`` parts go: nobody writes to them any more."""
-        self._released = self._ends[parts - 1] if parts else 0
+        self._released = self.ends[parts - 1] if parts else 0
 
     @property
     def complete(self) -> bool:
@@ -122,7 +128,10 @@ class AllReduce:
         progress = False
         while self._next < self._released and self._scratch:
             scratch = self._scratch.pop()
-            self._active.append(_Task(self._steps(self._next, scratch), scratch))
+            if self.observer is not None:
+                self.observer.begins(self._next)
+            steps = self._steps(self._next, scratch)
+            self._active.append(_Task(self._next, steps, scratch))
             self._next += 1
         for task in list(self._active):
             if task.advance():
@@ -130,6 +139,8 @@ class AllReduce:
             if task.ended:
                 self._active.remove(task)
                 self._scratch.append(task.scratch)
+                if self.observer is not None:
+                    self.observer.ends(task.piece)
         while self._copying and self._reached(self._copying[0], _COPIED):
             self._copying.popleft()
             progress = True
@@ -237,8 +248,8 @@ class AllReduce:
 class _Task:
     """A piece that is worked on."""
 
-    def __init__(self, steps: Iterator[Pending], scratch: Array) -> None:
-        self.scratch, self.ended = scratch, False
+    def __init__(self, piece: int, steps: Iterator[Pending], scratch: Array) -> None:
+        self.piece, self.scratch, self.ended = piece, scratch, False
         self._steps = steps
         self._pending: Pending | None = None
 

@@ -66,7 +66,7 @@ class ShardedSum(AllReduce):
             self.vector[part] = target[part]
         self._target = target
         self.begin()
-        self.release(len(self._ends))
+        self.release(len(self.ends))
         self.finish()
         self._target = None
 

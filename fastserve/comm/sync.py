@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from fastserve.comm.allreduce import CHUNK_BYTES, AllReduce
 from fastserve.comm.base import Array, Communicator
 from fastserve.comm.exact import ExactSum
+from fastserve.comm.observe import BucketWatch, Tell
 from fastserve.comm.shard import ShardedSum
 from fastserve.errors import ArgumentError, CommError, StateError, UnknownNameError
 
@@ -149,12 +151,24 @@ class GradientSync:
             between_hosts = self._ring is not None and self._ring.hosts > 1
         self.overlap = several and (between_hosts if overlap is None else overlap)
         self._sender = _Sender(self._ring) if self._ring and self.overlap else None
-        self.waited = 0.0
+        self._tell: Tell | None = None
 
     @property
     def ready(self) -> int:
         """How many buckets, from the first on, have all of their gradients."""
         return self._ready
+
+    def observe(self, tell: Tell | None) -> None:
+        """Tell of each bucket's way, from the next round on; None: of nothing."""
+        self._tell = tell
+        if self._ring is not None:
+            sizes = [b.stop - b.start for b in self._store.buckets]
+            sizes = [n * self._store.grads.itemsize for n in sizes]
+            ring, watch = self._ring, None
+            if tell is not None:
+                watch = BucketWatch(ring.ends, sizes, tell)
+                watch.verb = "all-reduce" if self.own is None else "reduce-scatter"
+            ring.observer = watch
 
     def begin(self, add: Array | None = None) -> None:
         """Start a backward pass: no gradient is known yet.
@@ -190,14 +204,10 @@ class GradientSync:
             self._sender.release(self._ready)
 
     def finish(self) -> None:
-        """Replace every gradient by its sum over all ranks; of ``own`` if sharded.
-
-        ``waited`` is then how many seconds that took.
-        """
+        """Replace every gradient by its sum over all ranks; of ``own`` if sharded."""
         if not self._begun:
             raise self._too_early("finish")
         self._begun = False
-        start = time.perf_counter()
         if self._ring is None:
             self._sum_natively()
         else:
@@ -207,22 +217,27 @@ class GradientSync:
                 else:
                     self._ring.release(len(self._users))
                     self._ring.finish()
-        self.waited = time.perf_counter() - start
 
     def gather(self, values: Array) -> None:
         """Fill ``values``, of the gradients' layout, from each rank's own part of it.
 
         The gradients are lost. Nothing is to be done where they aren't sharded.
         """
-        if isinstance(self._ring, ShardedSum):
-            with self._comm.waiting("exchange of weights"):
-                self._ring.gather(values)
+        ring = self._ring
+        if isinstance(ring, ShardedSum):
+            with self._comm.waiting("exchange of weights"), _verb(ring, "all-gather"):
+                ring.gather(values)
 
     def _sum_natively(self) -> None:
         if self._add is not None:
             np.add(self._store.grads, self._add, out=self._store.grads)
         if self._comm.size > 1:
+            start = time.perf_counter()
             self._comm.allreduce(self._store.grads)
+            if self._tell is not None:
+                grads = self._store.grads
+                end = time.perf_counter()
+                self._tell("all-reduce", None, grads.nbytes, start, end)
 
     def _too_early(self, verb: str) -> StateError:
         return StateError(
@@ -230,6 +245,18 @@ class GradientSync:
             f"{verb} alone",
             "call begin, then done for each layer, then finish",
         )
+
+
+@contextmanager
+def _verb(ring: AllReduce, verb: str) -> Iterator[None]:
+    """Let whoever observes the sum know what is done to its buckets meanwhile."""
+    watch = ring.observer
+    if watch is None:
+        yield
+        return
+    usual, watch.verb = watch.verb, verb
+    yield
+    watch.verb = usual
 
 
 class _Sender:

@@ -1,5 +1,6 @@
 """What layers are made of: parameters, kept memory, keyed random numbers."""
 
+from fastserve.core.gradients import gradient_error
 from fastserve.core.layer import Done, Layer, Shape, Training, is_several, nothing
 from fastserve.core.memory import Array, Memory
 from fastserve.core.parameter import Parameter, ParameterStore, without_initial_values
@@ -19,6 +20,7 @@ __all__ = [
     "Tensor",
     "Training",
     "generator",
+    "gradient_error",
     "is_several",
     "nothing",
     "without_initial_values",

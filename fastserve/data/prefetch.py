@@ -23,6 +23,7 @@ from fastserve.data.sources import Batch, Source
 # PAYS of the time of the steps and WORTH seconds a batch.
 PAYS, WORTH = 0.05, 1e-3
 _LOOK = 4  # batches before the first look; the very first ones also allocate memory
+THREAD = "prefetch"  # its name
 _SLOTS = 2  # the batch that is used, and the one that is made
 _PATIENCE = 5.0  # seconds that the end waits for a source that is still reading
 
@@ -140,7 +141,7 @@ class Prefetch:
         if source is not None:
             _in_use[id(source)] = self
         # a daemon, so that a source that never returns can't keep the process
-        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
         self._thread.start()
 
     def __enter__(self) -> Prefetch:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -246,8 +247,13 @@ def as_stream(
     return IteratorStream(x, targets) if hasattr(x, "__iter__") else None
 
 
-def agreed(parts: Iterator[Share], comm: Communicator) -> Iterator[Share]:
-    """Yield ``parts`` as long as all ranks have the same batch.
+def agreed(
+    parts: Iterator[Share],
+    comm: Communicator,
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Iterator[Share]:
+    """Yield ``parts`` as long as all ranks have the same batch; they compare them
+    ``within`` a context.
 
     Raises DataError that names a rank with another batch, or with none.
     """
@@ -255,7 +261,8 @@ def agreed(parts: Iterator[Share], comm: Communicator) -> Iterator[Share]:
         part = next(parts, None)
         marks = np.zeros(comm.size)
         marks[comm.rank] = _ENDED if part is None else part.mark
-        comm.allreduce(marks)
+        with within():
+            comm.allreduce(marks)
         differ = np.flatnonzero(marks != marks[0])
         if len(differ):
             rank = int(differ[0])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from fastserve.comm import Communicator
 from fastserve.core import (
     Array,
     Done,
@@ -24,10 +23,16 @@ from fastserve.ops import batch_norm
 from fastserve.ops.blocks import as_rows
 
 
+class Sums(Protocol):
+    """What adds up an array over all ranks, in place: a communicator."""
+
+    def allreduce(self, array: Array) -> None: ...
+
+
 class Ranks:
     """Those whose rows count together."""
 
-    comm: Communicator | None = None  # None: this one alone
+    comm: Sums | None = None  # None: this one alone
 
     def __deepcopy__(self, memo: Any) -> Ranks:
         return self  # a copy of a layer is that layer in another call

@@ -4,76 +4,67 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
-from fastserve.training.callbacks import Callback, Logs
+from fastserve.core import Array
 
 log = logging.getLogger("fastserve")
 
 SHARE = 0.1  # of a step that the slowest rank may cost before it is named
-_FIRST = 10  # steps until the first look: the very first ones also allocate memory
-_SECONDS = 10.0  # between two looks, about
+FIRST = 10  # steps until times count: the very first ones also allocate memory
+LOOKS = (FIRST, 2 * FIRST)  # steps after which it wants to compare in any case
+_SECONDS = 10.0  # between two comparisons, about
 _AGAIN = 60.0  # seconds before the same rank is named again
 
 
-class Balance(Callback):
-    """Compares the ranks' seconds of computing, every 10 seconds or so.
+class Balance:
+    """Compares the ranks' seconds of computing, every 10 seconds or so, on rank 0.
 
     A rank that computes longer than the others makes all of them wait in each step.
-    Rank 0 warns if the slowest one costs more than 10 % of a step: so much shorter
+    It warns if the slowest one costs more than 10 % of a step: so much shorter
     would steps be if it took as long as the median of the others.
+
+    Args:
+        hosts: name of each rank's host.
     """
 
-    def on_train_begin(self, logs: Logs | None = None) -> None:
-        self._step, self._next = 0, 2 * _FIRST
+    def __init__(self, hosts: Sequence[str]) -> None:
+        self._hosts = hosts
         self._named: dict[int, float] = {}
-        self._restart()
+        self._from = 0  # steps that had been made
+        self._table = np.zeros((len(hosts), 3))
 
-    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
-        trainer = self.model.trainer
-        if trainer is None or trainer.comm.size == 1:
+    def add(self, made: int, busy: Array, wall: Array, rows: Array) -> None:
+        """Take in what came since the last call, after which ``made`` steps have been
+        made: each rank's seconds in steps without waiting for others (ranks,), with it,
+        and its rows of samples."""
+        if made <= FIRST:
+            self._restart(made)
             return
-        self._step += 1
-        self._busy += trainer.busy
-        self._rows += trainer.rows
-        self._wall += time.perf_counter() - self._since + trainer.loading
-        if self._step == _FIRST:
-            self._restart()
-        elif self._step == self._next:
-            self._compare()
+        self._table = self._table + np.stack([busy, wall, rows], axis=1)
+        count = made - self._from
+        seconds = float(self._table[:, 1].mean())
+        enough = seconds >= _SECONDS or made == 2 * FIRST
+        if count >= FIRST and enough and len(self._hosts) > 1:
+            self._compare(self._table / count)
+            self._restart(made)
 
-    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
-        self._since = time.perf_counter()
+    def _restart(self, made: int) -> None:
+        self._table, self._from = np.zeros_like(self._table), made
 
-    def _restart(self) -> None:
-        self._busy = self._wall = 0.0
-        self._rows = 0
-        self._from = self._step
-
-    def _compare(self) -> None:
-        """Look at all ranks' times; all of them come to the same next look."""
-        assert self.model.trainer is not None
-        comm = self.model.trainer.comm
-        table = np.zeros((comm.size, 3))  # busy seconds, seconds, rows
-        table[comm.rank] = self._busy, self._wall, self._rows
-        comm.allreduce(table.reshape(-1))
-        table /= self._step - self._from
+    def _compare(self, table: Array) -> None:
+        """Look at all ranks' busy seconds, seconds and rows of a step, (ranks, 3)."""
         step = float(table[:, 1].mean())
-        self._next = self._step + max(_FIRST, min(int(_SECONDS / step), 100_000))
-        self._restart()
-        slowest = int(table[:, 0].argmax())
-        others = np.delete(table, slowest, 0)
-        usual = float(np.median(others[:, 0]))
+        slowest, usual, costs = slowest_rank(table[:, 0], step)
         most = float(table[slowest, 0])
-        costs = (most - usual) / step
         now = time.monotonic()
         if costs <= SHARE or now < self._named.get(slowest, -_AGAIN) + _AGAIN:
             return
         self._named[slowest] = now
-        if comm.rank != 0:
-            return
-        rows = float(table[slowest, 2]), float(np.median(others[:, 2]))
+        others = np.delete(table[:, 2], slowest)
+        rows = float(table[slowest, 2]), float(np.median(others))
         cure = "see what else runs on that host, and its cores and clock"
         if rows[0] > rows[1]:
             cure = (
@@ -81,10 +72,18 @@ class Balance(Callback):
                 "global_batch that the ranks divide"
             )
         log.warning(
-            f"rank {slowest} on {comm.hosts[slowest]} is the slowest: it computes "
+            f"rank {slowest} on {self._hosts[slowest]} is the slowest: it computes "
             f"{_milliseconds(most)} in a step, the others {_milliseconds(usual)}; "
             f"that costs {costs:.0%} of each step; {cure}"
         )
+
+
+def slowest_rank(busy: Array, step: float) -> tuple[int, float, float]:
+    """Return the rank with the most busy seconds, the median of the others', and the
+    difference as a share of ``step`` seconds, during which all wait for it."""
+    slowest = int(busy.argmax())
+    usual = float(np.median(np.delete(busy, slowest)))
+    return slowest, usual, (float(busy[slowest]) - usual) / step
 
 
 def _milliseconds(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 import time
@@ -25,14 +26,14 @@ def describe_environment(comm: Communicator) -> dict[str, Any] | None:
     """Return versions, BLAS, MPI, hosts and command on rank 0, None on the others.
 
     All ranks call it. ``hosts`` has an entry for each host: its name, ranks, CPU, the
-    cores and BLAS threads of its first rank.
+    cores of the machine and BLAS threads of its first rank.
     """
     own = numerics()
     told = comm.gather_obj(
         {
             "host": comm.host,
             "cpu": environment.cpu_model(),
-            "cores": len(environment.affinity_cores()),
+            "cores": os.cpu_count(),
             "threads": int(own.get("threads", 1)),
         }
     )

@@ -33,10 +33,13 @@ class PiecewiseHead:
 
     Args:
         measure: called with the targets and the logits of each piece, for metrics.
+        to: called with 'forward' or 'backward' where that begins.
     """
 
-    def __init__(self, root: Chain, loss: Loss, measure: Measure) -> None:
-        self.root, self.loss, self.measure = root, loss, measure
+    def __init__(
+        self, root: Chain, loss: Loss, measure: Measure, to: Callable[[str], Any]
+    ) -> None:
+        self.root, self.loss, self.measure, self.to = root, loss, measure, to
         self.head = root.layers[-1]
 
     def train(
@@ -66,8 +69,11 @@ class PiecewiseHead:
                 part.y, logits, part.weights, scale, dlogits
             )
             self.measure(part, logits)
+            self.to("backward")
             self.head.backward_rows(dlogits, into[rows], add=rows.start > 0)
+            self.to("forward")
             del dlogits  # its memory is the next piece's
+        self.to("backward")
         done(self.head)
         self.root.backward_until_last(dhidden, done)
         return total, left
@@ -110,8 +116,11 @@ def pieces_of(rows: int, root: Layer) -> int:
     return -(-rows * classes * root.dtype.itemsize // PIECE_BYTES)
 
 
-def make_head(root: Any, loss: Loss, measure: Measure) -> PiecewiseHead | None:
+def make_head(
+    root: Any, loss: Loss, measure: Measure, to: Callable[[str], Any]
+) -> PiecewiseHead | None:
     """Return the head of a network whose loss can be computed in pieces, else None."""
     if not isinstance(root, Chain) or len(root.layers) < 2 or not loss.targets.sparse:
         return None
-    return PiecewiseHead(root, loss, measure) if root.layers[-1].rows_apart else None
+    apart = root.layers[-1].rows_apart
+    return PiecewiseHead(root, loss, measure, to) if apart else None

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Protocol
 
 import numpy as np
 
+from fastserve.data.prefetch import THREAD as PREFETCH
 from fastserve.data.prefetch import Pace, Share, load, shares
 from fastserve.data.sampler import Sampler
 from fastserve.data.sources import Source
@@ -24,6 +26,7 @@ from fastserve.training.callbacks.saving import BackupAndRestore
 from fastserve.training.flops import flops_per_sample
 from fastserve.training.language import language_measures
 from fastserve.training.step import StepResult, Trainer
+from fastserve.training.timing import Timing
 
 log = logging.getLogger("fastserve")
 
@@ -139,6 +142,8 @@ def run(
     call("train_begin", {})
     _agree(model, trainer)
     logs: dict[str, float] = {}
+    timing = trainer.timing
+    comparing = partial(timing.within, "sums", "comparison of batches")
     pace, validation_pace = Pace(), Pace()
     step = schedule.first_step
     epoch, batch = schedule.start()
@@ -150,11 +155,11 @@ def run(
         steps = range(step, schedule.end(epoch))
         ended, made = False, step
         with closing(load(_parts(trainer, source, sampler, steps), pace, source)) as it:
-            parts = _compared(it, source, trainer)
+            parts = _compared(it, source, trainer, comparing)
             while step < steps.stop and not model.stop_training:
-                start = perf_counter()
+                start = timing.to_data()
                 part = next(parts, None)
-                loading = perf_counter() - start
+                loading = timing.to("other", "callbacks") - start
                 if part is None:
                     ended = True
                     break
@@ -224,11 +229,13 @@ def evaluate(
         sampler = Sampler(source.samples, batch_size, 0, shuffle=False, wrap=False)
         made = sampler.steps_per_epoch
         steps = range(min(made, batches or made))
-    say("test_begin", {})
-    parts = _parts(trainer, source, sampler, steps)
-    with closing(load(parts, pace or Pace(), source)) as loaded:
-        results = trainer.evaluate_shares(_compared(loaded, source, trainer), call)
-    say("test_end", dict(results))
+    with trainer.timing.within("validation"):
+        say("test_begin", {})
+        parts = _parts(trainer, source, sampler, steps)
+        with closing(load(parts, pace or Pace(), source)) as loaded:
+            parts = _compared(loaded, source, trainer)
+            results = trainer.evaluate_shares(parts, call)
+        say("test_end", dict(results))
     return results
 
 
@@ -236,16 +243,34 @@ def _parts(
     trainer: Trainer, source: Source, sampler: Sampler | None, steps: range
 ) -> Iterator[Share]:
     if isinstance(source, Stream):
-        return source.shares(steps, trainer.rows_of)
+        return _timed(source.shares(steps, trainer.rows_of), trainer.timing)
     assert sampler is not None
-    return shares(source, sampler, steps, trainer.rows_of)
+    made = shares(source, sampler, steps, trainer.rows_of)
+    return _timed(made, trainer.timing)
+
+
+def _timed(parts: Iterator[Share], timing: Timing) -> Iterator[Share]:
+    """Note when a thread of its own makes them."""
+    while True:
+        thread = threading.current_thread()
+        if thread.name != PREFETCH:
+            part = next(parts, None)
+        else:
+            with timing.on_thread(PREFETCH, "make batch"):
+                part = next(parts, None)
+        if part is None:
+            return
+        yield part
 
 
 def _compared(
-    parts: Iterator[Share], source: Source, trainer: Trainer
+    parts: Iterator[Share],
+    source: Source,
+    trainer: Trainer,
+    within: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[Share]:
     several = isinstance(source, Stream) and trainer.comm.size > 1
-    return agreed(parts, trainer.comm) if several else parts
+    return agreed(parts, trainer.comm, within) if several else parts
 
 
 def _agree(model: Trainable, trainer: Trainer) -> None:

@@ -140,21 +140,25 @@ class OutputsTrainer(Trainer):
         *args: Any,
     ) -> StepResult:
         if self._masked:
+            self.timing.to("forward")
             counts = np.zeros(len(self.outputs))
             for _, part in self._pieces(batch, mine) if batch is not None else ():
                 with states_kept(self.root):
                     ys = self._predict(part, False)
                 for i, y in enumerate(ys):
                     counts[i] += self._part_of(part, i, y)[1]
-            self.comm.allreduce(counts)
+            with self.timing.within("sums", "sum of counts"):
+                self.comm.allreduce(counts)
             self._counted = (counts / total).tolist()
         return super().train_batch(batch, mine, total, *args)
 
     def _forward_backward(self, batch: Batch, key: StepKey, last: bool) -> float:
         root = self.root
         done = self.sync.done if last else _ignore
+        self.timing.to("forward")
         self._status[1] += _rows(batch)  # the sum has a part for each row
         total, gradients = self._run(batch, key, 1.0 / self._total, self._status)
+        self.timing.to("backward")
         fused = [output.fused for output in self.outputs]
         if isinstance(root, Graph):
             root.backward_outputs(gradients, fused, done)

@@ -17,9 +17,11 @@ from fastserve.errors import LossSpikeError, NonFiniteError, ReplicaError
 from fastserve.optimizers import Optimizer
 from fastserve.training import checkpoint, files, shards
 from fastserve.training.diagnose import check_replicas
+from fastserve.training.timing import Timing
 
 _ALIKE = LossSpikeError, NonFiniteError, ReplicaError  # what all ranks raise together
 _PATIENCE = 20.0  # seconds
+THREAD = "saver"  # its name
 _SLOW = 30.0  # seconds after which a save is said to take long
 
 log = logging.getLogger("fastserve")
@@ -76,7 +78,8 @@ class Saver:
 
     With ``compare`` nothing is saved that isn't the same on all ranks: ``save`` raises
     ReplicaError then. ``lock`` is what ``files.hold`` returned for the run folder: one
-    that was removed isn't made again, ``save`` raises CheckpointError.
+    that was removed isn't made again, ``save`` raises CheckpointError. ``timing`` notes
+    the time that training waits for.
     """
 
     def __init__(
@@ -87,8 +90,10 @@ class Saver:
         comm: Communicator,
         compare: bool = True,
         lock: IO[str] | None = None,
+        timing: Timing | None = None,
     ) -> None:
         self.folder, self._comm = folder, comm
+        self._timing = timing or Timing()
         self._compare, self._lock = compare and comm.size > 1, lock
         self._store, self._optimizer = store, optimizer
         self._snapshot: Snapshot | None = None
@@ -98,6 +103,10 @@ class Saver:
     def save(self, step: int, state: dict[str, Any], keep: int | None) -> None:
         """Save the checkpoint of ``step``, or with ``keep`` None the best one."""
         self.finish()
+        with self._timing.within("saving"):
+            self._save(step, state, keep)
+
+    def _save(self, step: int, state: dict[str, Any], keep: int | None) -> None:
         if self._compare:
             check_replicas(self._store, self._comm, step - 1, self._optimizer)
         if self._comm.rank == 0:
@@ -111,7 +120,7 @@ class Saver:
             self._snapshot.take()
             # a daemon, because a failed rank must end whatever this thread does
             self._thread = threading.Thread(
-                target=self._write, args=(step, state, keep), name="saver", daemon=True
+                target=self._write, args=(step, state, keep), name=THREAD, daemon=True
             )
             self._thread.start()
 
@@ -119,7 +128,8 @@ class Saver:
         assert self._snapshot is not None
         try:
             held: Any = self._snapshot
-            checkpoint.save(self.folder, step, held, held, state, keep)
+            with self._timing.on_thread(THREAD, "write checkpoint", step=step):
+                checkpoint.save(self.folder, step, held, held, state, keep)
         except BaseException as error:  # noqa: BLE001  raised in the training's thread
             self._error = error
 
@@ -142,7 +152,8 @@ class Saver:
 
     def finish(self) -> None:
         """Wait until all is written; raise what went wrong."""
-        with self._comm.after_rank_0():
+        waiting = self._timing.within("saving", "wait for the saver")
+        with waiting, self._comm.after_rank_0():
             if self._thread is not None:
                 self._join(self._thread)
                 self._thread = None

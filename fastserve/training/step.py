@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,10 +35,15 @@ from fastserve.training.head import make_head, pieces_of
 from fastserve.training.masks import apply_mask
 from fastserve.training.moving import MovingWeights
 from fastserve.training.numerics import fix_threads
+from fastserve.training.timing import Timing
 from fastserve.training.together import Together
 
 if TYPE_CHECKING:
     from fastserve.training.callbacks import CallbackList
+
+
+# In the flags that all ranks add up, whole numbers ask to stop and parts to look.
+_LOOK = 2.0**-30
 
 
 @dataclass
@@ -95,6 +99,7 @@ class StepResult:
         loss: mean over the global batch.
         grad_norm: Euclidean norm of the whole gradient, before clipping.
         stop: some rank was asked to stop.
+        look: some rank wants all of them to compare something after this step.
         skipped: the weights were left as they were.
     """
 
@@ -104,6 +109,7 @@ class StepResult:
     rows: int
     stop: bool
     skipped: bool = False
+    look: bool = False
 
 
 class Trainer:
@@ -117,8 +123,8 @@ class Trainer:
         seed: of dropout.
 
     Attributes:
-        busy: seconds of the last step that this rank didn't wait for others.
-        loading: seconds of it that it waited for its data.
+        timing: where this rank's time goes.
+        loading: seconds of the last step that it waited for its data.
         rows: samples that it had in that step.
     """
 
@@ -139,9 +145,10 @@ class Trainer:
         self.clip_norm, self.options = clip_norm, options or Options()
         self.fused = root.fused_loss is not None and root.fused_loss == loss.fused_loss
         self.loss = loss.with_logits() if self.fused else loss
-        self._head = make_head(root, self.loss, self._measure_piece)
+        self.timing = Timing()
+        self._head = make_head(root, self.loss, self._measure_piece, self.timing.to)
         o = self.options
-        self.together = Together(root, comm, o.algorithm)
+        self.together = Together(root, comm, o.algorithm, self.timing)
         overlap = False if self.together.layers else o.overlap
         loss.check_training(
             comm.size > 1 or bool(o.micro_batch) or o.algorithm == "exact"
@@ -155,8 +162,8 @@ class Trainer:
             optimizer.bind(store, self.sync.own, comm.allreduce)
         factor = o.spike_factor
         self.guard = None if factor is None else SpikeGuard(factor)
-        self.stop_requested = False
-        self.busy, self.loading, self.rows = 0.0, 0.0, 0
+        self.stop_requested = self.look_requested = False
+        self.loading, self.rows = 0.0, 0
         trained = store.parameters
         self._regularized = [(p, r) for p in trained if (r := p.regularizer)]
         self._constrained = [(p, c) for p in trained if (c := p.constraint)]
@@ -166,7 +173,7 @@ class Trainer:
             fix_threads(o.threads or 1)
         self.exact = None if tree is None else ExactStep(comm, tree, self.moving)
         self._sum: Array | None = None  # gradients of earlier micro-batches
-        # sum of the losses, their number, whether to stop, how many are hidden; metrics
+        # sum of the losses, their number, flags, how many are hidden; metrics
         self._status = np.zeros(4 + sum(m.state.size for m in self.metrics))
         self._total = 0
         self._count: int | None = None  # losses of the global batch, if it is masked
@@ -185,16 +192,15 @@ class Trainer:
     def train(self, source: Source, sampler: Sampler, step: int) -> StepResult:
         """Make step number ``step``; raises NonFiniteError before it would spoil
         the weights, and LossSpikeError as ``SpikeGuard`` does."""
-        start = perf_counter()
+        start = self.timing.to_data()
         part = share_of(source, sampler, step, self.rows_of)
-        return self.train_share(part, step, perf_counter() - start)
+        return self.train_share(part, step, self.timing.to("other") - start)
 
     def train_share(self, part: Share, step: int, loading: float = 0.0) -> StepResult:
         """Make step number ``step`` from this rank's share of its data, which it took
         ``loading`` seconds to get."""
         self._cut(part)
         result = self.train_batch(part.batch, part.mine, part.total, step, part.losses)
-        self.busy += loading
         self.loading = loading
         return result
 
@@ -211,7 +217,8 @@ class Trainer:
         ``batch`` holds just these rows; it is None if there are none. ``count`` is the
         number of losses of the global batch if it is masked.
         """
-        start = perf_counter()
+        timing = self.timing
+        timing.to("forward")
         self.optimizer.check_store(self.store)
         if self.store.claim():
             skip_input_gradient(self.root)
@@ -229,15 +236,18 @@ class Trainer:
                 self.sync.done(self.root)
             else:
                 self._accumulate(batch, mine)
-        self._status[2] = self.stop_requested
+        self._status[2] = self.stop_requested + _LOOK * self.look_requested
+        self.look_requested = False
+        timing.to("sums", "sum of gradients")
         self.sync.finish()
-        computed = perf_counter()
         if self.exact is not None:
             self.exact.finish(self._status)
         else:
             self.comm.allreduce(self._status)
             self.moving.sum((mine.stop - mine.start) / total)
-        waited = self.sync.waited + perf_counter() - computed
+        timing.to("optimizer")
+        stop, look = divmod(float(self._status[2]), 1)
+        self._status[2] = stop
         counted = self._rescale()
         if self.loss.reduction == "sum":  # over an epoch, sums are averaged by counts
             self._status[0] *= counted
@@ -258,18 +268,20 @@ class Trainer:
             clip = self.clip_norm
             scale = 1.0 if not clip or norm <= clip else clip / norm
             self.optimizer.update(scale, norm)
-            updated = perf_counter()
-            self.sync.gather(self.store.values)
+            if self.sync.own is not None:
+                with timing.within("sums", "exchange of weights"):
+                    self.sync.gather(self.store.values)
             self.moving.apply()
-            waited += perf_counter() - updated
             for parameter, constraint in self._constrained:
                 constraint.apply(parameter.value)
             self.totals += self._status
-        self.busy, self.rows = perf_counter() - start - waited, mine.stop - mine.start
+        self.rows = mine.stop - mine.start
         every = self.options.check_every
         if every and self.comm.size > 1 and (step + 1) % every == 0:
+            timing.to("sums", "comparison of replicas")
             check_replicas(self.store, self.comm, step)
-        return StepResult(loss, norm, rate, total, bool(self._status[2]), skip)
+        timing.to("other", "callbacks")
+        return StepResult(loss, norm, rate, total, stop > 0, skip, look > 0)
 
     def compare(self) -> None:
         """Raise ReplicaError, on all ranks, if weights or the optimizer's state differ
@@ -321,7 +333,8 @@ class Trainer:
         with np.errstate(all="ignore"):
             for part in self.sync.own:
                 square += np.square(np.float64(global_norm(self.store.grads[part])))
-            self.comm.allreduce(square)
+            with self.timing.within("sums", "sum of norms"):
+                self.comm.allreduce(square)
         return float(np.sqrt(square[0]))
 
     def _accumulate(self, batch: Batch, mine: slice) -> None:
@@ -352,6 +365,7 @@ class Trainer:
         root = self.root
         # gradients of a micro-batch that isn't the last are not yet those of the step
         done = self.sync.done if last else _ignore
+        self.timing.to("forward")
         if self._head is not None and self._in_pieces(batch):
             x = self._input(batch.x)
             self._measured = self._status
@@ -371,6 +385,7 @@ class Trainer:
             batch.y, prediction, batch.weights, scale, gradient
         )
         self._measure(batch, y, self._status)
+        self.timing.to("backward")
         if self.fused:
             root.backward_logits(gradient, done)
         else:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fastserve.comm import Communicator
-from fastserve.core import Layer
+from fastserve.core import Array, Layer
 from fastserve.data.sampler import micro_batches, share
 from fastserve.errors import ArgumentError
 from fastserve.layers.batch_normalization import BatchNormalization
+from fastserve.training.timing import Timing
 
 
 class Together:
@@ -27,8 +28,10 @@ class Together:
     Raises ArgumentError for the algorithm exact, where nothing may depend on the ranks.
     """
 
-    def __init__(self, root: Layer, comm: Communicator, algorithm: str) -> None:
-        self._comm = comm
+    def __init__(
+        self, root: Layer, comm: Communicator, algorithm: str, timing: Timing
+    ) -> None:
+        self._comm, self._timing = comm, timing
         found = [
             layer
             for _, layer in root.walk()
@@ -53,7 +56,7 @@ class Together:
         """Within it this rank computes its rows ``mine`` of a global batch of
         ``total``; at the end it joins in what the others have more."""
         for layer in self.layers:
-            layer.ranks.comm = self._comm
+            layer.ranks.comm = self
         try:
             yield
             if self.layers:
@@ -66,6 +69,11 @@ class Together:
         finally:
             for layer in self.layers:
                 layer.ranks.comm = None
+
+    def allreduce(self, array: Array) -> None:
+        """Add up what a layer has to add up."""
+        with self._timing.within("sums", "sum of a layer"):
+            self._comm.allreduce(array)
 
     def _join(self) -> None:
         for layer in self.layers:

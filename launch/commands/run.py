@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastserve.config import trace as tracing
 from fastserve.errors import FastserveError
 
 from .. import blas, describe, jobs, predict, restart, slurm, start
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
     from fastserve.config import Job
 
 
-@click.command()
+class _Command(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, tracing.joined(args))
+
+
+@click.command(cls=_Command)
 @click.argument("config", type=options.PATH)
 @options.where
 @options.overrides
@@ -32,6 +38,12 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     metavar="STEPS",
     help="Save and end after the step of this number, as at SIGTERM.",
+)
+@click.option(
+    "--trace",
+    metavar="[FIRST:COUNT]",
+    help="Write what all ranks do in COUNT steps from step FIRST on (20 steps after a "
+    "warm-up) to trace.json in the run folder, for ui.perfetto.dev.",
 )
 @click.option("--dry-run", is_flag=True, help="Only print what would be started.")
 @click.option(
@@ -52,6 +64,7 @@ def run(
     resume: str | None,
     overwrite: bool,
     stop_after: int | None,
+    trace: str | None,
     dry_run: bool,
     prints: str | None,
     **where: Any,
@@ -63,12 +76,21 @@ def run(
       fastserve run configs/quickstart.yaml
       fastserve run job.yaml -n 4 --set train.steps=50 --set name=short
       fastserve run job.yaml -H node1:4,node2:4 --resume auto
+      fastserve run job.yaml -n 2 --trace 101:20
       fastserve run job.yaml --json | jq 'select(.event == "validation")'
     """
     screen = Screen(prints or WORDS)
     try:
         status = _run(
-            config, overrides, resume, overwrite, stop_after, dry_run, screen, where
+            config,
+            overrides,
+            resume,
+            overwrite,
+            stop_after,
+            trace,
+            dry_run,
+            screen,
+            where,
         )
     except FastserveError as error:
         if prints != JSON:
@@ -86,16 +108,20 @@ def _run(
     resume: str | None,
     overwrite: bool,
     stop_after: int | None,
+    trace: str | None,
     dry_run: bool,
     screen: Screen,
     where: dict[str, Any],
 ) -> int:
     jobs.refuse_as_a_rank()
+    if trace:
+        tracing.steps_of(trace)
     job = jobs.load(config, overrides, **where)
     arguments = jobs.rank_words(config, overrides)
     arguments += ["--resume", resume] if resume else []
     arguments += ["--overwrite"] if overwrite else []
     arguments += ["--stop-after", str(stop_after)] if stop_after else []
+    arguments += [f"--trace={trace}"] if trace else []
     arguments += [f"--{screen.mode}"] if screen.mode != WORDS else []
     hosts, allocation = start.where(job.launch)
     kernel = blas.choose_kernel(screen.note)

@@ -1,0 +1,34 @@
+"""How ``status.json`` of a run is written. Needs nothing but the standard library."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+NAME = "status.json"
+
+
+def put(path: Path, record: dict[str, Any]) -> None:
+    """Replace a JSON file at once. It may be lost if the machine fails, and isn't worth
+    waiting for the disk. Raises OSError."""
+    made = path.with_name(f".{path.name}.new")
+    made.write_text(json.dumps(record), "utf-8")
+    made.replace(path)
+
+
+def mark_failed(run_dir: Path, job: str | None) -> None:
+    """Note that the training of a run has failed, if it is this job's and isn't over.
+
+    Raises OSError if it can't be written.
+    """
+    path = run_dir / NAME
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return
+    if not isinstance(record, dict) or record.get("job") != job:
+        return
+    if record.get("state") == "training":
+        put(path, {**record, "state": "failed", "time": time.time()})

@@ -1,0 +1,1 @@
+"""``fastserve report``: a run, or several compared, as one HTML file."""
