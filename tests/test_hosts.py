@@ -215,3 +215,29 @@ def test_this_machine_is_here(name: str) -> None:
 @pytest.mark.parametrize("name", ["192.0.2.1", "no-such-host.invalid", "." * 70])
 def test_other_machines_are_not(name: str) -> None:
     assert not is_here(name)
+
+
+# what the comments of the examples say: hosts and slots
+EXAMPLES = {
+    "lab": (4, 12),
+    "mpich": (3, 10),
+    "openmpi": (3, 10),
+    "plain": (4, 4),
+    "ranges": (21, 78),
+}
+HOSTFILES = Path(__file__).parents[1] / "hostfiles"
+
+
+def test_every_example_is_here_and_explained() -> None:
+    assert {path.stem for path in HOSTFILES.glob("*.txt")} == set(EXAMPLES)
+    readme = (HOSTFILES / "README.md").read_text("utf-8")
+    for name in EXAMPLES:
+        assert f"({name}.txt)" in readme
+        assert (HOSTFILES / f"{name}.txt").read_text("utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example(name: str) -> None:
+    hosts = read_hostfile(HOSTFILES / f"{name}.txt")
+    assert (len(hosts), sum(host.slots for host in hosts)) == EXAMPLES[name]
+    assert len({host.name for host in hosts}) == len(hosts)

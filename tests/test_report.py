@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from mpi_environments import run as run_program
+from mpi_environments import variables
 from run_folders import make_run, write_json
 from test_labelled_jobs import images
 
-from fastserve import worker
-from fastserve.errors import ArgumentError, CheckpointError
+from fastserve.errors import ArgumentError, CheckpointError, DataError
 from launch.cli import cli
 from launch.html_report import evaluation, logs, parts
 from launch.html_report.markup import data, element, join
@@ -309,15 +311,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     job = images(folder).replace("folder: pics", f"folder: {folder / 'pics'}")
     (folder / "job.yaml").write_text(job)
-    run = folder / "runs" / "images"
-    words = [str(folder / "job.yaml"), "--set", f"run_dir={run}"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTSERVE_NO_SIGNALS", "1")
-        assert worker.main(words) == 0
-    for file in worker._held:
-        file.close()
-    worker._held.clear()
-    return run
+    program = [sys.executable, "-m", "fastserve", "job.yaml"]
+    done = run_program(program, 60, cwd=folder, env=variables())
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "images"
 
 
 def test_a_classifier_has_a_confusion_matrix(trained: Path) -> None:
@@ -331,6 +328,33 @@ def test_a_classifier_has_a_confusion_matrix(trained: Path) -> None:
     assert "The best checkpoint of step" in page.text
     assert "of the test data: loss" in page.text
     assert {"left", "right", "precision", "1.000"} <= set(page.texts)
+
+
+LANGUAGE = """
+name: text
+model: {type: gpt, n_layer: 1, n_head: 1, n_embd: 8, block_size: 16}
+data: {type: text, source: SOURCE, tokenizer: char}
+train: {global_batch: 4, steps: 4, log_every: 1, sample_tokens: 1, baseline: false}
+"""
+
+
+def test_a_language_model_makes_texts(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("The <b>cat</b> & the dog.\n" * 99)
+    job = LANGUAGE.replace("SOURCE", str(tmp_path / "text.txt"))
+    (tmp_path / "job.yaml").write_text(job)
+    program = [sys.executable, "-m", "fastserve", "job.yaml"]
+    done = run_program(program, 60, cwd=tmp_path, env=variables())
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "text"
+    assert report(run).exit_code == 0
+    page = read(run / "report.html")
+    assert {"Samples", "The ", "loss (nats per token)", "perplexity"} <= set(page.texts)
+    assert report(run, "--prompt", "<b>", "--prompt", "dog").exit_code == 0
+    assert {"<b>", "dog"} <= set(read(run / "report.html").texts)
+    assert report(run, "--prompt", "%").exit_code == 0  # it isn't in the text
+    assert "--prompt" in read(run / "report.html").text
+    with pytest.raises(DataError, match="--prompt"):
+        report(run, "--prompt", "%", "--evaluate")
 
 
 def test_the_matrix_can_be_left_out(trained: Path) -> None:

@@ -192,6 +192,14 @@ def test_faults_before_the_start_as_json(folder: Path) -> None:
     assert end == {**end, "event": "end", "state": "failed", "status": 2}
 
 
+def test_a_plan_as_json(folder: Path) -> None:
+    words = [sys.executable, "-m", "launch.cli", "run", "job.yaml", "--json", "-n", "1"]
+    done = run([*words, "--dry-run"], 60, cwd=folder, env=environ(folder))
+    (plan,) = events(done.stdout)
+    assert plan["event"] == "plan" and plan["command"][-1] == "--json"
+    assert "prediction:\n" in plan["text"], plan["text"]
+
+
 @pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
 def test_terminals_without_colours(folder: Path, variable: str, value: str) -> None:
     words = [sys.executable, "-m", "fastserve", "job.yaml"]

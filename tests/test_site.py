@@ -100,6 +100,13 @@ def test_formulas_and_drawings_are_in_the_pages(site: Path) -> None:
 
 
 @pytest.mark.slow
+def test_no_words_were_taken_for_tags(site: Path) -> None:
+    """As "<gradient, d>" in a docstring is, which belongs into backticks."""
+    for page in (site / "reference" / "python").glob("*.html"):
+        assert not re.findall(r"<[a-z]+,", page.read_text("utf-8")), page
+
+
+@pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere(site: Path, build: ModuleType) -> None:
     for page in site.rglob("*.html"):
         assert not build.LOADED.findall(page.read_text("utf-8")), page

@@ -170,8 +170,12 @@ def nav(index: str) -> list[dict[str, list[str]] | str]:
         seen |= set(pages)
     names = [f"reference/python/{name}.md" for name in reference.MODULES]
     sections["Reference"] = [*GENERATED, *sections["Reference"]]
-    sections["Python"] = names
-    return ["index.md", *({key: pages} for key, pages in sections.items())]
+    entries: list[dict[str, list[str]] | str] = ["index.md"]
+    for key, pages in sections.items():
+        entries.append({key: pages})
+        if key == "Reference":
+            entries.append({"Python": names})
+    return entries
 
 
 def check_nav(entries: list[Any], folder: Path) -> None:

@@ -23,6 +23,7 @@ log = logging.getLogger("fastserve")
 VERSION = 1
 SECONDS = 2.0  # between two looks, about; more if one takes more than COST of that
 COST = 0.005
+LONGEST = 15.0  # seconds between two: readers take an older file for a dead job's
 # Columns of the table that the ranks fill: seconds since the look before, then these.
 _ROWS, _PID, _RSS = len(KINDS), len(KINDS) + 1, len(KINDS) + 2
 _WIDTH = len(KINDS) + 3
@@ -36,8 +37,8 @@ class Status(Callback):
 
     About every 2 seconds, after the same step on all ranks, they add up a small table,
     in which each has filled its own row. When that is, rank 0 decides: it asks for it
-    with a flag in the sum that ends each step. Looks take half a percent of the time
-    at most, with many ranks or a slow disk too.
+    with a flag in the sum that ends each step. With many ranks or a slow disk looks
+    become rarer, so that they take half a percent of the time, down to one in 15 s.
 
     A file that can't be written is said once, and doesn't end the training.
 
@@ -102,7 +103,8 @@ class Status(Callback):
             self._take(table)
             self._write(state, table)
         self._rows, self._looked = 0, self.step
-        self._next = max(start + SECONDS, start + (time.monotonic() - start) / COST)
+        wanted = (time.monotonic() - start) / COST
+        self._next = start + min(max(wanted, SECONDS), LONGEST)
 
     def _take(self, table: Array) -> None:
         parts = parts_of(table[:, : len(KINDS)])
