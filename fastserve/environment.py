@@ -179,9 +179,14 @@ def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
     return Path(base).expanduser() / "fastserve"
 
 
-def kernel_key() -> str:
-    """Return the name under which the fastest kernel family is remembered."""
-    return f"{cpu_model()} | numpy {numpy_version()}"
+def kernel_key(kind: str = "") -> str:
+    """Return the name under which the fastest kernel family is remembered.
+
+    ``kind`` is that of the job, as ``launch/blas.py`` tells them apart; '' if nobody
+    knows it, and for models whose products are large.
+    """
+    name = f"{cpu_model()} | numpy {numpy_version()}"
+    return f"{name} | {kind}" if kind else name
 
 
 def chosen_kernel(env: Mapping[str, str] = os.environ) -> str | None:
@@ -199,26 +204,30 @@ def without_kernel(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name != _KERNEL_VARIABLE}
 
 
-def remembered_kernel() -> str | None:
-    """Return the fastest kernel family that was measured for this CPU and NumPy.
+def remembered_kernel(kind: str = "") -> str | None:
+    """Return the fastest kernel family that was measured for this CPU and NumPy, and
+    for this kind of job.
 
     '' means that OpenBLAS' own choice is best, None that nothing was measured yet.
     """
     try:
         entry = json.loads((cache_dir() / "blas.json").read_text("utf-8"))
-        kernel = entry[kernel_key()]["kernel"]
+        kernel = entry[kernel_key(kind)]["kernel"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return kernel if isinstance(kernel, str) else None
 
 
-def prepare_process() -> None:
+def prepare_process(kernel: str | None = None) -> None:
     """Set up this process before NumPy loads: threads, kernel family, cores.
 
     What the user or the launcher set already stays as it is. With FASTSERVE_BIND=core
     the rank is pinned to its own slice of the cores that it may use, if there are
     enough. A rank of a launched job dies with the process that started it, and passes
     each line that it prints on at once.
+
+    ``kernel`` is the family to take, '' for OpenBLAS' own choice; None: in a launched
+    job that of the launcher, otherwise what is remembered for large products.
     """
     place = expected_ranks()
     given = user_threads()
@@ -226,7 +235,9 @@ def prepare_process() -> None:
     for name, value in thread_variables(threads).items():
         os.environ.setdefault(name, value)
     if chosen_kernel() is None:
-        os.environ.update(kernel_variable(remembered_kernel()))
+        if kernel is None and not setting("JOB"):
+            kernel = remembered_kernel()
+        os.environ.update(kernel_variable(kernel))
     if setting("BIND") == "core":
         _pin(place, threads)
     if setting("JOB"):

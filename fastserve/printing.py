@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import textwrap
 import time
@@ -135,7 +136,10 @@ def result_line(
 
 
 def wrapped(text: str, width: int | None) -> str:
-    """Return a block whose lines are at most ``width`` columns; None: as they are."""
+    """Return a block whose lines are at most ``width`` columns; None: as they are.
+
+    Lines of a sample, which begin with two spaces, stay as the model made them.
+    """
     if width is None:
         return text
     return "\n".join(
@@ -145,10 +149,8 @@ def wrapped(text: str, width: int | None) -> str:
             subsequent_indent=" " * _INDENT,
             break_on_hyphens=False,
             break_long_words=False,  # a path or a command can be copied
-            replace_whitespace=False,
-            drop_whitespace=True,
         )
-        if len(line) >= width
+        if len(line) >= width and not re.match(r"  \S", line)
         else line
         for line in text.split("\n")
     )

@@ -2,6 +2,11 @@
 
 OpenBLAS chooses by the CPU's name, and on some CPUs it takes kernels of half the speed.
 NumPy is loaded in child processes only, one for each family.
+
+Which one is the fastest depends on the products: the families that multiply large
+matrices best aren't those for the few rows of a recurrent layer's step, or the few
+filters of a convolution. So each kind of job has its own measurement, which the first
+job of that kind makes.
 """
 
 from __future__ import annotations
@@ -14,77 +19,152 @@ import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fastserve import environment
 
 FAMILIES = ("Haswell", "Zen", "SkylakeX", "Cooperlake", "SapphireRapids")
 OWN_CHOICE = ""
-MARGIN = 1.05
+MARGIN = 1.03
 _ROUNDS = 4
-_SECONDS = 10.0  # for one answer
+_SECONDS = 30.0  # for one answer
 
-# The three products of a dense layer, forward and backward; (rows, inputs, outputs).
+RECURRENT, CONVOLUTION, LARGE = "recurrent", "convolution", ""
+_LAYERS = {  # what is in the names of layers, by kind; the first that is found counts
+    RECURRENT: ("LSTM", "GRU", "RNN"),
+    CONVOLUTION: ("Conv",),
+}
+
+# ``run`` is timed for each line, by the processor's time: what others do doesn't count.
 # A family that computes nonsense ends here like one that crashes.
 _CHILD = """
 import sys, time
 import numpy as np
-R, I, O = 1024, 384, 1536
 rng = np.random.default_rng(0)
-x, w, dy = (
-    rng.standard_normal(shape, np.float32) for shape in ((R, I), (I, O), (R, O))
-)
-y, dx, dw = (np.empty(shape, np.float32) for shape in ((R, O), (R, I), (I, O)))
-def products():
-    np.matmul(x, w, out=y)
-    np.matmul(dy, w.T, out=dx)
-    np.matmul(x.T, dy, out=dw)
-products()
+def random(*shape):
+    return rng.standard_normal(shape, np.float32)
+{setup}
+run()
+x, w = random(1024, 384), random(384, 1536)
 exact = x[:8].astype(float) @ w.astype(float)
-if not np.allclose(y[:8], exact, rtol=1e-3, atol=1e-3):
+if not np.allclose((x @ w)[:8], exact, rtol=1e-3, atol=1e-3):
     sys.exit('wrong product')
 print('ready', flush=True)
 for line in sys.stdin:
     best = 1e9
     for _ in range(2):
-        start = time.perf_counter()
-        products()
-        best = min(best, time.perf_counter() - start)
+        start = time.process_time()
+        run()
+        best = min(best, time.process_time() - start)
     print(best, flush=True)
 """
+_LAYER = """
+from fastserve import layers
+from fastserve.core import Memory, ParameterStore, StepKey
+def forward_and_backward(layer, x):
+    shape = layer.build_once(x.shape[1:])
+    layer.bind(Memory(), np.dtype(np.float32))
+    store = ParameterStore(layer, seed=1)
+    dy = random(len(x), *shape)
+    def run():
+        layer.forward(x, StepKey())
+        layer.backward(dy)
+    return run
+"""
+_SETUPS = {
+    # the three products of a dense layer, forward and backward
+    LARGE: """
+x, w, dy = random(1024, 384), random(384, 1536), random(1024, 1536)
+y, dx, dw = random(1024, 1536), random(1024, 384), random(384, 1536)
+def run():
+    np.matmul(x, w, out=y)
+    np.matmul(dy, w.T, out=dx)
+    np.matmul(x.T, dy, out=dw)
+""",
+    RECURRENT: f"""{_LAYER}
+layer = layers.LSTM(128, return_sequences=True)
+run = forward_and_backward(layer, random(32, 40, 128))
+""",
+    # of the sizes of small residual networks
+    CONVOLUTION: f"""{_LAYER}
+sizes = ((32, 16), (16, 32), (8, 64))
+runs = [
+    forward_and_backward(
+        layers.Conv2D(filters, 3, padding='same', use_bias=False),
+        random(16, size, size, filters),
+    )
+    for size, filters in sizes
+]
+def run():
+    for each in runs:
+        each()
+""",
+}
+
+
+def kind_of(model: Any) -> str:
+    """Return the kind of a job with this model, a section of its config.
+
+    What a Python file makes, or a file of JSON describes, counts as LARGE.
+    """
+    names = list(_names(getattr(model, "layers", [])))
+    for kind, parts in _LAYERS.items():
+        if any(part in name for part in parts for name in names):
+            return kind
+    return LARGE
+
+
+def _names(layers: Any) -> Iterator[str]:
+    """Yield the names of layers, and of those around which they are."""
+    if isinstance(layers, str):
+        yield layers
+    elif isinstance(layers, Mapping):
+        yield from map(str, layers)
+        yield from _names(list(layers.values()))
+    elif isinstance(layers, Sequence):
+        for part in layers:
+            yield from _names(part)
 
 
 def choose_kernel(
-    say: Callable[[str], None], env: Mapping[str, str] = os.environ
+    say: Callable[[str], None],
+    env: Mapping[str, str] = os.environ,
+    kind: str = LARGE,
 ) -> str:
     """Return the kernel family to use; '' for OpenBLAS' own choice.
 
     What the user set is never overruled, but ``say`` gets a line where it costs time.
-    The first call on a CPU measures for one or two seconds and remembers; ``say`` gets
-    a line about that too.
+    The first call for a kind of job on a CPU measures for some seconds and remembers;
+    ``say`` gets a line about that too.
     """
-    kernel = environment.remembered_kernel()
+    kernel = environment.remembered_kernel(kind)
     if kernel is None:
-        times = measure(candidates())
+        times = measure(candidates(), kind)
         kernel = fastest(times)
-        problem = "" if not times else remember(kernel, times)
-        say(_report(kernel, times) + problem)
+        problem = remember(kernel, times, kind) if OWN_CHOICE in times else ""
+        say(_report(kernel, times, kind) + problem)
     chosen = environment.chosen_kernel(env)
     if chosen is None:
         return kernel
-    gain = _gain_over(chosen)
+    gain = _gain_over(chosen, kind)
     if gain > MARGIN:
         say(
-            f"OPENBLAS_CORETYPE={chosen} is set and stays; without it matrix products "
+            f"OPENBLAS_CORETYPE={chosen} is set and stays; without it {_what(kind)} "
             f"would be {gain:.2f} times as fast here"
         )
     return chosen
 
 
-def _gain_over(family: str) -> float:
+def _what(kind: str) -> str:
+    return f"{kind} layers" if kind else "matrix products"
+
+
+def _gain_over(family: str, kind: str) -> float:
     """Return how much faster the best measured family is; 1 if ``family`` wasn't."""
-    entry = _read(environment.cache_dir() / "blas.json").get(environment.kernel_key())
+    key = environment.kernel_key(kind)
+    entry = _read(environment.cache_dir() / "blas.json").get(key)
     times = entry.get("milliseconds") if isinstance(entry, dict) else None
     times = {name.lower(): t for name, t in times.items()} if times else {}
     own = times.get(family.lower())
@@ -98,7 +178,7 @@ def candidates(machine: str | None = None) -> tuple[str, ...]:
 
 
 def fastest(times: Mapping[str, float]) -> str:
-    """Return the family to take: the own choice unless another is over 5 % faster."""
+    """Return the family to take: the own choice unless another is over 3 % faster."""
     own = times.get(OWN_CHOICE)
     if own is None:
         return OWN_CHOICE
@@ -107,12 +187,16 @@ def fastest(times: Mapping[str, float]) -> str:
 
 
 def measure(
-    families: Sequence[str], python: str = sys.executable, code: str = _CHILD
+    families: Sequence[str],
+    kind: str = LARGE,
+    python: str = sys.executable,
+    code: str | None = None,
 ) -> dict[str, float]:
     """Return the seconds that each family needs; one that crashes is left out.
 
     The families take turns, so that a busy moment of the machine hits all of them.
     """
+    code = code or _CHILD.format(setup=_SETUPS[kind])
     children = {family: _start(family, python, code) for family in families}
     try:
         alive = {f: child for f, child in children.items() if _answer(child)}
@@ -129,7 +213,7 @@ def measure(
         _end(list(children.values()))
 
 
-def remember(kernel: str, times: Mapping[str, float]) -> str:
+def remember(kernel: str, times: Mapping[str, float], kind: str = LARGE) -> str:
     """Write the choice to the cache; return what went wrong, or ''.
 
     The file is replaced as a whole, so a reader never sees half of it. Of two writers
@@ -140,21 +224,22 @@ def remember(kernel: str, times: Mapping[str, float]) -> str:
     entry = {"kernel": kernel, "milliseconds": milliseconds}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**_read(path), environment.kernel_key(): entry}, indent=1)
+        known = {**_read(path), environment.kernel_key(kind): entry}
+        text = json.dumps(known, indent=1)
         _replace(path, text)
     except OSError as error:
         return f" (not remembered: {error})"
     return ""
 
 
-def _report(kernel: str, times: Mapping[str, float]) -> str:
+def _report(kernel: str, times: Mapping[str, float], kind: str) -> str:
     own = times.get(OWN_CHOICE)
     if own is None:
         return "BLAS kernels could not be measured: OpenBLAS' own choice is used"
+    measured = f"BLAS kernels measured{f' for {_what(kind)}' if kind else ''}"
     if kernel == OWN_CHOICE:
-        return "BLAS kernels measured: OpenBLAS' own choice is the best"
-    gain = own / times[kernel]
-    return f"BLAS kernels measured: {kernel} is {gain:.2f}x OpenBLAS' own choice"
+        return f"{measured}: OpenBLAS' own choice is the best"
+    return f"{measured}: {kernel} is {own / times[kernel]:.2f}x OpenBLAS' own choice"
 
 
 def _start(family: str, python: str, code: str) -> subprocess.Popen[str]:

@@ -152,6 +152,7 @@ def start_program(
         machine=_machine(hosts),
         token=secrets.token_hex(8),
         run_dir=Path.cwd(),
+        kernel=blas.choose_kernel(say),
         allocation=slurm.prepare(allocation, launch, mpi),
     )
     return start.run(make(), make, say)
@@ -208,13 +209,15 @@ def refuse_to_replace(run_dir: Path) -> None:
         )
 
 
-def prepare_process(threads: int | None = None) -> None:
-    """Set threads and kernel family of this process, before NumPy is loaded."""
+def prepare_process(threads: int | None = None, kind: str = blas.LARGE) -> None:
+    """Set threads and kernel family of this process, before NumPy is loaded.
+
+    ``kind`` is that of the job; see ``launch/blas.py``.
+    """
     if threads is not None and environment.user_threads() is None:
         os.environ.update(environment.thread_variables(threads))
-    kernel = blas.choose_kernel(say)
-    os.environ.update(environment.kernel_variable(kernel))
-    environment.prepare_process()
+    kernel = blas.choose_kernel(say, kind=kind)
+    environment.prepare_process(kernel)
 
 
 def say(line: str) -> None:

@@ -41,12 +41,11 @@ def duration(seconds: float | None) -> str:
 
 
 def short_time(seconds: float | None) -> str:
-    """Return the time of a step: 0.0123 as 12.3 ms."""
+    """Return the time of a step in two or three digits: 0.0123 as 12 ms."""
     if seconds is None:
         return "-"
-    if seconds < 1:
-        return f"{seconds * 1e3:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds:.0f} s"
+    value, unit = (seconds, "s") if seconds >= 0.9995 else (seconds * 1e3, "ms")
+    return f"{value:.1f} {unit}" if 0.05 <= value < 9.95 else f"{value:.0f} {unit}"
 
 
 def memory(megabytes: float | None) -> str:

@@ -136,17 +136,12 @@ def _progress(run: Run, width: int, paint: Paint) -> Iterator[str]:
     shown = "" if loss is None else f"loss {text.number(loss)}"
     left = run.status.get("seconds_left")
     left = left if run.state == RUNNING and is_number(left) else None
-    parts = [
-        f"step {step}/{total}" if total else f"step {step}",
-        text.bar(step / total, 20) if total else "",
-        f"{step / total:.0%}" if total else "",
-        shown,
-        "".join(_rate(run)),
-        "" if left is None else f"{text.duration(left)} left",
-    ]
-    for spare in (None, 1, 2, 4):  # first the bar is left out, last the rate
-        if spare is not None and spare < len(parts):
-            parts[spare] = ""
+    name = f"step {step}/{total}" if total else f"step {step}"
+    ends = "" if left is None else f"{text.duration(left)} left"
+    for bar, rate in ((20, True), (10, True), (0, True), (0, False)):
+        drawn = text.bar(step / total, bar) if total else ""
+        share = f"{step / total:.0%}" if total else ""
+        parts = [name, drawn, share, shown, "".join(_rate(run)) if rate else "", ends]
         line = "  ".join(filter(None, parts))
         if len(line) < width:
             break
@@ -175,6 +170,7 @@ def _curves(run: Run, width: int) -> Iterator[str]:
         if not found:
             continue
         ends = f"{text.number(found[0])} to {text.number(found[-1])}"
+        ends = ends if len(found) > 1 else text.number(found[0])
         if name == "val_loss":
             low = min(found)
             ends += f", best {text.number(low)} at {steps[found.index(low)]}"
@@ -225,13 +221,18 @@ def _table(ranks: list[_Rank], room: int, width: int, paint: Paint) -> list[str]
     return [paint(lines[0], "dim"), *marked[1:]]
 
 
+def _column(seconds: float | None) -> str:
+    """Columns that keep their widths don't jump from look to look."""
+    return f"{text.short_time(seconds):>6}"
+
+
 def _row(rank: _Rank, slowest: bool) -> tuple[str, ...]:
     return (
         str(rank.number),
         rank.host[:14],
         text.memory(rank.memory),
-        text.short_time(rank.step),
-        *(text.short_time(rank.seconds[part]) for part in _PARTS),
+        _column(rank.step),
+        *(_column(rank.seconds[part]) for part in _PARTS),
         "< slowest" if slowest else "",
     )
 
@@ -250,7 +251,7 @@ def _row_of_all(ranks: list[_Rank], rest: int) -> tuple[str, ...]:
         "",
         f"+{rest}, medians"[:14],
         middle([r.memory for r in ranks], text.memory),
-        middle([r.step for r in ranks], text.short_time),
+        middle([r.step for r in ranks], _column),
         *parts,
         "",
     )

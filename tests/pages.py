@@ -93,7 +93,7 @@ class Reader:
 
 
 NUMBER = re.compile(r"-?\d[\d.,:]*(?:e[-+]?\d+)?[kMG%]?")
-UNIT = re.compile(r"# ?(?:ms|s|min|h)\b")
+UNIT = re.compile(r"# ?(?:us|ms|s|min|h)\b")
 RESULT = re.compile(r"((?:val_)?(?:loss|accuracy|perplexity)):? +([\d.]+\d)")
 TOLERANCE = 0.1  # of a result: other versions, kernels and ranks round differently
 

@@ -41,4 +41,5 @@ def test_the_drawing_shows_the_order_that_is_tested() -> None:
     middle = re.findall(r'text-anchor="middle"[^>]*>([^<]+)<', drawing)
     shown = [set(html.unescape(line).split(" · ")) for line in middle]
     known = set().union(*order)
-    assert [line for line in shown if line & known] == list(reversed(order))
+    found = [line for line in shown if line & known]
+    assert found == list(reversed(order)), "write them into docs/assets/imports.svg"

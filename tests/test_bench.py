@@ -15,8 +15,11 @@ from fastserve.bench import allreduce
 from fastserve.bench import generate as bench_generate
 from fastserve.bench import layers as bench_layers
 from fastserve.bench.allreduce import measure, parse_size, table
+from fastserve.bench.cases import CASES
+from fastserve.bench.kinds import by_kind
 from fastserve.comm import Communicator, run_threads
 from fastserve.errors import ArgumentError, UnknownNameError
+from launch import blas
 
 
 def test_sizes() -> None:
@@ -171,3 +174,13 @@ def test_generation_beyond_the_context_is_refused() -> None:
     assert "expected 1 to 48 tokens" in done.stderr
     assert "received: 49" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_every_case_of_layers_is_of_one_kind() -> None:
+    groups = by_kind([])
+    assert [name for names in groups.values() for name in names] == list(CASES)
+    assert set(groups) == {blas.LARGE, blas.CONVOLUTION, blas.RECURRENT}
+    assert by_kind(["lenet", "unknown", "cnn"]) == {
+        "convolution": ["lenet", "cnn"],
+        "": ["unknown"],
+    }

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,7 +42,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ({"": 1.0, "Haswell": 2.0}, ""),
         ({"": 1.0, "SkylakeX": 0.5, "Zen": 0.6}, "SkylakeX"),
-        ({"": 1.0, "SkylakeX": 0.96}, ""),
+        ({"": 1.0, "SkylakeX": 0.98}, ""),
         ({"": 1.0, "SkylakeX": 0.95}, "SkylakeX"),
         ({"SkylakeX": 0.5}, ""),
         ({}, ""),
@@ -74,21 +75,66 @@ def test_a_family_that_hangs_is_left_out(
     assert time.monotonic() - begin < 10
 
 
-def test_a_real_measurement_is_remembered(cache: Path) -> None:
+@pytest.mark.parametrize("kind", [blas.LARGE, blas.RECURRENT, blas.CONVOLUTION])
+def test_a_real_measurement_is_remembered(
+    kind: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blas, "candidates", lambda: ("", "Haswell"))
     lines: list[str] = []
-    kernel = blas.choose_kernel(lines.append)
-    assert kernel in blas.candidates()
-    assert environment.remembered_kernel() == kernel
-    entry = json.loads(cache.read_text())[environment.kernel_key()]
+    kernel = blas.choose_kernel(lines.append, kind=kind)
+    assert kernel in ("", "Haswell")
+    assert environment.remembered_kernel(kind) == kernel
+    entry = json.loads(cache.read_text())[environment.kernel_key(kind)]
     assert 0 < entry["milliseconds"]["own"] < 60_000
-    assert [line.split(":")[0] for line in lines] == ["BLAS kernels measured"]
+    assert len(lines) == 1
+    assert lines[0].startswith("BLAS kernels measured")
+    assert kind in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("layers", "kind"),
+    [
+        ([{"Dense": {"units": 3}}], blas.LARGE),
+        ([{"Conv1D": {}}, {"Dense": {"units": 3}}], blas.CONVOLUTION),
+        ([{"DepthwiseConv2D": {}}], blas.CONVOLUTION),
+        ([{"Conv1D": {}}, {"GRU": {"units": 3}}], blas.RECURRENT),
+        ([{"Bidirectional": {"layer": {"LSTM": {"units": 3}}}}], blas.RECURRENT),
+        ([{"TimeDistributed": {"layer": "SimpleRNN"}}], blas.RECURRENT),
+    ],
+)
+def test_the_kind_of_a_job_is_that_of_its_layers(
+    layers: list[dict[str, dict[str, object]]], kind: str
+) -> None:
+    assert blas.kind_of(SimpleNamespace(layers=layers)) == kind
+
+
+def test_a_model_without_layers_in_the_job_has_large_products() -> None:
+    assert blas.kind_of(SimpleNamespace(type="gpt")) == blas.LARGE
+
+
+def test_each_kind_is_remembered_for_itself() -> None:
+    blas.remember("Zen", {"": 2.0, "Zen": 1.0})
+    blas.remember("", {"": 1.0, "Zen": 2.0}, blas.RECURRENT)
+    assert environment.remembered_kernel() == "Zen"
+    assert environment.remembered_kernel(blas.RECURRENT) == ""
+    assert environment.remembered_kernel(blas.CONVOLUTION) is None
+
+
+def test_what_the_own_choice_failed_in_is_not_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blas, "measure", lambda families, kind: {"Zen": 1.0})
+    lines: list[str] = []
+    assert blas.choose_kernel(lines.append) == ""
+    assert "could not be measured" in lines[0]
+    assert environment.remembered_kernel() is None
 
 
 def test_what_is_remembered_is_not_measured_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert blas.remember("Zen", {"": 2.0, "Zen": 1.0}) == ""
-    monkeypatch.setattr(blas, "measure", lambda families: pytest.fail("measured"))
+    monkeypatch.setattr(blas, "measure", lambda families, kind: pytest.fail("measured"))
     lines: list[str] = []
     assert blas.choose_kernel(lines.append) == "Zen"
     assert lines == []
@@ -99,7 +145,7 @@ def test_what_the_user_set_is_taken(
     chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert blas.remember("SkylakeX", {"": 2.0, "Zen": 2.0, "SkylakeX": 1.0}) == ""
-    monkeypatch.setattr(blas, "measure", lambda families: pytest.fail("measured"))
+    monkeypatch.setattr(blas, "measure", lambda families, kind: pytest.fail("measured"))
     lines: list[str] = []
     assert blas.choose_kernel(lines.append, {"OPENBLAS_CORETYPE": chosen}) == chosen
     if chosen.lower() == "zen":
@@ -113,7 +159,7 @@ def test_what_the_user_set_is_taken(
 def test_a_failed_measurement_is_said_and_not_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(blas, "measure", lambda families: {})
+    monkeypatch.setattr(blas, "measure", lambda families, kind: {})
     lines: list[str] = []
     assert blas.choose_kernel(lines.append) == ""
     assert "could not be measured" in lines[0]
@@ -125,7 +171,7 @@ def test_a_cache_that_cannot_be_written_is_said(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FASTSERVE_CACHE_DIR", str(tmp_path / "file" / "below"))
-    monkeypatch.setattr(blas, "measure", lambda families: {"": 2.0, "Zen": 1.0})
+    monkeypatch.setattr(blas, "measure", lambda families, kind: {"": 2.0, "Zen": 1.0})
     lines: list[str] = []
     assert blas.choose_kernel(lines.append) == "Zen"
     assert "Zen is 2.00x" in lines[0]
@@ -138,7 +184,7 @@ def test_entries_of_other_cpus_stay_and_damage_is_mended(
     cache.parent.mkdir()
     cache.write_text("{half")
     blas.remember("Zen", {"": 2.0, "Zen": 1.0})
-    monkeypatch.setattr(environment, "kernel_key", lambda: "another")
+    monkeypatch.setattr(environment, "kernel_key", lambda kind="": "another")
     blas.remember("", {"": 1.0})
     kernels = [entry["kernel"] for entry in json.loads(cache.read_text()).values()]
     assert kernels == ["Zen", ""]

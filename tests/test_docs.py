@@ -31,7 +31,13 @@ from launch.cli import cli
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))  # test_tutorials.py
-EVERY = [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES, *TUTORIALS]
+EVERY = [
+    ROOT / "README.md",
+    ROOT / "README.zh.md",
+    ROOT / "CHANGELOG.md",
+    *PAGES,
+    *TUTORIALS,
+]
 NOT_RUN = r"(<!-- not run[^>]*-->\s*)?"
 BLOCK = re.compile(r"<!-- setup\n(.*?)-->|" + NOT_RUN + r"```python\n(.*?)```", re.S)
 TIME_LIMIT = 60  # seconds for a page

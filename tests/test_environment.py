@@ -123,7 +123,7 @@ def test_remembered_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FASTSERVE_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(environment, "kernel_key", lambda: "KEY")
+    monkeypatch.setattr(environment, "kernel_key", lambda kind="": "KEY")
     if content is not None:
         (tmp_path / "blas.json").write_text(content)
     assert environment.remembered_kernel() == expected
@@ -190,6 +190,8 @@ def test_what_the_user_set_stays(tmp_path: Path) -> None:
     (tmp_path / "blas.json").write_text(json.dumps(content))
     cache = {"FASTSERVE_CACHE_DIR": str(tmp_path)}
     assert prepared(cache)[0][5] == "SkylakeX"
+    # the launcher chose for the job; no variable is OpenBLAS' own choice
+    assert prepared({**cache, "FASTSERVE_JOB": "token"})[0][5] is None
     given = {"OMP_NUM_THREADS": "7", "OPENBLAS_CORETYPE": "Haswell"}
     assert prepared({**cache, **given})[0] == ["7"] * 5 + ["Haswell"]
 

@@ -146,7 +146,7 @@ def test_a_run_folder_that_vanishes(what: str, tmp_path: Path) -> None:
             run_dir.rename(tmp_path / "elsewhere")
         else:
             shutil.rmtree(run_dir, ignore_errors=True)
-        done = started.finish(30)
+        done = started.finish(60)
     assert done.returncode == 1, done.stderr
     assert "there before" in done.stderr
     assert "somebody has removed or renamed it" in done.stderr

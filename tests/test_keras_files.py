@@ -267,3 +267,15 @@ def test_a_cudnn_lstm_of_keras_2_becomes_an_lstm(tmp_path: Path) -> None:
         model.get_weights(), (kernel, recurrent, biases.sum(axis=0)), strict=True
     ):
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.weights.h5"
+    model = fs.models.Sequential([fs.layers.Dense(3, input_shape=(4,))])
+    model.save_weights(path)
+    content = path.read_bytes()
+    assert b"dense" in content
+    for bad in (b"\xffense", b"den\xffe"):
+        path.write_bytes(content.replace(b"dense", bad))
+        with pytest.raises(CheckpointError):
+            model.load_weights(path)

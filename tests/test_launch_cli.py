@@ -164,7 +164,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return {"loss": 1.25, "perplexity": 3.4903}
 
     modules = {
-        "worker": SimpleNamespace(generate=generate, evaluate=evaluate),
+        "trained": SimpleNamespace(generate=generate, evaluate=evaluate),
         "bench.step": SimpleNamespace(
             step=lambda shape, **options: calls.append((shape, options))
         ),
@@ -174,11 +174,11 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         if "." not in name:
             monkeypatch.setattr(fastserve, name, module, raising=False)
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(blas, "choose_kernel", lambda say: "Zen")
+    monkeypatch.setattr(blas, "choose_kernel", lambda say, kind="": "Zen")
     monkeypatch.setattr(
         environment,
         "prepare_process",
-        lambda: calls.append(os.environ["OPENBLAS_CORETYPE"]),
+        lambda kernel: calls.append(kernel),
     )
     return calls
 

@@ -67,6 +67,10 @@ def test_every_key_command_and_public_name_is_there(
     import fastserve as fs
     from launch.cli import cli
 
+    files = (site / "reference" / "files.html").read_text("utf-8")
+    for place in ("fastserve/training", "launch/commands"):
+        for path in (ROOT / place).glob("*.py"):
+            assert f"<code>{path.name}</code>" in files
     keys = (site / "reference" / "job.html").read_text("utf-8")
     for key in ("global_batch", "bucket_mb", "max_restarts", "lora", "vectorize"):
         assert f"<code>{key}</code>" in keys
@@ -80,6 +84,26 @@ def test_every_key_command_and_public_name_is_there(
         }
         public = build.reference.public_names(getattr(fs, module))
         assert public and set(public) <= headings, module
+
+
+@pytest.mark.slow
+def test_formulas_and_drawings_are_in_the_pages(site: Path) -> None:
+    formulas = (site / "mathematics.html").read_text("utf-8")
+    assert formulas.count("<math") > 100
+    prose = re.sub(r"<(pre|code|script)\b.*?</\1>", "", formulas, flags=re.S)
+    assert "$" not in prose
+    for page in ("concepts", "architecture"):
+        text = (site / f"{page}.html").read_text("utf-8")
+        for drawing in re.findall(r'src="(assets/[^"]+\.svg)"', text):
+            assert (site / drawing).exists()
+        assert "assets/" in text
+
+
+@pytest.mark.slow
+def test_no_words_were_taken_for_tags(site: Path) -> None:
+    """As "<gradient, d>" in a docstring is, which belongs into backticks."""
+    for page in (site / "reference" / "python").glob("*.html"):
+        assert not re.findall(r"<[a-z]+,", page.read_text("utf-8")), page
 
 
 @pytest.mark.slow

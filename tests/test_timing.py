@@ -69,7 +69,7 @@ def test_seconds_of_all_kinds_are_the_time_that_has_passed() -> None:
 def test_what_is_within_a_kind_nests_in_a_trace() -> None:
     timing, trace = Timing(), Trace(10)
     timing.to("forward")
-    timing.trace = trace
+    timing.begin_trace(trace)
     with timing.within("sums", "sum of a layer"):
         pass
     timing.to("other")

@@ -86,7 +86,7 @@ def test_a_training_job(tmp_path: Path) -> None:
     assert re.fullmatch(r"val_loss .* 0.7000 to 0.5000, best 0.5000 at 40", found[3])
     table = [line.split() for line in found[-3:]]
     assert table[0][2:] == ["memory", "step", "compute", "comm.", "wait", "data"]
-    row = "0 node0 210 MB 131 ms 100 ms 10 ms 20 ms 1 ms"
+    row = "0 node0 210 MB 131 ms 100 ms 10 ms 20 ms 1.0 ms"
     assert " ".join(found[-2].split()) == row
     assert found[-1].endswith("< slowest") and "231 ms" in found[-1]
 
@@ -298,8 +298,6 @@ def test_numbers_and_times() -> None:
     assert text.sparkline([5, 5], 9) == "▁▁"
     assert text.sparkline([1, float("nan"), 3], 9) == "▁█"
     assert [text.memory(m) for m in (None, 210.5, 2100)] == ["-", "210 MB", "2.1 GB"]
-    assert [text.short_time(s) for s in (0.0123, 1.5, 150)] == [
-        "12.3 ms",
-        "1.5 s",
-        "150 s",
+    assert [text.short_time(s) for s in (0.0123, 1.5, 150, 0.0, 0.9999)] == [
+        *("12 ms", "1.5 s", "150 s", "0 ms", "1.0 s")
     ]

@@ -52,15 +52,24 @@ SHORTER = {
         ("warmup_steps: 100", "warmup_steps: 5"),
         ("every: 500", "every: 20"),
         ("train.steps=2200", "train.steps=44"),
+        ("n_embd: 128", "n_embd: 32"),
+        (
+            "evaluate runs/bard",
+            "evaluate runs/bard --set data.validation_split=0.01",
+        ),
     ],
     "finetune-gpt2": [
-        ("n_layer: 3", "n_layer: 1"),
+        ("n_layer: 3", "n_layer: 2"),
         ("steps: 400, clip_norm: 1.0, eval_every: 200", "steps: 20, eval_every: 10"),
         ("steps: 200, clip_norm: 1.0, eval_every: 50", "steps: 20, eval_every: 10"),
         ("eval_batches: 20, log_every: 200", "eval_batches: 2, log_every: 10"),
         ("eval_batches: 20, log_every: 50", "eval_batches: 2, log_every: 10"),
         ("warmup_steps: 40", "warmup_steps: 5"),
         ("warmup_steps: 20", "warmup_steps: 5"),
+        (
+            "--set data.source=shakespeare",
+            "--set data.source=shakespeare --set data.validation_split=0.01",
+        ),
     ],
     "from-nanogpt": [
         ("steps: 200, clip_norm: 1.0, eval_every: 100", "steps: 20, eval_every: 10"),

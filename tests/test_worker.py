@@ -96,8 +96,11 @@ def test_what_a_run_leaves(alone: Path) -> None:
         "checkpoints/latest",
         "config.yaml",
         "done.json",
+        "environment.json",
         "logs/rank-00000.log",
+        "metrics.csv",
         "metrics.jsonl",
+        "status.json",
         "tokenizer.json",
     }
     lines = metrics(alone)

@@ -110,7 +110,7 @@ def gather(folder: Path) -> None:
             text = text.replace(MARK, "".join(rows))
         target.write_text(relinked(text, path), "utf-8")
     (folder / "assets").mkdir(exist_ok=True)
-    for name in ("site.css", "iframe-worker.js"):
+    for name in ("site.css", "icon.svg", "iframe-worker.js"):
         shutil.copy(Path(__file__).with_name(name), folder / "assets")
     pages = {
         "job.md": reference.job_keys(),
@@ -162,13 +162,20 @@ def relinked(text: str, page: Path, up: str | None = None) -> str:
 def nav(index: str) -> list[dict[str, list[str]] | str]:
     """Return the nav that the tables of the index give: a section for each heading."""
     sections: dict[str, list[str]] = {}
+    seen: set[str] = set()
     for heading, body in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", index, re.S | re.M):
         first = "\n".join(re.findall(r"^\| (.+?) \|", body, re.M))
-        sections[heading] = re.findall(r"\]\(([^)#]+\.md)\)", first)
+        pages = re.findall(r"\]\(([^)#]+\.md)\)", first)
+        sections[heading] = [page for page in pages if page not in seen]
+        seen |= set(pages)
     names = [f"reference/python/{name}.md" for name in reference.MODULES]
     sections["Reference"] = [*GENERATED, *sections["Reference"]]
-    sections["Python"] = names
-    return ["index.md", *({key: pages} for key, pages in sections.items())]
+    entries: list[dict[str, list[str]] | str] = ["index.md"]
+    for key, pages in sections.items():
+        entries.append({key: pages})
+        if key == "Reference":
+            entries.append({"Python": names})
+    return entries
 
 
 def check_nav(entries: list[Any], folder: Path) -> None:

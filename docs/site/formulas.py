@@ -28,6 +28,8 @@ class _Formula(InlineProcessor):
         made = self.converter.convert_with_local_state(
             m.group(1).strip(), displaystyle=self.block
         )
+        if self.block:  # what is too wide for the window is scrolled by itself
+            made = f'<span class="formula">{made}</span>'
         return self.md.htmlStash.store(made), m.start(), m.end()
 
 

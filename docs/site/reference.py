@@ -75,8 +75,15 @@ def _table(node: Node, definitions: Node) -> list[str]:
             default,
             value.get("description", "").replace("``", "`"),
         ]
-        lines.append("| " + " | ".join(w.replace("|", "\\|") for w in words) + " |")
+        lines.append("| " + " | ".join(map(_cell, words)) + " |")
     return lines
+
+
+def _cell(text: str) -> str:
+    """Return a cell of a table: bars end it, but in code."""
+    parts = text.split("`")
+    parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+    return "`".join(parts)
 
 
 def _references(node: Node) -> list[str]:
@@ -246,15 +253,16 @@ def files() -> str:
     lines = ["# Every file\n", "With the first line of its docstring.\n"]
     for package in ("fastserve", "launch"):
         folder = ""
-        for path in sorted((ROOT / package).rglob("*.py")):
+        for path in sorted(
+            (ROOT / package).rglob("*.py"), key=lambda path: (path.parent, path.name)
+        ):
             place = path.relative_to(ROOT)
             said = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
             first = said.split("\n\n")[0].replace("\n", " ").replace("``", "`")
             if str(place.parent) != folder:
                 folder = str(place.parent)
                 lines += [f"\n## {folder}/\n", "| file | what |", "|---|---|"]
-            said = first.replace("|", "\\|")
-            lines.append(f"| `{place.name}` | {said} |")
+            lines.append(f"| `{place.name}` | {_cell(first)} |")
     return "\n".join(lines) + "\n"
 
 

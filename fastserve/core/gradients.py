@@ -22,8 +22,8 @@ def gradient_error(
 
     The layer is built in float64, with its initial weights plus some noise, and
     f = sum(dy * forward(x)) for a random dy. Along a unit direction d of all weights
-    and of x, f changes by <gradients, d>, and by (f(at + h d) - f(at - h d)) / 2h; one
-    direction checks all entries at once. Of a right ``backward`` the error is about
+    and of x, f changes by ``<gradients, d>``, and by (f(at + h d) - f(at - h d)) / 2h;
+    one direction checks all entries at once. Of a right ``backward`` the error is about
     1e-8, of a wrong one mostly above 1e-2. Where ``forward`` has a kink, as relu has,
     an input within 1e-5 of it gives an error, too: take another x.
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastserve.core import Array, Done, Layer, Shape, Tensor, Training, nothing
 from fastserve.errors import ArgumentError
+from fastserve.layers.pooled import Pooled, pooled
 from fastserve.layers.shapes import InputLayer
 
 
@@ -18,6 +19,7 @@ class Chain(Layer):
         super().__init__(name=name)
         self.layers: list[Layer] = []
         self._mask_out: Any = None
+        self._steps: dict[int, list[Layer | Pooled]] = {}  # by how many
         for layer in layers:
             self.append(layer)
 
@@ -33,10 +35,12 @@ class Chain(Layer):
             )
         self.child(layer.name or str(len(self.layers)), layer)
         self.layers.append(layer)
+        self._steps.clear()
 
     def pop(self) -> Layer:
         """Remove the last layer and return it."""
         layer = self.layers.pop()
+        self._steps.clear()
         kept = {name: one for name, one in self._children.items() if one is not layer}
         self._children = kept
         return layer
@@ -60,22 +64,40 @@ class Chain(Layer):
 
     def _forward(self, layers: list[Layer], x: Array, training: Training) -> Array:
         mask = self.mask
-        for layer in layers:
-            layer.mask = mask
-            x = layer.forward(x, training)
-            mask = layer.output_mask()
+        for step in self._steps_of(layers):
+            if isinstance(step, Pooled):
+                step.filtering.mask, mask = mask, None
+                x = step.forward(x, training)
+                continue
+            step.mask = mask
+            x = step.forward(x, training)
+            mask = step.output_mask()
         self._mask_out = mask
         return x
+
+    def _steps_of(self, layers: list[Layer]) -> list[Layer | Pooled]:
+        """Return all of the layers, or the first ones, with those taken together that
+        are faster so."""
+        known = self._steps.get(len(layers))
+        if known is None:
+            known = self._steps[len(layers)] = []
+            left = list(layers)
+            while left:
+                both = pooled(left[0], left[1] if len(left) > 1 else None)
+                known.append(both or left[0])
+                del left[: 2 if both else 1]
+        return known
 
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         return self._backward(self.layers, dy, done)
 
     def _backward(self, layers: list[Layer], dy: Any, done: Done) -> Any:
-        for layer in reversed(layers):
+        for step in reversed(self._steps_of(layers)):
             if dy is None:  # nobody needs the gradient from here on
                 break
-            dy = layer.backward(dy, done)
-            done(layer)
+            dy = step.backward(dy, done)
+            if not isinstance(step, Pooled):  # it says itself what is done
+                done(step)
         return dy
 
     @property

@@ -113,6 +113,9 @@ class Filtering(Layer):
     """activation(f(x) + bias) for a map f of images; a subclass writes f.
 
     It writes ``make_weights``, ``axis`` and the three maps below.
+
+    Attributes:
+        bare: while it is set, ``forward`` returns f(x) alone.
     """
 
     rank = 2
@@ -136,6 +139,7 @@ class Filtering(Layer):
         self.bias_constraint = constraints.get(bias_constraint)
         self.fused_loss = fusable(self.activation)
         self._x: Array | None = None
+        self.bare = False
 
     # -- what a subclass writes ------------------------------------------------
 
@@ -199,6 +203,7 @@ class Filtering(Layer):
         z = self.buffer("z", (x.shape[0], *outs, self.filters_out))
         # y takes z's place where backward needs neither z nor z's derivative
         apart = self.activation.needs_slope or self.fused_loss is not None
+        apart = apart and not self.bare
         y = self.buffer("y", z.shape) if apart else z
         self._y = y
         self.map(x, z, axes, bool(training))
@@ -206,6 +211,8 @@ class Filtering(Layer):
 
     def finish(self, z: Array, rows: slice, training: bool) -> None:
         """Add the bias and apply the activation to rows of z, while in the cache."""
+        if self.bare:
+            return
         linear = self.activation.name == "linear"
         if linear and not self.use_bias:
             return
@@ -245,10 +252,17 @@ class Filtering(Layer):
     def backward_logits(self, dz: Array, done: Done = nothing) -> Any:
         return self._backward(as_image(dz, self.rank))
 
+    def backward_bare(self, dz: Array) -> Any:
+        """``backward`` where ``forward`` was bare."""
+        return self._map_back(as_image(dz, self.rank))
+
     def _backward(self, dz: Array) -> Any:
-        x = self.saved(self._x)
         if self.use_bias and self.bias.trainable:
             sum_rows(as_rows(dz), self.bias.grad)
+        return self._map_back(dz)
+
+    def _map_back(self, dz: Array) -> Any:
+        x = self.saved(self._x)
         dx = self.scratch(x.shape) if self.input_gradient else None
         self.map_back(x, dz, dx, self.axes(x))
         return dx if dx is None or self.rank == 2 else dx[:, 0]

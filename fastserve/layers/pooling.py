@@ -78,6 +78,10 @@ class _Pooling(Layer):
         self.pool_back(as_image(dy, self.rank), dx, self.axes(x))
         return dx if self.rank == 2 else dx[:, 0]
 
+    def output(self) -> Array:
+        """Return the last output, as images."""
+        return self._buffers["y"]
+
     def output_mask(self) -> None:
         return None
 

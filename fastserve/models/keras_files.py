@@ -277,7 +277,7 @@ def _names(file: Any) -> list[str]:
 
     def visit(name: str, item: Any) -> None:
         if hasattr(item, "shape"):
-            names.append(name)
+            names.append(_text(name))  # of other bytes than UTF-8, h5py gives these
 
     file.visititems(visit)
     return names
@@ -310,7 +310,7 @@ def _opened(path: Path) -> Iterator[Any]:
     with file:
         try:
             yield file
-        except (OSError, KeyError, RuntimeError) as error:
+        except (OSError, KeyError, RuntimeError, UnicodeError) as error:
             if isinstance(error, (CheckpointError, StateError)):
                 raise
             raise _damaged(path, str(error)) from error

@@ -78,6 +78,7 @@ def maximum_gradient(dy: Array, winner: Array, dx: Array, axes: Axes) -> None:
         part = dy[piece.samples, piece.first : piece.last]
         won = winner[piece.samples, piece.first : piece.last]
         here = room(_BETTER, part.shape, _BOOL)
+        each = room(_NUMBER, part.shape, dy.dtype)
 
         def sent(
             number: int,
@@ -85,9 +86,13 @@ def maximum_gradient(dy: Array, winner: Array, dx: Array, axes: Axes) -> None:
             part: Array = part,
             won: Array = won,
             here: Array = here,
+            each: Array = each,
         ) -> None:
+            # a product with bools, or one that writes pixels apart, takes longer
             np.equal(won, number, out=here)
-            np.multiply(part, here, out=out)
+            np.copyto(each, here)
+            np.multiply(part, each, out=each)
+            copy_pixels(out, each)
 
         _send(sent, axes, piece, dx)
 

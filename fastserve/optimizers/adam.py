@@ -53,7 +53,7 @@ class Adam(Optimizer):
         m, v, *v_max = slots
         if scale != 1:
             g = np.multiply(g, scale, out=t)
-        # products in place and one scratch: the fewest bytes pass through the cache
+        # in place, and with one scratch: few bytes pass through the cache
         np.multiply(m, beta_1, out=m)
         np.multiply(g, rest_1, out=u)
         np.add(m, u, out=m)

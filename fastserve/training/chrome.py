@@ -134,7 +134,8 @@ def _of_rank(pid: int, events: list[_Aligned], zero: int) -> list[dict[str, Any]
     for place, (thread, title) in enumerate(THREADS.items()):
         mine = [event for event in events if event[0] == thread]
         for lane, nested in enumerate(_lanes(mine)):
-            tid = 1 + place * _LANES + min(lane, _LANES - 1)
+            # never the number of the process: that would be its main thread
+            tid = 1 + pid * 1000 + place * _LANES + min(lane, _LANES - 1)
             name = title if lane == 0 else f"{title} {lane + 1}"
             made.append(_meta("thread_name", pid, tid, name=name))
             made.append(_meta("thread_sort_index", pid, tid, sort_index=tid))

@@ -21,7 +21,9 @@ from fastserve.training.timing import COMPUTE, KINDS
 log = logging.getLogger("fastserve")
 
 VERSION = 1
-SECONDS = 2.0  # between two looks, about
+SECONDS = 2.0  # between two looks, about; more if one takes more than COST of that
+COST = 0.005
+LONGEST = 15.0  # seconds between two: readers take an older file for a dead job's
 # Columns of the table that the ranks fill: seconds since the look before, then these.
 _ROWS, _PID, _RSS = len(KINDS), len(KINDS) + 1, len(KINDS) + 2
 _WIDTH = len(KINDS) + 3
@@ -35,7 +37,8 @@ class Status(Callback):
 
     About every 2 seconds, after the same step on all ranks, they add up a small table,
     in which each has filled its own row. When that is, rank 0 decides: it asks for it
-    with a flag in the sum that ends each step.
+    with a flag in the sum that ends each step. With many ranks or a slow disk looks
+    become rarer, so that they take half a percent of the time, down to one in 15 s.
 
     A file that can't be written is said once, and doesn't end the training.
 
@@ -95,11 +98,13 @@ class Status(Callback):
         self._before, self._own_rows = now, 0
         with timing.within("sums", "status"):
             self._comm.allreduce(table.reshape(-1))
+        start = time.monotonic()
         if self.rank == 0:
             self._take(table)
             self._write(state, table)
         self._rows, self._looked = 0, self.step
-        self._next = time.monotonic() + SECONDS
+        wanted = (time.monotonic() - start) / COST
+        self._next = start + min(max(wanted, SECONDS), LONGEST)
 
     def _take(self, table: Array) -> None:
         parts = parts_of(table[:, : len(KINDS)])
@@ -160,15 +165,11 @@ class Status(Callback):
         """Return where the time went, for the end of a run: a line, and another one if
         a rank made the others wait. Only on rank 0, after ``end``."""
         mean = dict(zip(PARTS, self.seconds.mean(axis=0).tolist(), strict=True))
-        total = sum(mean.values())
-        words = {
-            "compute": "computing",
-            "waiting": "waiting for slower ranks",
-            "other": "other",
-        }
+        total = max(sum(mean.values()), 1e-9)
+        words = {"compute": "computing", "waiting": "waiting for slower ranks"}
         shown = list(_IN_STEPS) if self._comm.size > 1 else ["compute", "data"]
         shown += [p for p in PARTS[4:] if mean[p] >= max(0.005 * total, 0.05)]
-        told = [f"{words.get(p, p)} {_share(mean[p], total)}" for p in shown]
+        told = [f"{words.get(p, p)} {_percent(mean[p] / total)}" for p in shown]
         lines = [f"{_seconds(total)} in all: {', '.join(told)}"]
         if self._comm.size > 1:
             busy = self.seconds[:, 0] + self.seconds[:, 3]
@@ -219,5 +220,5 @@ def _seconds(value: float) -> str:
     return f"{value:.3g} s" if value < 100 else f"{value:.0f} s"
 
 
-def _share(value: float, total: float) -> str:
-    return f"{_seconds(value)} ({value / max(total, 1e-9):.0%})"
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else f"{share:.1%}"

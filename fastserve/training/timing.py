@@ -35,7 +35,8 @@ class Timing:
 
     Attributes:
         seconds: kind -> seconds until the last turn.
-        trace: takes the same times as events; None: nobody does.
+        trace: takes the same times as events; None: nobody does. ``begin_trace``
+            sets it.
         step_began: when the loop turned to the data of the step.
     """
 
@@ -56,9 +57,15 @@ class Timing:
         self.seconds[self._kind] += now - self._since
         if self.trace is not None:
             self.trace.add("training", self._name, self._kind, self._segment, now)
-        self._kind, self._name = kind, name or kind
-        self._since = self._segment = now
+            self._name, self._segment = name or kind, now
+        self._kind = kind
+        self._since = now
         return now
+
+    def begin_trace(self, trace: Recorder) -> None:
+        """Let ``trace`` have all that follows."""
+        self._segment = self._count(self._kind)
+        self._name, self.trace = self._kind, trace
 
     def to_data(self) -> float:
         """A step begins, with its data."""

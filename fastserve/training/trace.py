@@ -126,8 +126,8 @@ class Tracing(Callback):
         self._trace = trace = Trace(limit)
         self._forget = watch_layers(trainer.root, trace)
         trainer.sync.observe(partial(_add_bucket, trace))
-        trainer.timing.to("other", "callbacks")
-        trainer.timing.trace = trace
+        trainer.timing.to("other")
+        trainer.timing.begin_trace(trace)
 
     def _end(self) -> None:
         trainer, comm, trace = self._trainer, self._trainer.comm, self._trace
@@ -156,8 +156,8 @@ class Tracing(Callback):
         dropped = sum(rank.dropped for rank in ranks)
         note = f", without {dropped} calls of layers to keep it small"
         self._say(
-            f"trace of steps {self.first} to {self.step}: {self.path}"
-            f"{note if dropped else ''}"
+            f"trace of steps {self.first} to {self.step}, for ui.perfetto.dev: "
+            f"{self.path}{note if dropped else ''}"
         )
 
 

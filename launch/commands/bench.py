@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from typing import Any
 
 import click
@@ -87,15 +90,43 @@ def step(
 def bench_layers(only: tuple[str, ...], repeats: int, as_json: bool) -> int:
     """Time layers and small networks on one core, beside PyTorch's.
 
+    Each has the kernel family that a job of its kind would have, so there is a process
+    for each kind.
+
     \b
     Examples:
       fastserve bench layers
       fastserve bench layers --only cnn --repeats 20
     """
-    jobs.prepare_process(1)
+    from fastserve.bench.kinds import by_kind
+
+    groups = by_kind(only)
+    if len(groups) > 1:
+        return _layers_of_kinds(groups, repeats, as_json)
+    [(kind, names)] = groups.items()
+    jobs.prepare_process(1, kind)
     from fastserve.bench.layers import layers as measure
 
-    measure(only, repeats, as_json)
+    measure(names, repeats, as_json)
+    return 0
+
+
+def _layers_of_kinds(groups: dict[str, list[str]], repeats: int, as_json: bool) -> int:
+    """Run this command once for each kind; of JSON print all kinds together."""
+    result: dict[str, Any] = {}
+    for names in groups.values():
+        words = [word for name in names for word in ("--only", name)]
+        words += ["--repeats", str(repeats), *(["--json"] if as_json else [])]
+        command = [sys.executable, "-m", "launch.cli", "bench", "layers", *words]
+        out = subprocess.PIPE if as_json else None
+        done = subprocess.run(command, stdout=out, text=True, check=False)
+        if done.returncode:
+            return done.returncode
+        if as_json:
+            found = json.loads(done.stdout)
+            result = {**found, "cases": {**result.get("cases", {}), **found["cases"]}}
+    if as_json:
+        click.echo(json.dumps(result))
     return 0
 
 

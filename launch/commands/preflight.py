@@ -31,9 +31,8 @@ def preflight(
     job = jobs.load(config, overrides, **where)
     hosts, allocation = start.where(job.launch)
     arguments = jobs.rank_words(config, overrides)
-    plan = jobs.planner(
-        job, hosts, arguments, blas.choose_kernel(jobs.say), allocation
-    )()
+    kernel = blas.choose_kernel(jobs.say, kind=blas.kind_of(job.model))
+    plan = jobs.planner(job, hosts, arguments, kernel, allocation)()
     report = checks.look(
         job,
         plan,

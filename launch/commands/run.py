@@ -124,10 +124,14 @@ def _run(
     arguments += [f"--trace={trace}"] if trace else []
     arguments += [f"--{screen.mode}"] if screen.mode != WORDS else []
     hosts, allocation = start.where(job.launch)
-    kernel = blas.choose_kernel(screen.note)
+    kernel = blas.choose_kernel(screen.note, kind=blas.kind_of(job.model))
     plan = jobs.planner(job, hosts, arguments, kernel, allocation)()
     if dry_run:
-        click.echo(describe.full(plan, _prediction(job, plan, arguments)))
+        words = jobs.rank_words(config, overrides)
+        text = describe.full(plan, _prediction(job, plan, words))
+        if screen.mode != JSON:
+            click.echo(text)
+        screen.event("plan", {"text": text, "command": list(plan.command)})
         return 0
     if not resume and not overwrite:
         jobs.refuse_to_replace(plan.run_dir)
@@ -154,7 +158,7 @@ def _run(
 
 def _prediction(job: Job, plan: LaunchPlan, arguments: Sequence[str]) -> str:
     """Return how long a step will take; the computing of a micro-batch is measured."""
-    found = predict.measure(plan, PROGRAM, jobs.without_start(arguments))
+    found = predict.measure(plan, PROGRAM, arguments)
     if isinstance(found, str):
         return f"prediction: none, as a step of the job fails here:\n  {found}"
     link = predict.remembered([place.host.name for place in plan.places])

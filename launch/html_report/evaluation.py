@@ -13,7 +13,7 @@ from fastserve.errors import ArgumentError, FastserveError
 from .. import curves
 from ..records import read_object
 from ..runs import RUNNING, Run, is_number, series
-from .markup import Html, Section, element, join, section, table
+from .markup import Html, Section, element, section, table
 
 _METRIC = "confusion_matrix"
 _SECONDS = 20.0  # that an evaluation may take which nobody has asked for
@@ -197,8 +197,9 @@ def show_matrix(counts: Sequence[Sequence[float]], names: Sequence[str]) -> Html
     shown, labels = _gathered(counts, names)
     return element(
         "div",
-        element("div", _grid(shown, labels), _confusions(counts, names, totals)),
+        _grid(shown, labels),
         _classes(counts, names, totals),
+        _confusions(counts, names, totals),
         class_="sides",
     )
 
@@ -290,7 +291,8 @@ def _confusions(
     if not rows:
         return None
     head = ["target", "taken for", "times", "of the target's"]
-    return join((element("h3", "Most frequent confusions"), table(head, rows, (2, 3))))
+    title = element("h3", "Most frequent confusions")
+    return element("div", title, table(head, rows, (2, 3)))
 
 
 # -- texts ----------------------------------------------------------------------------

@@ -53,11 +53,12 @@ def table(
     kinds = ["number" if i in numbers else None for i in range(len(head))]
     cells = zip(head, kinds, strict=True)
     top = element("tr", *(element("th", c, class_=k, scope="col") for c, k in cells))
+    above = element("thead", top) if any(head) else None
     body = [
         element("tr", *(element("td", c, class_=k) for c, k in zip(row, kinds)))  # noqa: B905
         for row in rows
     ]
-    whole = element("table", element("thead", top), element("tbody", *body))
+    whole = element("table", above, element("tbody", *body))
     return element("div", whole, class_="wide", tabindex="0")
 
 

@@ -54,7 +54,8 @@ for (const figure of document.querySelectorAll('figure.chart')) {
       dot.style.display = 'block';
       const row = document.createElement('div'), line = document.createElement('i');
       line.className = 'swatch ' + series.colour;
-      row.append(line, series.name + ' ' + number(series.y[near]));
+      const other = series.x[near] === x ? '' : ' at ' + number(series.x[near]);
+      row.append(line, series.name + ' ' + number(series.y[near]) + other);
       rows.push(row);
     });
     tip.replaceChildren(...rows);

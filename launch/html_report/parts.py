@@ -358,14 +358,17 @@ def environment(run: Run, redactor: Redactor) -> Section | None:
             numerics = kept.get("numerics") if isinstance(kept, dict) else None
             found = {"versions": body.get("versions"), "numerics": numerics}
             found = {key: value for key, value in found.items() if value}
-    rows = list(flatten(redactor.tree(found)).items())
-    if not rows:
+    if not found:
         return None
+    if is_number(found.get("started")):
+        found = {**found, "started": date(found["started"])}
+    rows = list(flatten(redactor.tree(found)).items())
     return section("Environment", table(["", ""], rows), note=note)
 
 
 def flatten(value: Any, key: str = "") -> dict[str, str]:
-    """Return a tree as dotted keys and texts; lists of plain values are one text."""
+    """Return a tree as dotted keys and texts; a list of plain values is one text, and
+    so is a mapping in a list."""
     if isinstance(value, dict) and value:
         found: dict[str, str] = {}
         for name, inner in value.items():
@@ -374,7 +377,12 @@ def flatten(value: Any, key: str = "") -> dict[str, str]:
     if isinstance(value, list) and any(isinstance(v, dict | list) for v in value):
         found = {}
         for i, inner in enumerate(value):
-            found |= flatten(inner, f"{key}[{i}]")
+            parts = flatten(inner, f"{key}[{i}]")
+            if isinstance(inner, dict):
+                head = f"{key}[{i}]."
+                told = (f"{k.removeprefix(head)} {v}" for k, v in parts.items())
+                parts = {f"{key}[{i}]": ", ".join(told)}
+            found |= parts
         return found
     return {key: plain(value)}
 

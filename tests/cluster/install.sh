@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests over several hosts need, and npm for the real data sets, on
-# a Debian machine, as root.
+# Installs what the tests over several hosts need, npm for the real data sets, and a
+# browser for the tests of reports, on a Debian machine, as root.
 # No service is started or left running: the tests start their own.
 set -euo pipefail
 
@@ -16,6 +16,7 @@ ssh openssh-client
 slurmctld slurm-wlm
 munged munge
 npm npm
+chromium chromium
 END
 if [ ${#wanted[@]} = 0 ]; then exit 0; fi
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

@@ -152,15 +152,15 @@ def test_the_warning_before_the_end_saves_and_requeues(mpi: str, slurm: Slurm) -
 def test_a_killed_rank_is_restarted_within_its_allocation(
     mpi: str, slurm: Slurm
 ) -> None:
-    settings = ("comm.algorithm=exact", "launch.max_restarts=1", "train.steps=400")
+    settings = ("comm.algorithm=exact", "launch.max_restarts=1", "train.steps=200")
     words = [word for setting in settings for word in ("--set", setting)]
     job = slurm.submit(mpi, *ON_THREE, *words)
     slurm.until(slurm.trains)
     slurm.lab.on("node2", "kill", "-9", str(seen(slurm.lab)[1]["pid"]))
-    assert slurm.end(job) == "COMPLETED", slurm.output()
+    assert slurm.end(job, 90) == "COMPLETED", slurm.output()
     assert slurm.output().count("restart 1 of at most 1, from checkpoint step-") == 1
     lines = (slurm.run_dir / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 401))
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 201))
 
 
 @both
@@ -169,15 +169,15 @@ def test_an_allocation_that_outlives_a_node(mpi: str, slurm: Slurm) -> None:
     kept = "launch.slurm={nodes: 3, tasks_per_node: 1, extra: [--no-kill]}"
     settings = (kept, "launch.max_restarts=1", "launch.min_ranks=2", "comm.timeout=5")
     words = [word for setting in settings for word in ("--set", setting)]
-    job = slurm.submit(mpi, *words, "--set", "train.steps=500")
+    job = slurm.submit(mpi, *words, "--set", "train.steps=200")
     slurm.until(slurm.trains)
     slurm.lab.crash("node3")
     try:
-        slurm.until(lambda: slurm.state(job) in FINAL, 120)
+        slurm.until(lambda: slurm.state(job) in FINAL, 200)
         assert slurm.state(job) == "COMPLETED", slurm.output()
         assert "on 2 ranks without node3" in slurm.output()
         steps = json.loads((slurm.run_dir / "done.json").read_text())["steps"]
-        assert steps == 500
+        assert steps == 200
     finally:
         slurm.do("scancel", job)
         _power_on(slurm, "node3")

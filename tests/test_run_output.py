@@ -1,0 +1,227 @@
+"""What ``fastserve run`` prints: on a terminal, into a file, --quiet, --json."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mpi_environments import FLAVOURS, Started, require, run, variables
+
+from fastserve.comm.mpi import library_name
+from fastserve.training.environment_file import public_command
+
+JOB = """
+name: tiny
+seed: 1
+model: {type: gpt, n_layer: 1, n_head: 2, n_embd: 16, block_size: 16}
+data: {type: text, source: text.txt, validation_split: 0.2}
+train: {global_batch: 4, steps: 400, eval_every: 200, eval_batches: 2, log_every: 100,
+        sample_tokens: 0, baseline: false}
+checkpoint: {at_end: false}
+"""
+NAMES = {"openmpi": "Open MPI", "mpich": "MPICH"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where the BLAS kernels that were measured are remembered."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, cache: Path) -> Path:
+    (tmp_path / "cache").symlink_to(cache)
+    (tmp_path / "job.yaml").write_text(JOB)
+    (tmp_path / "text.txt").write_text("Pack my box with five dozen liquor jugs. " * 90)
+    return tmp_path
+
+
+def command(flavour: str, *arguments: str) -> list[str]:
+    start = [str(require(flavour) / "bin" / "python"), "-m", "launch.cli"]
+    return [*start, "run", "job.yaml", "-n", "2", "--launcher", flavour, *arguments]
+
+
+def environ(folder: Path, **more: str) -> dict[str, str]:
+    """Return an environment in which colours depend on ``more`` alone."""
+    env = variables(FASTSERVE_CACHE_DIR=str(folder / "cache"), TERM="xterm")
+    env.pop("NO_COLOR", None)
+    return {**env, **more}
+
+
+def launch(
+    folder: Path, flavour: str, *arguments: str, **more: str
+) -> subprocess.CompletedProcess[str]:
+    words = command(flavour, *arguments)
+    return run(words, 120, cwd=folder, env=environ(folder, **more))
+
+
+def on_terminal(folder: Path, words: list[str], **more: str) -> tuple[str, int]:
+    """Run a command on a terminal of 80 columns; return what came, and its status."""
+    ours, theirs = pty.openpty()
+    env = environ(folder, COLUMNS="80", LINES="24", **more)
+    with Started(
+        words, cwd=folder, env=env, stdin=theirs, stdout=theirs, stderr=theirs
+    ) as started:
+        os.close(theirs)
+        came = b""
+        try:
+            while data := os.read(ours, 1 << 16):
+                came += data
+        except OSError:  # all have closed the terminal
+            pass
+        status = started.process.wait(120)
+    os.close(ours)
+    return came.decode(), status
+
+
+def left_on_screen(came: str) -> list[str]:
+    """Return the lines as they are in the end, without colours."""
+    lines = [line.split("\r\x1b[K")[-1].rstrip("\r") for line in came.split("\n")]
+    return [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in lines]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_on_a_terminal(folder: Path, flavour: str) -> None:
+    came, status = on_terminal(folder, command(flavour))
+    assert status == 0, came
+    drawn = re.findall(r"\r\x1b\[K(step [^\r\n]*left)", came)
+    assert len(drawn) > 2, came
+    bold = r"step +\d+/400  [━╺]+  \x1b\[1mloss [\d.]+\x1b\[0m  .* tokens/s  .*left"
+    assert all(re.fullmatch(bold, line) for line in drawn), drawn
+    lines = left_on_screen(came)
+    assert not [line for line in lines if line.endswith("left")]
+    assert [line for line in lines if line.startswith("step 200/400  loss ")]
+    block = lines[lines.index(next(x for x in lines if x.startswith("model "))) :]
+    block = [line for line in block if not line.startswith(("step ", "[rank "))]
+    assert all(len(line) < 80 for line in block), block
+    text = "\n".join(lines)
+    assert re.search(rf"^ranks    2 on \S+, {NAMES[flavour]} [\d.]+$", text, re.M)
+    assert "batch    global 4 = 2 ranks x 2 x 1 accumulation" in text
+    assert "run      runs/tiny" in text and text.count("model    gpt") == 1
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_into_a_file(folder: Path, flavour: str) -> None:
+    done = launch(folder, flavour)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr and "\r" not in done.stdout
+    steps = [line for line in done.stdout.splitlines() if line.startswith("step ")]
+    found = [re.match(r"step (\d+)[/:]", line)[1] for line in steps]  # type: ignore[index]
+    assert found == ["100", "200", "200", "300", "400", "400"]
+    known = json.loads((folder / "runs/tiny/environment.json").read_text())
+    assert known["mpi"].startswith(NAMES[flavour]) and known["ranks"] == 2
+    assert [host["ranks"] for host in known["hosts"]] == [2]
+    assert known["command"][1:3] == ["-m", "fastserve"] and known["threads"] == 1
+
+
+def events(output: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in output.splitlines()]
+    assert all(isinstance(event["time"], float) for event in found)
+    return found
+
+
+@pytest.mark.mpi
+def test_json(folder: Path) -> None:
+    done = launch(folder, "openmpi", "--json")
+    assert done.returncode == 0, done.stderr
+    found = events(done.stdout)
+    kinds = ["step"] * 2 + ["validation"] + ["step"] * 2 + ["validation"]
+    assert [event["event"] for event in found] == ["start", *kinds, "end"]
+    start, end = found[0], found[-1]
+    assert start["environment"]["ranks"] == 2 and start["steps"] == 400
+    assert end["state"] == "ended" and end["status"] == 0 and end["steps"] == 400
+    path = folder / "runs/tiny/metrics.jsonl"
+    written = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [
+        {k: v for k, v in e.items() if k != "event"} for e in found[1:-1]
+    ] == written
+    assert end["results"]["val_loss"] == written[-1]["val_loss"]
+
+
+@pytest.mark.mpi
+def test_an_error_of_a_rank_as_json(folder: Path) -> None:
+    rates = "--set=optimizer.type=sgd", "--set=optimizer.lr=1e6"
+    done = launch(folder, "openmpi", "--json", *rates)
+    error, end = events(done.stdout)[-2:]
+    assert done.returncode == error["status"] == end["status"] == 1
+    assert error["event"] == "error" and error["type"] == "NonFiniteError"
+    assert error["rank"] in (0, 1) and error["host"] and "to do:" in error["message"]
+    assert end["event"] == "end" and end["state"] == "failed"
+
+
+def alone(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "fastserve", "job.yaml", *arguments]
+    return run(words, 60, cwd=folder, env=environ(folder))
+
+
+def test_the_rank_program_alone(folder: Path) -> None:
+    done = alone(folder, "--quiet")
+    assert done.returncode == 0 and done.stderr == ""
+    line = (
+        r"runs/tiny: 400 steps  val_loss [\d.]+  val_perplexity \S+  \S+ \S+  0:\d\d\n"
+    )
+    assert re.fullmatch(line, done.stdout), done.stdout
+    done = alone(folder, "--json", "--overwrite", "--stop-after", "150")
+    found = events(done.stdout)
+    assert done.returncode == 75 and found[-1]["state"] == "stopped"
+    assert found[-1]["steps"] == 150
+    done = alone(folder, "--json")
+    assert done.returncode == 2
+    (error,) = events(done.stdout)
+    assert error["event"] == "error" and error["status"] == 2
+    assert error["to_do"].startswith("go on with --resume auto")
+    done = alone(folder, "--quiet", "--set", "train.stepz=1")
+    assert done.returncode == 2 and done.stdout == "" and "train.stepz" in done.stderr
+
+
+def test_faults_before_the_start_as_json(folder: Path) -> None:
+    words = [sys.executable, "-m", "launch.cli", "run", "job.yaml", "--json"]
+    done = run([*words, "--set=train.stepz=1"], 60, cwd=folder, env=environ(folder))
+    assert done.returncode == 2 and done.stderr == ""
+    error, end = events(done.stdout)
+    assert error["type"] == "ConfigError" and "train.stepz" in error["faults"][0]
+    assert end == {**end, "event": "end", "state": "failed", "status": 2}
+
+
+def test_a_plan_as_json(folder: Path) -> None:
+    words = [sys.executable, "-m", "launch.cli", "run", "job.yaml", "--json", "-n", "1"]
+    done = run([*words, "--dry-run"], 60, cwd=folder, env=environ(folder))
+    (plan,) = events(done.stdout)
+    assert plan["event"] == "plan" and plan["command"][-1] == "--json"
+    assert "prediction:\n" in plan["text"], plan["text"]
+
+
+@pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_terminals_without_colours(folder: Path, variable: str, value: str) -> None:
+    words = [sys.executable, "-m", "fastserve", "job.yaml"]
+    came, status = on_terminal(folder, words, **{variable: value})
+    assert status == 0
+    assert not re.search(r"\x1b\[[0-9;]*m", came)
+    assert ("\x1b[K" in came) == (variable == "NO_COLOR")  # dumb ones can't redraw
+
+
+def test_what_an_mpi_tells_of_itself() -> None:
+    said = "Open MPI v5.0.11, package: Open MPI x@y Distribution, ident: 5.0.11"
+    assert library_name(said) == "Open MPI 5.0.11"
+    said = "MPICH Version:      4.3.2\nMPICH Release date: x"
+    assert library_name(said) == "MPICH 4.3.2"
+    said = "Intel(R) MPI Library 2021.17 for Linux* OS\n"
+    assert library_name(said) == "Intel(R) MPI Library 2021.17 for Linux* OS"
+
+
+def test_secrets_stay_out_of_the_command() -> None:
+    words = ["python", "--set", "launch.env.KEY=s3", "--set=launch.env={A: s3}"]
+    words += ["launch={env: {A: s3}}", "train.steps=3"]
+    assert public_command(words) == [
+        *("python", "--set", "launch.env.KEY=...", "--set=launch.env=..."),
+        *("launch=...", "train.steps=3"),
+    ]
