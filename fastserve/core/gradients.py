@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,14 +67,22 @@ def gradient_error(
     def value() -> float:
         return float((layer.forward(x, training) * dy).sum())
 
-    errors = [_error(value, places, gradients, rng) for _ in range(directions)]
+    errors = [direction_error(value, places, gradients, rng) for _ in range(directions)]
     return max(errors, key=lambda error: np.inf if np.isnan(error) else error)
 
 
-def _error(
-    value: Any, places: list[Array], gradients: list[Array], rng: np.random.Generator
+def direction_error(
+    value: Callable[[], float],
+    places: Sequence[Array],
+    gradients: Sequence[Array],
+    rng: np.random.Generator,
 ) -> float:
-    """Return the relative error along one direction; ``places`` end as they were."""
+    """Return the error of ``gradients`` of ``value()`` along one random direction.
+
+    It is relative to the derivative, or to its usual size along a random direction if
+    that is larger. ``places`` are float64 arrays that ``value`` reads; they end as they
+    were.
+    """
     d: list[Array] = [np.asarray(rng.standard_normal(p.shape)) for p in places]
     length = np.sqrt(sum(float((part**2).sum()) for part in d))
     saved, ends = [place.copy() for place in places], []
