@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "site"
 NEEDED = ("zensical", "mkdocstrings_handlers", "math_core")
-TIME_LIMIT = 240  # seconds for the build
+TIME_LIMIT = 400  # seconds for the build
 
 if os.environ.get("CI") != "true":
     for name in NEEDED:

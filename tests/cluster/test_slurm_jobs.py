@@ -155,9 +155,9 @@ def test_a_killed_rank_is_restarted_within_its_allocation(
     settings = ("comm.algorithm=exact", "launch.max_restarts=1", "train.steps=200")
     words = [word for setting in settings for word in ("--set", setting)]
     job = slurm.submit(mpi, *ON_THREE, *words)
-    slurm.until(slurm.trains)
+    slurm.until(slurm.trains, 120)
     slurm.lab.on("node2", "kill", "-9", str(seen(slurm.lab)[1]["pid"]))
-    assert slurm.end(job, 90) == "COMPLETED", slurm.output()
+    assert slurm.end(job, 120) == "COMPLETED", slurm.output()
     assert slurm.output().count("restart 1 of at most 1, from checkpoint step-") == 1
     lines = (slurm.run_dir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 201))
@@ -170,7 +170,7 @@ def test_an_allocation_that_outlives_a_node(mpi: str, slurm: Slurm) -> None:
     settings = (kept, "launch.max_restarts=1", "launch.min_ranks=2", "comm.timeout=5")
     words = [word for setting in settings for word in ("--set", setting)]
     job = slurm.submit(mpi, *words, "--set", "train.steps=200")
-    slurm.until(slurm.trains)
+    slurm.until(slurm.trains, 120)
     slurm.lab.crash("node3")
     try:
         slurm.until(lambda: slurm.state(job) in FINAL, 200)
