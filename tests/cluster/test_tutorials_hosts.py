@@ -10,7 +10,7 @@ import pytest
 from hosts_lab import SCRIPT, Lab
 from mpi_environments import FLAVOURS, require, variables
 from pages import Reader
-from real_data import FOLDER, real
+from real_data import real
 from test_slurm_jobs import Slurm, service, slurm
 from test_tutorials import LIMIT, TUTORIALS
 
@@ -24,7 +24,6 @@ def follow(name: str, lab: Lab, mpi: str, **more: str) -> None:
     env = variables(
         **{**lab.environment, **more},
         PATH=f"{require(mpi) / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        FASTSERVE_DATA_DIR=os.environ.get("FASTSERVE_DATA_DIR", str(FOLDER)),
     )
 
     def runner(command: Sequence[str]) -> tuple[int, str]:
@@ -49,8 +48,8 @@ def follow(name: str, lab: Lab, mpi: str, **more: str) -> None:
 
 @pytest.mark.parametrize("mpi", FLAVOURS)
 def test_two_machines(mpi: str, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    real("mnist-sample", monkeypatch)
-    follow("two-machines", lab, mpi)
+    digits = real("mnist-sample", monkeypatch)  # which may be in one environment alone
+    follow("two-machines", lab, mpi, FASTSERVE_DATA_DIR=str(digits.parent))
     lab.nothing_left()
 
 
