@@ -10,10 +10,10 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 EDITABLE := --config-settings editable_mode=compat -e
 SOURCES := fastserve launch tests benchmarks docs/site
 
-.PHONY: help train data test test-mpi test-hosts test-kills soak fuzz check format bench docs clean
+.PHONY: help train data test test-mpi test-hosts test-kills test-pythons soak fuzz check format bench docs clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 train: $(VENV)/.installed  ## set up, then train a small GPT on two ranks
 	$(BIN)/fastserve run configs/quickstart.yaml --overwrite
@@ -35,6 +35,9 @@ test-kills: $(VENV)/.tests $(MPICH)/.installed  ## kill a job 200 times (half an
 
 soak: $(VENV)/.installed  ## train for an hour under memory and CPU pressure
 	$(BIN)/python benchmarks/soak.py --minutes 60
+
+test-pythons: $(VENV)/.tests  ## the wheel on each Python that is here, 3.10 to 3.14
+	tests/pythons.sh $(BIN)/python
 
 fuzz: $(VENV)/.tests  ## feed each reader 200,000 damaged files, half of them guided by coverage (hours)
 	FASTSERVE_TEST_FUZZ=100000 $(BIN)/python -m pytest -rA tests/test_fuzz.py

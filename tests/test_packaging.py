@@ -103,7 +103,7 @@ def test_the_wheel_runs_in_an_empty_folder(installed: Path, tmp_path: Path) -> N
     places = run(installed / "bin" / "python", "-c", where, cwd=tmp_path).split()
     assert all(Path(place).is_relative_to(installed) for place in places)
     run(command, "new", "image", "mine", cwd=tmp_path)
-    few = ("--set", "train.epochs=1", "--set", "launch.threads=1")
+    few = ("--set", "train.epochs=2", "--set", "launch.threads=1")
     assert "val_accuracy" in run(command, "run", "mine/job.yaml", *few, cwd=tmp_path)
     classes = run(
         command, "predict", "runs/mine", "--input", "mine/to-predict", cwd=tmp_path
@@ -140,7 +140,7 @@ def train(x: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> float:
     model.add(fs.layers.Dense(8, activation="relu", input_shape=(4,)))
     model.add(fs.layers.Dense(1))
     model.compile(fs.optimizers.Adam(fs.schedules.CosineDecay(1e-2, 10)), "mse")
-    stop = fs.callbacks.EarlyStopping(patience=3)
+    stop = fs.callbacks.EarlyStopping("loss", patience=3)
     history = model.fit(x, x[:, :1], 8, 2, verbose=0, callbacks=[stop])
     return float(history.history["loss"][-1])
 

@@ -29,6 +29,7 @@ DOCS = ROOT / "docs"
 ELSEWHERE = {
     "hostfiles/README.md": "reference/hostfiles.md",
     "CHANGELOG.md": "reference/changelog.md",
+    "CONTRIBUTING.md": "reference/contributing.md",
     "README.md": "index.md",
 }
 GENERATED = {
@@ -38,6 +39,7 @@ GENERATED = {
     "reference/jobs.md": "the files of `configs/`",
     "reference/hostfiles.md": "lists of hosts",
     "reference/changelog.md": "what has changed",
+    "reference/contributing.md": "how to work on it",
 }
 MARK = "<!-- generated pages -->\n"  # of docs/README.md: what it can't link to
 SHIM = "https://unpkg.com/iframe-worker/shim"  # what the plugin offline asks for
