@@ -271,7 +271,11 @@ class _Run:
         words = b"".join(noise.held + noise.follows for noise in noises)
         crashed = crashes(plan.run_dir, self.started - _LATENCY)
         silent = silent_rank(plan, records, self.sight, words, crashed)
-        if silent or self._killed or (records and records[0].type == FOLLOWS):
+        follows = bool(records) and records[0].type == FOLLOWS
+        # A rank that fails by itself says so: without a word one was lost, though it
+        # may not be known which, as on the other nodes of a Slurm job.
+        unsaid = status != 0 and not records and self._began()
+        if silent or self._killed or follows or unsaid:
             self.loss.note()
         if records and not silent:
             self._show_first(records)

@@ -96,7 +96,10 @@ class TextEncoder:
             raise ValueError(f"unknown keys {sorted(unknown)}")
         if not isinstance(given["vocabulary"], list):
             raise ValueError("a vocabulary that isn't a list")
-        return cls(given, bool(data["sublinear"]))
+        made = cls(given, bool(data["sublinear"]))
+        if made.layer.output_mode == "int" and not made.layer.output_sequence_length:
+            raise ValueError("tokens without an output_sequence_length")
+        return made
 
 
 class Texts(Examples):

@@ -247,7 +247,7 @@ class Trainer:
             self.moving.sum((mine.stop - mine.start) / total)
         timing.to("optimizer")
         stop, look = divmod(float(self._status[2]), 1)
-        self._status[2] = stop
+        self._status[2] = 0.0  # flags are no part of the totals
         counted = self._rescale()
         if self.loss.reduction == "sum":  # over an epoch, sums are averaged by counts
             self._status[0] *= counted
