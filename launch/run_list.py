@@ -9,7 +9,6 @@ from typing import Any
 from . import text
 from .runs import Run, find_runs, is_number, is_run, read_run, values
 
-SORTS = ("when", "name", "best")
 _HEAD = ("name", "state", "step", "best", "at step", "time", "when", "last values")
 
 

@@ -5,25 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastserve.training.trace import Trace
 
 COMPUTE = ("forward", "backward", "optimizer")
 # sums: of gradients and of whatever else the ranks add up in a step, waiting included
 KINDS = (*COMPUTE, "sums", "data", "validation", "saving", "other")
-
-
-class Recorder(Protocol):
-    """Takes what happens while a training is traced; see ``Trace``."""
-
-    def add(
-        self,
-        thread: str,
-        name: str,
-        kind: str,
-        start: float,
-        end: float,
-        args: dict[str, Any] | None = None,
-    ) -> None: ...
 
 
 class Timing:
@@ -41,7 +30,7 @@ class Timing:
     """
 
     def __init__(self) -> None:
-        self.trace: Recorder | None = None
+        self.trace: Trace | None = None
         self.beside: dict[str, tuple[str, float, dict[str, Any]]] = {}
         self.restart()
 
@@ -62,7 +51,7 @@ class Timing:
         self._since = now
         return now
 
-    def begin_trace(self, trace: Recorder) -> None:
+    def begin_trace(self, trace: Trace) -> None:
         """Let ``trace`` have all that follows."""
         self._segment = self._count(self._kind)
         self._name, self.trace = self._kind, trace

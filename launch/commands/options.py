@@ -57,6 +57,22 @@ threads = click.option(
     show_default=True,
     help="Of the BLAS, in each process.",
 )
+runs = click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+axis = click.option(
+    "--x",
+    "axis",
+    type=click.Choice(["step", "time", "epoch"]),
+    default="step",
+    show_default=True,
+    help="The horizontal axis; time is since the run's first line of metrics.",
+)
+smooth = click.option(
+    "--smooth",
+    type=click.IntRange(0),
+    metavar="LINES",
+    help="Lines of metrics in each mean of the training's curve; 0: none. A 25th of "
+    "all if not given.",
+)
 _Command = TypeVar("_Command", bound=Callable[..., int])
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
+from . import options
+
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@options.runs
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -22,22 +24,9 @@ import click
     metavar="LIST",
     help="What to draw, as loss,accuracy,learning_rate; all if not given.",
 )
-@click.option(
-    "--x",
-    "axis",
-    type=click.Choice(["step", "time", "epoch"]),
-    default="step",
-    show_default=True,
-    help="The horizontal axis; time is since the run's first line of metrics.",
-)
+@options.axis
 @click.option("--log", is_flag=True, help="Logarithmic y axes, where values are > 0.")
-@click.option(
-    "--smooth",
-    type=click.IntRange(0),
-    metavar="LINES",
-    help="Lines of metrics in each mean of the training's curve; 0: none. A 25th of "
-    "all if not given.",
-)
+@options.smooth
 def plot(
     runs: tuple[str, ...],
     output: Path | None,

@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
+from . import options
+
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@options.runs
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -42,21 +44,8 @@ import click
     multiple=True,
     help="What a language model goes on with (repeatable).",
 )
-@click.option(
-    "--x",
-    "axis",
-    type=click.Choice(["step", "time", "epoch"]),
-    default="step",
-    show_default=True,
-    help="The horizontal axis of the curves.",
-)
-@click.option(
-    "--smooth",
-    type=click.IntRange(0),
-    metavar="LINES",
-    help="Lines of metrics in each mean of the training's curve; 0: none. A 25th of "
-    "all if not given.",
-)
+@options.axis
+@options.smooth
 def report(
     runs: tuple[str, ...],
     output: Path | None,

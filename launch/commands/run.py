@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from fastserve.config import Job
 
 
-class _Command(click.Command):
+class _RunCommand(click.Command):
+    """Lets ``--trace`` do without its value, and the config follow it."""
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, tracing.joined(args))
 
 
-@click.command(cls=_Command)
+@click.command(cls=_RunCommand)
 @click.argument("config", type=options.PATH)
 @options.where
 @options.overrides
@@ -58,17 +60,7 @@ class _Command(click.Command):
     flag_value=JSON,
     help="Print what happens as JSON, an object a line, for programs.",
 )
-def run(
-    config: str,
-    overrides: tuple[str, ...],
-    resume: str | None,
-    overwrite: bool,
-    stop_after: int | None,
-    trace: str | None,
-    dry_run: bool,
-    prints: str | None,
-    **where: Any,
-) -> int:
+def run(prints: str | None, **given: Any) -> int:
     """Start the job of a YAML file and wait for its end.
 
     \b
@@ -81,17 +73,7 @@ def run(
     """
     screen = Screen(prints or WORDS)
     try:
-        status = _run(
-            config,
-            overrides,
-            resume,
-            overwrite,
-            stop_after,
-            trace,
-            dry_run,
-            screen,
-            where,
-        )
+        status = _run(screen, **given)
     except FastserveError as error:
         if prints != JSON:
             raise
@@ -103,6 +85,7 @@ def run(
 
 
 def _run(
+    screen: Screen,
     config: str,
     overrides: tuple[str, ...],
     resume: str | None,
@@ -110,8 +93,7 @@ def _run(
     stop_after: int | None,
     trace: str | None,
     dry_run: bool,
-    screen: Screen,
-    where: dict[str, Any],
+    **where: Any,
 ) -> int:
     jobs.refuse_as_a_rank()
     if trace:

@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from fastserve.errors import ArgumentError
+
 from .. import curves
 from ..curves import Axis
 from ..records import describe_errors, read_object
@@ -95,7 +97,7 @@ def _steps(run: Run) -> Html | None:
     more = []
     if total is not None and total != run.step:
         more.append(f"of {total:,}")
-    with suppress(curves.ArgumentError):
+    with suppress(ArgumentError):
         more.append(f"{run.step / curves.steps_per_epoch(run):.4g} epochs")
     return _card("steps", f"{run.step:,}", ", ".join(more))
 
