@@ -16,6 +16,7 @@ import fastserve as fs
 from fastserve import worker
 from fastserve.comm import Communicator, SingleCommunicator, run_threads
 from fastserve.errors import CheckpointError, NonFiniteError, ReplicaError
+from fastserve.printing import Printer
 from fastserve.training import checkpoint, files, saver
 from fastserve.training.step import Options
 
@@ -163,7 +164,7 @@ def test_a_disk_that_turns_read_only_ends_all_ranks(
     monkeypatch.setattr(files, "replace", refuse)
     error = CheckpointError("expected to be able to write a", "it can't be")
     comm = SingleCommunicator()
-    assert worker._report(error, comm, [tmp_path]) == 1
+    assert worker._report(error, comm, [tmp_path], Printer()) == 1
     assert "expected to be able to write a" in capsys.readouterr().err
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(CheckpointError, match="Read-only file system"):

@@ -430,8 +430,7 @@ def test_what_is_said_of_hosts() -> None:
     made = several(others={"node2": 2})
     assert describe.summary(made) == (
         "3 ranks on 2 hosts (node1:2 node2:1), Open MPI 5.0.11, 2 threads each, "
-        "pinned to cores; global 32 = 3 ranks x 10 to 11 rows in 1 micro-batch of up "
-        "to 11"
+        "pinned to cores"
     )
     text = describe.full(made)
     assert "hosts       2 hosts (node1:2 node2:1)\n" in text

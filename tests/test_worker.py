@@ -14,7 +14,7 @@ import pytest
 from mpi_environments import Started, mpi_command, require, run, variables
 from safetensors.numpy import load_file
 
-from fastserve import trained, worker
+from fastserve import trained
 from fastserve.data.end_token import WithEnd
 from fastserve.data.tokenizers import CharTokenizer
 from fastserve.errors import CheckpointError, DataError
@@ -546,10 +546,10 @@ def test_the_slowest_rank_is_named(flavour: str, folder: Path) -> None:
 def test_generation_without_a_prompt_or_with_a_strange_one() -> None:
     tokenizer = CharTokenizer("abc")
     with pytest.raises(DataError, match=r"add one, such as --prompt c$"):
-        worker._prompt(tokenizer, "")
+        trained._prompt(tokenizer, "")
     with pytest.raises(DataError, match=r"^--prompt: (.|\n)*'d' \(U\+0064\)"):
-        worker._prompt(tokenizer, "ad")
-    assert worker._prompt(CharTokenizer.train("\nThe "), "") == [0]
+        trained._prompt(tokenizer, "ad")
+    assert trained._prompt(CharTokenizer.train("\nThe "), "") == [0]
     assert opening(CharTokenizer.train("\nThe ")) == "'The '"
     assert opening(WithEnd(CharTokenizer("abc"))) == "c"
 

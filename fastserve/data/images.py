@@ -125,7 +125,7 @@ def _faults() -> tuple[type[BaseException], ...]:
 
     faults = (OSError, SyntaxError, ValueError, EOFError, OverflowError, TypeError)
     bombs = Image.DecompressionBombError, Image.DecompressionBombWarning
-    return (*faults, *bombs)
+    return (*faults, MemoryError, *bombs)  # its decoders' word for some damage
 
 
 def unreadable(path: Path, reason: str) -> DataError:

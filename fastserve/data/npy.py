@@ -17,6 +17,7 @@ _FAULTS = (
     MemoryError,
     NotImplementedError,
     OverflowError,
+    RuntimeError,  # encrypted
     SyntaxError,
     TypeError,
     tokenize.TokenError,
