@@ -106,7 +106,7 @@ class Lab:
         self._env = {
             **os.environ,
             "NETLAB": str(folder / "lab"),
-            "NETLAB_TTL": "900",
+            "NETLAB_TTL": "3600",
             "NETLAB_KEEP": ":".join(kept),
         }
         self.forget()
