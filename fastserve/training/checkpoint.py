@@ -139,6 +139,8 @@ def save(
             write(made / STATE, _encode(body))
             sync(made)
             put_folder(made, target)
+        if not target.is_dir():
+            raise FileNotFoundError(f"{target} is gone as soon as it was written")
         _read_state(target)
         if keep is None:
             discard(target.with_name(f"{BEST}.old"))
@@ -386,7 +388,8 @@ def _write_tensors(
     try:
         save_file(views, path, metadata)
     except SafetensorError as error:  # its way to say that the disk is full
-        raise OSError(str(error)) from error
+        gone = not path.parent.is_dir()
+        raise (FileNotFoundError if gone else OSError)(str(error)) from error
     # safetensors makes it readable for the owner only; the folder shows the umask
     path.chmod(path.parent.stat().st_mode & 0o666)
     sync(path)
@@ -628,6 +631,8 @@ def _prune(target: Path, keep: int) -> None:
     """
     room = keep - 1
     found = _candidates(target.parent)
+    if target not in found:
+        raise FileNotFoundError(f"{target} is gone as soon as it was written")
     for path in found[found.index(target) + 1 :]:
         if room == 0 or path.name == f"{target.name}.old":
             discard(path)
