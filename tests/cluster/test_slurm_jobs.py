@@ -163,26 +163,6 @@ def test_a_killed_rank_is_restarted_within_its_allocation(
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 201))
 
 
-@both
-def test_an_allocation_that_outlives_a_node(mpi: str, slurm: Slurm) -> None:
-    """With --no-kill Slurm keeps the job: it goes on with the nodes that are left."""
-    kept = "launch.slurm={nodes: 3, tasks_per_node: 1, extra: [--no-kill]}"
-    settings = (kept, "launch.max_restarts=1", "launch.min_ranks=2", "comm.timeout=5")
-    words = [word for setting in settings for word in ("--set", setting)]
-    job = slurm.submit(mpi, *words, "--set", "train.steps=200")
-    slurm.until(slurm.trains, 120)
-    slurm.lab.crash("node3")
-    try:
-        slurm.until(lambda: slurm.state(job) in FINAL, 200)
-        assert slurm.state(job) == "COMPLETED", slurm.output()
-        assert "on 2 ranks without node3" in slurm.output()
-        steps = json.loads((slurm.run_dir / "done.json").read_text())["steps"]
-        assert steps == 200
-    finally:
-        slurm.do("scancel", job)
-        _power_on(slurm, "node3")
-
-
 def _power_on(slurm: Slurm, node: str) -> None:
     slurm.lab.do("boot", node)
     slurm.lab.without_power.discard(node)
