@@ -19,8 +19,25 @@ from hosts_lab import ALL_NODES, JOB, OWN, Lab
 from mpi_environments import ROOT
 
 
+def _forget_memory_of_dead_jobs() -> None:
+    """Remove MPICH's shared memory that no process maps.
+
+    It is called after the job's name in Slurm. New hosts have a new Slurm, which counts
+    its jobs from 1 again, and MPICH would take what a killed job of that number left.
+    """
+    used = ""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            used += maps.read_text(errors="replace")
+    for file in Path("/dev/shm").glob("mpich_shm_*"):
+        if file.name not in used:
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
 @pytest.fixture(scope="session")
 def hosts() -> Iterator[Lab]:
+    _forget_memory_of_dead_jobs()
     base = ROOT / "build"  # not in /tmp, of which each host has its own
     base.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=base, prefix="hosts-") as folder:
