@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fastserve.errors import ArgumentError, CheckpointError, LaunchError
+from fastserve.errors import ArgumentError, LaunchError
 
 from . import curves
 from .curves import Axis, Curve, Panel
+from .output_file import replacing
 from .runs import Run
 
 ENDINGS = (".png", ".svg", ".pdf")
@@ -205,18 +204,5 @@ def _plain(text: str) -> str:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """Write the picture to a file beside ``path``, then put it there."""
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, "picture") as part:
         figure.savefig(part)
-        part.replace(path)
-    except OSError as error:
-        raise CheckpointError(
-            "expected to be able to write the picture",
-            f"{path}: {error.strerror or error}",
-            "choose another file with --output",
-        ) from None
-    finally:
-        with suppress(OSError):
-            part.unlink()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import fastserve
-from fastserve.errors import CheckpointError
 
+from ..output_file import replacing
 from .markup import Html, Section, element
 
 _HERE = Path(__file__).parent
@@ -57,18 +55,6 @@ def page(title: str, heading: Html, sections: Sequence[Section]) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write the page to a file beside ``path``, then put it there."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the page; raises CheckpointError if that can't be."""
+    with replacing(path, "report") as part:
         part.write_bytes(text.encode("utf-8", errors="replace"))
-        part.replace(path)
-    except OSError as error:
-        raise CheckpointError(
-            "expected to be able to write the report",
-            f"{path}: {error.strerror or error}",
-            "choose another file with --output",
-        ) from None
-    finally:
-        with suppress(OSError):
-            part.unlink()
