@@ -146,7 +146,6 @@ def facts(cwd: Path) -> dict[str, Any]:
         "fastserve": fastserve.__version__,
         "code": code_hash(),
         "mpi": _mpi(),
-        "kernel": environment.remembered_kernel(),
         "cpu": environment.cpu_model(),
         "cores": len(environment.affinity_cores()),
         "hostname": socket.gethostname(),
