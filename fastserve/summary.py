@@ -50,7 +50,8 @@ def introduction(
         f"run      {short(run_dir)}",
     ]
     if first:
-        lines.append(f"resume   after step {first}")
+        over = "; all steps are made: raise train.steps to go on"
+        lines.append(f"resume   after step {first}{over if first >= steps else ''}")
     elif m.type == "gpt" and m.init_from:
         lines.append(f"start    from the weights in {m.init_from}")
     return "\n".join(lines)
