@@ -234,6 +234,8 @@ def test_smoothed_labels_are_as_kerass_smoothed_rows(case: str) -> None:
     dy = np.full_like(x, np.nan)
     make(**arguments).sum_and_gradient(y, x, None, 0.5, dy)
     np.testing.assert_allclose(dy, 0.5 * REFERENCE[f"{case}/gradient"], 1e-5, 1e-6)
+    of_a_job = losses.get({"SparseCategoricalCrossentropy": arguments})
+    assert of_a_job(y, x) == pytest.approx(REFERENCE[f"{case}/mean"], rel=1e-5)
 
 
 def test_ignored_labels_are_not_smoothed() -> None:
