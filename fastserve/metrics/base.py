@@ -223,7 +223,10 @@ class FunctionMetric(Averaged):
 
 
 def row_weights(weights: Any, shape: tuple[int, ...], owner: str) -> Array | None:
-    """Return the weights (N) of the rows of y_pred's ``shape``, in float64, or None."""
+    """Return the weights (N) of the rows of y_pred's ``shape``, in float64, or None.
+
+    Raises ShapeError, which names ``owner``, for weights of another shape.
+    """
     if weights is None:
         return None
     spread = np.empty(row_count(shape))

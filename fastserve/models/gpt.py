@@ -45,9 +45,12 @@ class GPT(Model):
     Args:
         vocab_size: number of different tokens.
         block_size: longest context, in tokens.
+        n_layer, n_head: transformer blocks, and heads of attention in each of them.
         n_embd: width; ``n_head`` must divide it.
         dropout: share dropped of the embedding, of the attention's weights, and of
             what each part adds to the residual stream.
+        seed: determines the initial weights, the order of samples and dropout.
+        dtype: 'float32' or 'float64', in which all is computed.
         variant: 'gpt2' or 'llama'; it gives the options below that are None.
         n_kv_head: heads of keys and values, a divisor of n_head; by default n_head.
         ff_dim: width of the MLP's hidden layer; by default 4 x n_embd, with swiglu

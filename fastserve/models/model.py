@@ -72,6 +72,8 @@ class Model(Lists):
         inputs, outputs: tensors, or lists or dicts of them; see ``Graph``.
         name: of the model as a layer of others.
         seed: determines the initial weights, the order of samples and dropout.
+        dtype: 'float32' or 'float64', in which all is computed.
+        trainable: false freezes all layers.
         root: the network, in place of inputs and outputs.
     """
 

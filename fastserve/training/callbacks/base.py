@@ -179,8 +179,10 @@ class Monitor(Callback):
 class LambdaCallback(Callback):
     """Calls the functions that it is given, by the moments' names; as Keras'.
 
-    They take what the methods of ``Callback`` take: ``(epoch, logs)``, ``(batch,
-    logs)`` or ``(logs)``.
+    The moments are ``on_epoch_begin``, ``on_epoch_end``, ``on_train_begin``,
+    ``on_train_end``, ``on_train_batch_begin``, ``on_train_batch_end`` and, among
+    ``others``, all that ``Callback`` has. A function takes what the method takes:
+    ``(epoch, logs)``, ``(batch, logs)`` or ``(logs)``.
 
     Raises ArgumentError for a name that isn't one of a moment.
     """
@@ -217,7 +219,11 @@ class LambdaCallback(Callback):
 
 
 class CallbackList:
-    """Calls the same method of several callbacks, in order."""
+    """Calls the same method of several callbacks, in order.
+
+    Each is given the ``model`` and ``params`` (epochs, steps, verbose) first. Raises
+    ArgumentError for what is no ``Callback``.
+    """
 
     def __init__(
         self, callbacks: Sequence[Callback], model: Trainable, params: dict[str, Any]
