@@ -246,7 +246,10 @@ class GPT(Model):
         self._renew_store()
 
     def save_lora(self, path: str | Path) -> None:
-        """Write the corrections alone, as safetensors with LoRA's options."""
+        """Write the corrections alone to the file ``path``, with LoRA's options.
+
+        Raises StateError without LoRA.
+        """
         if self.options_of_lora is None:
             raise StateError(
                 "expected a model with LoRA", "one without", "add it first"
@@ -257,7 +260,9 @@ class GPT(Model):
         world().barrier()
 
     def load_lora(self, path: str | Path) -> None:
-        """Read what ``save_lora`` wrote; adds LoRA with its options if there is none.
+        """Read the file ``path`` that ``save_lora`` wrote.
+
+        Without LoRA in the model, it is added with the file's options.
 
         Raises CheckpointError if the file is damaged, or is for another model.
         """
