@@ -532,19 +532,26 @@ def _compare_ranks(job: config.Job, comm: Communicator) -> None:
     odd = odd_rank(comm)
     if odd is None:
         return
-    if job.comm.algorithm == "exact":
+    if job.comm.algorithm != "exact":
+        if comm.rank == 0:
+            log.warning("ranks compute with other rounding: %s", odd)
+        return
+    if comm.rank == 0:
         raise CommError(
             "expected the same NumPy, BLAS, kernels and threads on all ranks, with "
             "comm.algorithm exact",
             odd,
-            "install the same versions, set launch.threads and OPENBLAS_CORETYPE",
+            "install the same versions, set launch.threads and OPENBLAS_CORETYPE; for "
+            "SIMD name what the others haven't in NPY_DISABLE_CPU_FEATURES",
         )
-    if comm.rank == 0:
-        log.warning("ranks compute with other rounding: %s", odd)
+    comm.barrier()  # rank 0, which says it once, ends all
 
 
 def _compare_numerics(job: config.Job, saved: Any, own: Numerics) -> None:
-    found = differences(saved, own) if isinstance(saved, dict) else ""
+    if not isinstance(saved, dict):
+        return
+    # an older version has recorded less
+    found = differences(saved, {k: v for k, v in own.items() if k in saved})
     if found:
         means = "results will be the same but for rounding"
         if job.comm.algorithm == "exact":
