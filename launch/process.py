@@ -40,6 +40,7 @@ from .watch import Watch
 REFUSED = 2
 STOPPED_EARLY = 75
 NOT_COMPLETED = 70
+UNRECORDED = 74  # of a rank that says why it fails, but can't write it down
 # SIGUSR1 is what Slurm is told to send before a job's time is over.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 # Slurm kills a cancelled job after 30 s: be done before.
@@ -267,11 +268,13 @@ class _Run:
             self.loss.note(list(self.sight.lost))
             self.screen.error(str(lost))
             return NOT_COMPLETED
+        follows = bool(records) and records[0].type == FOLLOWS
+        if status == UNRECORDED and plan.split is not None and (follows or not records):
+            return status
         noises = [output.noise for output in self._outputs]
         words = b"".join(noise.held + noise.follows for noise in noises)
         crashed = crashes(plan.run_dir, self.started - _LATENCY)
         silent = silent_rank(plan, records, self.sight, words, crashed)
-        follows = bool(records) and records[0].type == FOLLOWS
         # A rank that fails by itself says so: without a word one was lost, though it
         # may not be known which, as on the other nodes of a Slurm job.
         unsaid = status != 0 and not records and self._began()

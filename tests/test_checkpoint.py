@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from small_disks import small_disk
 
 from fastserve.core import Layer, ParameterStore, Shape, initializers
 from fastserve.errors import ArgumentError, CheckpointError
@@ -587,16 +588,7 @@ def test_no_space_left_for_a_small_file(
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if mounted.returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
+    with small_disk(tmp_path / "disk", "64k") as disk:
         save(disk, 1)
         (disk / "filler").write_bytes(b"x" * 45_000)
         with pytest.raises(CheckpointError, match="No space left on device"):
@@ -605,8 +597,6 @@ def test_a_full_disk(tmp_path: Path) -> None:
         (disk / "filler").unlink()
         save(disk, 2, keep=1)
         assert names(disk) == ["latest", "step-00000002"]
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 # As root everything may be written, so a child becomes nobody. It enters the folder
