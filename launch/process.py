@@ -30,6 +30,7 @@ from .records import (
     crashes,
     describe_errors,
     error_records,
+    logs,
     stopped,
 )
 from .restart import Loss
@@ -50,7 +51,6 @@ _FAILED_SECONDS = 5.0
 _SILENT_SECONDS = 3.0  # that a job may go on without one of its ranks
 _NOTICED_SECONDS = 0.5
 _TICK = 0.1
-_LATENCY = 1.0  # by which the clock of a file server may be late
 
 
 class Event(Protocol):
@@ -187,6 +187,7 @@ class _Run:
         self._deadline: float | None = None
         self._next_look = 0.0
         assert process.stdout is not None and process.stderr is not None
+        self._logs_before = logs(plan.run_dir)
         self._outputs = [
             _Output(process.stdout, screen.out, screen),
             _Output(process.stderr, screen.err, screen),
@@ -273,7 +274,7 @@ class _Run:
             return status
         noises = [output.noise for output in self._outputs]
         words = b"".join(noise.held + noise.follows for noise in noises)
-        crashed = crashes(plan.run_dir, self.started - _LATENCY)
+        crashed = crashes(self._logs())
         silent = silent_rank(plan, records, self.sight, words, crashed)
         # A rank that fails by itself says so: without a word one was lost, though it
         # may not be known which, as on the other nodes of a Slurm job.
@@ -305,8 +306,12 @@ class _Run:
 
     def _began(self) -> bool:
         """Whether ranks came as far as to write logs."""
-        logs = (self.plan.run_dir / "logs").glob("rank-*.log")
-        return any(log.stat().st_mtime >= self.started - _LATENCY for log in logs)
+        return bool(self._logs())
+
+    def _logs(self) -> list[Path]:
+        """Return the logs that this job has written to, whatever the clocks say."""
+        now, before = logs(self.plan.run_dir), self._logs_before
+        return [path for path, mark in now.items() if mark != before.get(path)]
 
     def _blind(self) -> tuple[str, ...]:
         return self.cluster.blind if self.cluster else ()
