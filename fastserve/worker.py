@@ -248,7 +248,7 @@ def _train(
     compare = job.comm.check_every > 0
     lock = _held[-1] if _held else None
     parts = folder, trainer.store, trainer.optimizer, comm, compare, lock
-    saver = Saver(*parts, trainer.timing, metrics.path)
+    saver = Saver(*parts, trainer.timing, metrics.path, job.checkpoint.keep_every)
     status = Status(run_dir / STATUS)
     best, trace = BestCheckpoint(saver, state), run_dir / "trace.json"
     callbacks: list[Callback] = [

@@ -102,9 +102,16 @@ def contents(store: ParameterStore, optimizer: Slots | None = None) -> dict[str,
     }
 
 
-def save(folder: Path, step: int, seed: int | None = None, keep: int = 9) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    seed: int | None = None,
+    keep: int = 9,
+    keep_every: int | None = None,
+) -> Path:
     store, optimizer = make(step if seed is None else seed)
-    return checkpoint.save(folder, step, store, optimizer, STATE, keep)
+    parts = store, optimizer, STATE, keep, None, keep_every
+    return checkpoint.save(folder, step, *parts)
 
 
 def names(folder: Path) -> list[str]:
@@ -174,6 +181,17 @@ def test_keep_counts_complete_checkpoints_of_earlier_steps(tmp_path: Path) -> No
     assert names(tmp_path) == ["latest", *steps, "step-notes"]
     save(tmp_path, 400, keep=1)
     assert names(tmp_path) == ["latest", "step-00000400", "step-notes"]
+
+
+def test_every_nth_is_kept_for_good(tmp_path: Path) -> None:
+    for step in range(2, 27, 2):
+        save(tmp_path, step, keep=2, keep_every=8)
+    steps = [f"step-{step:08d}" for step in (8, 16, 24, 26)]
+    assert names(tmp_path) == ["latest", *steps]
+    save(tmp_path, 24, keep=1, keep_every=8)  # one of them is replaced as others are
+    assert names(tmp_path) == ["latest", *steps]
+    save(tmp_path, 28, keep=1)
+    assert names(tmp_path) == ["latest", "step-00000028"]
 
 
 def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:

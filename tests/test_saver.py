@@ -157,6 +157,25 @@ def test_ranks_save_the_same_as_one(tmp_path: Path, shard: bool) -> None:
 
 
 @pytest.mark.parametrize("shard", [False, True])
+def test_what_is_kept_for_good(tmp_path: Path, shard: bool) -> None:
+    def program(comm: Communicator) -> None:
+        made = fs.models.Sequential([fs.layers.Dense(2, input_shape=(6,))], seed=1)
+        made.compile("adam", "mse")
+        made.options = Options(shard_optimizer=shard)
+        made.train_on_batch(X, Y)
+        assert made.trainer is not None
+        parts = made.store, made.trainer.optimizer, comm
+        save = Saver(tmp_path, *parts, keep_every=2)
+        for step in range(1, 6):
+            save.save(step, {}, 1)
+        save.finish()
+
+    run_threads(2, program)
+    names = sorted(path.name for path in tmp_path.glob("step-*"))
+    assert names == [f"step-{step:08d}" for step in (2, 4, 5)]
+
+
+@pytest.mark.parametrize("shard", [False, True])
 def test_the_history_is_on_the_disk_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: bool
 ) -> None:

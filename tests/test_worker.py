@@ -205,6 +205,14 @@ def test_resume_from_an_earlier_step(folder: Path) -> None:
     assert "--resume: expected a run folder" in nowhere.stderr
 
 
+def test_every_nth_checkpoint_is_kept(folder: Path) -> None:
+    keys = ["checkpoint={every: 2, keep: 1, keep_every: 6}", "train.eval_every=null"]
+    done = rank_program(folder, *(word for key in keys for word in ("--set", key)))
+    assert done.returncode == 0, done.stderr
+    saved = (folder / "runs/tiny/checkpoints").glob("step-*")
+    assert {int(path.name[5:]) for path in saved} == {6, 12}
+
+
 def test_resume_with_another_plan_is_refused(folder: Path) -> None:
     assert rank_program(folder).returncode == 0
     other = rank_program(folder, "--resume", "auto", "--set", "train.global_batch=5")

@@ -80,7 +80,8 @@ class Saver:
     ReplicaError then. ``lock`` is what ``files.hold`` returned for the run folder: one
     that was removed isn't made again, ``save`` raises CheckpointError. ``timing`` notes
     the time that training waits for. The lines of the file ``history``, if it is there,
-    are on the disk before a checkpoint that comes after them is.
+    are on the disk before a checkpoint that comes after them is. ``keep_every`` is
+    that of ``checkpoint.save``.
     """
 
     def __init__(
@@ -93,9 +94,10 @@ class Saver:
         lock: IO[str] | None = None,
         timing: Timing | None = None,
         history: Path | None = None,
+        keep_every: int | None = None,
     ) -> None:
         self.folder, self._comm, self._history = folder, comm, history
-        self._timing = timing or Timing()
+        self._timing, self._keep_every = timing or Timing(), keep_every
         self._compare, self._lock = compare and comm.size > 1, lock
         self._store, self._optimizer = store, optimizer
         self._snapshot: Snapshot | None = None
@@ -118,7 +120,7 @@ class Saver:
                 if self._comm.rank == 0:
                     self._sync_history()
             parts = self._store, self._optimizer, state, keep, self._comm
-            shards.save(self.folder, step, *parts)
+            shards.save(self.folder, step, *parts, self._keep_every)
         elif self._comm.rank == 0:
             if self._snapshot is None:
                 self._snapshot = Snapshot(self._store, self._optimizer)
@@ -135,7 +137,8 @@ class Saver:
             held: Any = self._snapshot
             with self._timing.on_thread(THREAD, "write checkpoint", step=step):
                 self._sync_history()
-                checkpoint.save(self.folder, step, held, held, state, keep)
+                parts = held, held, state, keep, None, self._keep_every
+                checkpoint.save(self.folder, step, *parts)
         except BaseException as error:  # noqa: BLE001  raised in the training's thread
             self._error = error
 
