@@ -26,6 +26,7 @@ from .noise import NoiseFilter
 from .plan import THIS_HOST, LaunchPlan
 from .records import (
     ErrorRecord,
+    LogMark,
     completed,
     crashes,
     describe_errors,
@@ -117,8 +118,9 @@ def run_plan(
     with _caught_signals() as caught:
         if cluster:
             cluster.agents.watch(plan.token)
+        before = logs(plan.run_dir)
         process = _start(plan)
-        run = _Run(plan, process, caught, started, grace, screen, cluster, loss)
+        run = _Run(plan, process, caught, started, before, grace, screen, cluster, loss)
         try:
             run.watch()
         finally:
@@ -166,6 +168,7 @@ class _Run:
         process: subprocess.Popen[bytes],
         caught: list[int],
         started: float,
+        before: Mapping[Path, LogMark],
         grace: float,
         screen: Screen,
         cluster: Cluster | None = None,
@@ -173,6 +176,7 @@ class _Run:
     ) -> None:
         self.loss = loss or Loss()
         self.plan, self.process, self.started = plan, process, started
+        self._logs_before = before
         self.screen = self.say = screen
         self._started = time.monotonic()  # the other is to compare with records
         self._ended_since: float | None = None  # monotonic; of the first rank
@@ -187,7 +191,6 @@ class _Run:
         self._deadline: float | None = None
         self._next_look = 0.0
         assert process.stdout is not None and process.stderr is not None
-        self._logs_before = logs(plan.run_dir)
         self._outputs = [
             _Output(process.stdout, screen.out, screen),
             _Output(process.stderr, screen.err, screen),

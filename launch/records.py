@@ -14,6 +14,9 @@ _CRASH = re.compile(rb"^Fatal Python error: (.*)$", re.MULTILINE)
 _TAIL = 1 << 16  # bytes at the end of a log
 
 
+LogMark = tuple[int, int, int]  # inode, bytes, time of the last change in ns
+
+
 @dataclass(frozen=True)
 class ErrorRecord:
     """What a rank wrote about the exception that ended it."""
@@ -71,7 +74,7 @@ def _recorded(path: Path, token: str, ranks: int) -> bool:
     return record.get("job") == token and record.get("ranks") == ranks
 
 
-def logs(run_dir: Path) -> dict[Path, tuple[int, int, int]]:
+def logs(run_dir: Path) -> dict[Path, LogMark]:
     """Return the ranks' logs, each with what changes when it is written to."""
     found = {}
     for path in run_dir.glob("logs/rank-*.log"):

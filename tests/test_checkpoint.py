@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -190,8 +191,13 @@ def test_every_nth_is_kept_for_good(tmp_path: Path) -> None:
     assert names(tmp_path) == ["latest", *steps]
     save(tmp_path, 24, keep=1, keep_every=8)  # one of them is replaced as others are
     assert names(tmp_path) == ["latest", *steps]
-    save(tmp_path, 28, keep=1)
-    assert names(tmp_path) == ["latest", "step-00000028"]
+    shutil.copytree(tmp_path / steps[0], tmp_path / f"{steps[0]}.old")
+    (tmp_path / steps[1]).rename(tmp_path / f"{steps[1]}.old")
+    save(tmp_path, 28, keep=1, keep_every=8)
+    steps = [steps[0], f"{steps[1]}.old", steps[2], "step-00000028"]
+    assert names(tmp_path) == ["latest", *steps]
+    save(tmp_path, 30, keep=1)
+    assert names(tmp_path) == ["latest", "step-00000030"]
 
 
 def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:

@@ -647,4 +647,7 @@ def _prune(target: Path, keep: int, keep_every: int | None) -> None:
 def _for_good(path: Path, keep_every: int | None) -> bool:
     match = _NAME.fullmatch(path.name)
     assert match is not None  # it is a candidate
-    return keep_every is not None and int(match[1]) % keep_every == 0
+    if keep_every is None or int(match[1]) % keep_every:
+        return False
+    # .old was left by a kill while it was replaced, unless it is the only one
+    return match[2] is None or not path.with_suffix("").exists()
