@@ -96,7 +96,7 @@ def search(reader: str, count: int, seed: int, folder: Path, kept: Path) -> NoRe
 
 def run(reader: str, count: int, seed: int, corpus: Path | None) -> bool:
     """Return whether a reader is without fault."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=fuzz.FOLDER) as name:
         folder = Path(name)
         kept = corpus / reader if corpus else folder / "corpus"
         sys.stdout.flush()
