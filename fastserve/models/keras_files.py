@@ -282,7 +282,8 @@ def _fault(name: str, array: Array, dataset: Any) -> str | None:
 def _member(group: Any, name: str) -> Any | None:
     """Return the group or the dataset at a path, None if there is none.
 
-    Raises OSError if it is in another file: the one that is read would choose which.
+    Raises OSError for links, and for what is kept in another file: the one that is
+    read could name any.
     """
     h5py = _library()
     item = group
