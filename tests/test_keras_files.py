@@ -196,7 +196,7 @@ def test_damage_that_hdf5_reads_without_an_end(tmp_path: Path) -> None:
     model.load_weights(path)
 
 
-def test_a_kind_of_number_that_numpy_does_not_have(tmp_path: Path) -> None:
+def test_types_that_numpy_does_not_have(tmp_path: Path) -> None:
     path, model = tmp_path / "a.weights.h5", dense(3)
     model.save_weights(path)
     # of a float32: offset, bits; place and size of exponent and mantissa; bias
@@ -205,6 +205,16 @@ def test_a_kind_of_number_that_numpy_does_not_have(tmp_path: Path) -> None:
     odd = struct.pack(layout, 0, 32, 23, 8, 0, 23, 1 << 20)
     path.write_bytes(path.read_bytes().replace(float32, odd))
     with pytest.raises(CheckpointError, match="Insufficient precision"):
+        model.load_weights(path)
+
+    model.save_weights(path)
+    with h5py.File(path, "a") as file:
+        del file["layers/dense/vars/1"]
+        file["layers/dense/vars/1"] = np.full(3, b"x", "S77")
+    # texts of 77 bytes, filled with zeros; 0 is ASCII, 1 UTF-8
+    coded = {code: struct.pack("<BBxxI", 0x13, code << 4 | 1, 77) for code in (0, 2)}
+    path.write_bytes(path.read_bytes().replace(coded[0], coded[2]))
+    with pytest.raises(CheckpointError, match="Unknown string encoding"):
         model.load_weights(path)
 
 

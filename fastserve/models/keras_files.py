@@ -344,7 +344,8 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except FastserveError:
         raise
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        # h5py has each of these for a file, TypeError and ValueError for types of data
         raise _damaged(path, str(error)) from error
 
 
