@@ -337,6 +337,14 @@ def test_files_of_keras_2(tmp_path: Path, inside: bool) -> None:
         (file["model_weights"] if inside else file).attrs["layer_names"] = b"three"
     with pytest.raises(CheckpointError, match="there is no three"):
         model.load_weights(path)
+    with h5py.File(path, "a") as file:
+        group = file["model_weights"] if inside else file
+        kind = h5py.vlen_dtype(np.uint8)
+        lists = np.empty(1, object)
+        lists[0] = np.zeros(3, np.uint8)
+        group.attrs.create("layer_names", lists, dtype=kind)
+    with pytest.raises(CheckpointError, match="layer_names is of type object, not"):
+        model.load_weights(path)
     old_file(path, {"other": values[:1], "two": [v + 1 for v in values[6:]]}, inside)
     with pytest.raises(CheckpointError, match="2 layers with weights where the model"):
         model.load_weights(path)

@@ -307,6 +307,12 @@ def _known(group: Any, name: str) -> Any:
 
 
 def _texts(group: Any, attribute: str) -> list[str]:
+    kept = group.attrs.get_id(attribute)
+    if kept.shape == (0,):  # of numbers, as nothing says what it would be
+        return []
+    if _library().check_string_dtype(kept.dtype) is None:
+        # damaged lists of other things crash HDF5 2.0 when it reads them
+        raise ValueError(f"{attribute} is of type {kept.dtype}, not texts")
     return [_text(name) for name in np.atleast_1d(group.attrs[attribute])]
 
 

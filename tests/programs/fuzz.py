@@ -6,6 +6,7 @@ Memory is limited to 3 GiB, so a header that asks for too much is found too.
 
 from __future__ import annotations
 
+import faulthandler
 import gzip
 import io
 import json
@@ -429,7 +430,8 @@ def run(reader: str, count: int, seed: int) -> int:
             refused += found.refused
             if found.problem:
                 wrong += 1
-                print(f"{reader} {number}: {found.problem[:300]}\n  {content[:200]!r}")
+                told = f"{reader} {number}: {found.problem[:300]}"
+                print(f"{told}\n  {content[:200]!r}", flush=True)
                 if wrong >= 20:
                     break
     rate = count / (time.perf_counter() - start)
@@ -439,11 +441,12 @@ def run(reader: str, count: int, seed: int) -> int:
 
 
 def strict() -> None:
-    """Make warnings errors, and limit the memory of this process."""
+    """Make warnings errors, limit the memory of this process, and show its crash."""
     warnings.simplefilter("error")
     # a header with a fault that NumPy forgives
     warnings.filterwarnings("ignore", "Reading `.npy` or `.npz` file required")
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    faulthandler.enable()  # libraries in C may crash; the input is left in FOLDER then
 
 
 if __name__ == "__main__":
