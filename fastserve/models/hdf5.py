@@ -22,13 +22,15 @@ _FREE_BLOCK = struct.Struct("<QQ")  # the next one, bytes
 _LAST = 1  # instead of a next one
 _GLOBAL = struct.Struct("<4sB3xQ")  # bytes with this header
 _OBJECT = struct.Struct("<HHxxxxQ")  # number (0: free), references, bytes
+_SIZE = 1 << 64  # HDF5 adds in 8 bytes
 
 
 def check(path: Path) -> None:
     """Raise ValueError for a file that HDF5 might read without an end.
 
-    All that looks like a heap is examined, in use or not. Weights may look like its
-    first five bytes by chance, but not like one that lies within the file.
+    All that looks like a heap is examined, in use or not: weights may look like its
+    first five bytes by chance, and space that is free again may hold the beginning of
+    one. So this refuses only what has no end, and leaves other damage to HDF5.
     """
     with path.open("rb") as file:
         head = file.read(16)
@@ -54,25 +56,26 @@ def _check_local(content: mmap.mmap) -> None:
     left = len(content) // _FREE_BLOCK.size
     for start in _heaps(content, _LOCAL, b"HEAP\0"):
         _, _, size, free, place = _LOCAL.unpack_from(content, start)
-        within = place + size <= len(content)  # HDF5 refuses others
-        while within and free != _LAST:
-            left -= 1
-            if left < 0 or free + _FREE_BLOCK.size > size:
-                raise ValueError("a local heap's free blocks have no end")
+        last = min(size, len(content) - place) - _FREE_BLOCK.size
+        while free != _LAST and free <= last:
             free, _ = _FREE_BLOCK.unpack_from(content, place + free)
+            if free == 0:  # where no block is
+                break
+            left -= 1
+            if left < 0:
+                raise ValueError("a local heap's free blocks have no end")
 
 
 def _check_global(content: mmap.mmap) -> None:
-    left = len(content) // _OBJECT.size
+    left = len(content) // _OBJECT.size  # as above
     for start in _heaps(content, _GLOBAL, b"GCOL\1"):
         _, _, size = _GLOBAL.unpack_from(content, start)
-        place, end = start + _GLOBAL.size, start + size
-        within = end <= len(content)  # HDF5 refuses others
-        while within and place + _OBJECT.size <= end:
+        place, end = start + _GLOBAL.size, min(start + size, len(content))
+        while place + _OBJECT.size <= end:
             number, _, taken = _OBJECT.unpack_from(content, place)
             if number:  # what is free counts its header and ends anywhere
-                taken = _OBJECT.size + (taken + 7) // 8 * 8
+                taken = (_OBJECT.size + (taken + 7) // 8 * 8) % _SIZE
             left -= 1
-            if left < 0 or not 0 < taken <= end - place:
-                raise ValueError("a global heap's objects don't fill it")
+            if left < 0 or taken == 0:
+                raise ValueError("a global heap's objects have no end")
             place += taken
