@@ -18,6 +18,7 @@ from fastserve.assemble.model import (
 )
 from fastserve.config import schema
 from fastserve.config.labelled import Splits
+from fastserve.config.run_folders import run_folder
 from fastserve.core import without_initial_values
 from fastserve.data import preprocessing
 from fastserve.data.completions import CompletionSource
@@ -34,13 +35,7 @@ from fastserve.training.language import language_measures
 
 def open_job(folder: str, overrides: Sequence[str] = ()) -> tuple[Path, config.Job]:
     """Return a run's folder and its job; raises CheckpointError if it isn't one."""
-    run_dir = Path(folder)
-    if not (run_dir / "config.yaml").is_file():
-        raise CheckpointError(
-            "expected the folder of a run, with a config.yaml",
-            f"{folder}",
-            "give a folder such as runs/quickstart-gpt",
-        )
+    run_dir = run_folder(folder)
     return run_dir, config.load_job(run_dir / "config.yaml", overrides, files=False)
 
 

@@ -6,8 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from fastserve.config.run_folders import is_run
+
 from . import text
-from .runs import Run, find_runs, is_number, is_run, read_run, values
+from .runs import Run, find_runs, is_number, read_run, values
 
 _HEAD = ("name", "state", "step", "best", "at step", "time", "when", "last values")
 

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from fastserve.errors import CheckpointError
+from fastserve.config.run_folders import CONFIG, METRICS, is_run, run_folder
 
 from .records import ErrorRecord, error_records, read_object
 
@@ -121,13 +121,7 @@ def read_run(folder: Path | str, metrics: list[Line] | None = None) -> Run:
 
     Raises CheckpointError if it isn't one.
     """
-    folder = Path(folder)
-    if not is_run(folder):
-        raise CheckpointError(
-            "expected the folder of a run, with a config.yaml or a metrics.jsonl",
-            f"{folder}" if folder.exists() else f"{folder}, which doesn't exist",
-            "give a folder such as runs/quickstart-gpt; fastserve runs lists them",
-        )
+    folder = run_folder(folder, (CONFIG, METRICS))
     done = read_object(folder / "done.json")
     end = done or read_object(folder / "stopped.json")
     errors = _errors(folder)
@@ -142,11 +136,6 @@ def read_run(folder: Path | str, metrics: list[Line] | None = None) -> Run:
         errors,
         end,
     )
-
-
-def is_run(folder: Path | str) -> bool:
-    folder = Path(folder)
-    return any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl"))
 
 
 def find_runs(folder: Path | str) -> Iterator[Run]:
