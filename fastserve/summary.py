@@ -145,10 +145,7 @@ def conclusion(
         prompt = shlex.quote(data.prompt) if data.prompt else opening(data.tokenizer)
         lines.append(f"next     fastserve generate {short(run_dir)} --prompt {prompt}")
     elif data.test is not None:
-        which = "" if best_step is None else " --checkpoint best"
-        lines.append(
-            f"next     fastserve evaluate {short(run_dir)} --split test{which}"
-        )
+        lines.append(f"next     fastserve evaluate {short(run_dir)} --split test")
     elif data.preprocessing is not None:
         lines.append(f"next     fastserve predict {short(run_dir)} --input FILE")
     return "\n".join(lines)
