@@ -15,7 +15,8 @@ from fastserve.data.sampler import Sampler
 from fastserve.data.tokenizers import Tokenizer
 from fastserve.errors import DataError
 from fastserve.models import GPT, Model
-from fastserve.training.progress import Progress, count, duration, number
+from fastserve.training.progress import count, duration, number
+from fastserve.training.status import Status
 
 _HOSTS = 8  # that the start block names
 
@@ -50,7 +51,8 @@ def introduction(
         f"run      {short(run_dir)}",
     ]
     if first:
-        over = "; all steps are made: raise train.steps to go on"
+        more = "train.steps" if job.train.epochs is None else "train.epochs"
+        over = f": all {steps} steps are made; raise {more} to go on"
         lines.append(f"resume   after step {first}{over if first >= steps else ''}")
     elif m.type == "gpt" and m.init_from:
         lines.append(f"start    from the weights in {m.init_from}")
@@ -118,15 +120,12 @@ def conclusion(
     model: Model,
     history: dict[str, list[float]],
     run_dir: Path,
-    progress: Progress,
+    status: Status,
     best_step: int | None = None,
     ended: str | None = None,
-    times: str = "",
 ) -> str:
     """Return results, where the time went, a sample of text, and what to type next."""
-    lines = [f"trained  {duration(progress.seconds)}"]
-    heads = ["time    ", *[" " * 8] * times.count("\n")]
-    lines += [f"{h} {t}" for h, t in zip(heads, times.splitlines(), strict=False)]
+    lines = _times(status)
     lines += [f"stopped  {ended}"] if ended else []
     results = {k: v[-1] for k, v in history.items() if k.startswith("val_")}
     loss = results.pop("val_loss", None)
@@ -149,6 +148,20 @@ def conclusion(
     elif data.preprocessing is not None:
         lines.append(f"next     fastserve predict {short(run_dir)} --input FILE")
     return "\n".join(lines)
+
+
+def _times(status: Status) -> list[str]:
+    """Say how long the training took, in all starts of the run, and with what."""
+    if not status.made:
+        return [f"trained  {duration(status.before)} before; nothing was left to do"]
+    whole = duration(status.before + status.elapsed)
+    now = f", {duration(status.elapsed)} of it since the resume"
+    times = status.summary().split("\n")
+    heads = ["time    ", *[" " * 8] * (len(times) - 1)]
+    return [
+        f"trained  {whole}{now if status.before else ''}",
+        *(f"{head} {line}" for head, line in zip(heads, times, strict=True)),
+    ]
 
 
 def _explained(data: Data, model: Model) -> list[str]:

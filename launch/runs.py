@@ -97,6 +97,12 @@ class Run:
         told += [record.time for record in self.errors]
         return max((when for when in told if is_number(when)), default=None)
 
+    @property
+    def seconds(self) -> float | None:
+        """How long the run has trained, in all of its starts; None if no file tells."""
+        told = self.status.get("trained_seconds")
+        return float(told) if is_number(told) else None
+
     @cached_property
     def results(self) -> dict[str, float]:
         """The last value of each measure of the validation, by its name (val_loss)."""
