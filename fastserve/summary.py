@@ -16,6 +16,7 @@ from fastserve.data.tokenizers import Tokenizer
 from fastserve.errors import DataError
 from fastserve.models import GPT, Model
 from fastserve.training.progress import count, duration, number
+from fastserve.training.records import BestCheckpoint
 from fastserve.training.status import Status
 
 _HOSTS = 8  # that the start block names
@@ -121,7 +122,7 @@ def conclusion(
     history: dict[str, list[float]],
     run_dir: Path,
     status: Status,
-    best_step: int | None = None,
+    best: BestCheckpoint,
     ended: str | None = None,
 ) -> str:
     """Return results, where the time went, a sample of text, and what to type next."""
@@ -133,9 +134,10 @@ def conclusion(
         lines.append(f"val_loss {number(loss)}{_meaning(job, data, loss, results)}")
     lines += [f"{name:8} {number(value)}" for name, value in results.items()]
     lines += _explained(data, model)
-    if best_step is not None:
+    if best.best is not None:
         where = short(run_dir / "checkpoints" / "best")
-        lines.append(f"best     of step {best_step}, in {where}")
+        found = f"val_loss {number(best.best)} at step {best.step}"
+        lines.append(f"best     {found}, in {where}")
     text = sample(job, data, model)
     if text:
         lines += ["sample", *(f"  {line}" for line in text.splitlines())]
@@ -153,7 +155,8 @@ def conclusion(
 def _times(status: Status) -> list[str]:
     """Say how long the training took, in all starts of the run, and with what."""
     if not status.made:
-        return [f"trained  {duration(status.before)} before; nothing was left to do"]
+        earlier = f"{duration(status.before)} before; " if status.before else ""
+        return [f"trained  {earlier}nothing was left to do"]
     whole = duration(status.before + status.elapsed)
     now = f", {duration(status.elapsed)} of it since the resume"
     times = status.summary().split("\n")

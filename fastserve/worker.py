@@ -310,7 +310,7 @@ def _train(
                 history.history,
                 run_dir,
                 status,
-                best.step,
+                best,
                 ended,
             )
         )

@@ -79,7 +79,8 @@ def test_it_stops_early_and_is_complete(alone: Path) -> None:
     out = (alone.parents[1] / "out.txt").read_text()
     assert f"stopped  after step {best + 12}: 3 validations without a lower" in out
     assert f"at step {best} (train.early_stop)" in out
-    assert f"best     of step {best}, in runs/tiny/checkpoints/best" in out
+    found = f"val_loss {validations(alone)[best]:.4f} at step {best}"
+    assert f"best     {found}, in runs/tiny/checkpoints/best" in out
 
 
 def test_measures_in_lines_and_records(alone: Path) -> None:
