@@ -94,10 +94,10 @@ def export_run(
     folder: str,
     dtype: str = "float32",
     max_shard_size: str = "5GB",
-    which: str = checkpoint.LATEST,
+    which: str | None = None,
 ) -> str:
-    """Write the weights of a run's checkpoint ``which`` as a folder of Hugging Face's;
-    return what to say.
+    """Write the weights of a run's checkpoint ``which`` (as in ``load_weights``) as a
+    folder of Hugging Face's; return what to say.
 
     Raises:
         CheckpointError: there is no such run, or ``save_pretrained`` refuses it.
@@ -108,7 +108,7 @@ def export_run(
             "export: expected the run of a gpt", f"a model of type {job.model.type}"
         )
     tokenizer = open_tokenizer(run_dir)
-    model, _ = open_model(run_dir, job, tokenizer, which)
+    model, loaded = open_model(run_dir, job, tokenizer, which)
     if model.options_of_lora is not None:
         model.merge_lora()
     save(model, folder, tokenizer, dtype, max_shard_size)
@@ -117,4 +117,4 @@ def export_run(
     if len(shards) > 2:
         place = names.index(shards[0])
         names[place : place + len(shards)] = [f"{shards[0]} ... {shards[-1]}"]
-    return f"{folder}: {', '.join(names)}"
+    return f"exported {run}, {loaded}, to {folder}: {', '.join(names)}"

@@ -13,11 +13,12 @@ from fastserve.trained import name_of, open_job, open_model, open_tokenizer
 from fastserve.training import checkpoint, files
 
 
-def merge_run(run: str, to: str, which: str = checkpoint.LATEST) -> str:
+def merge_run(run: str, to: str, which: str | None = None) -> str:
     """Write a run whose model is that of ``run`` with LoRA's corrections merged.
 
-    It is complete or not there at all. It has the checkpoint ``which``, weights alone,
-    so it is no start for ``--resume``. Returns what to say of it.
+    It is complete or not there at all. It has the checkpoint ``which`` (as in
+    ``load_weights``), weights alone, so it is no start for ``--resume``. Returns what
+    to say of it.
 
     Raises CheckpointError if ``run`` has no LoRA, or something is at ``to``.
     """
@@ -35,7 +36,7 @@ def merge_run(run: str, to: str, which: str = checkpoint.LATEST) -> str:
             "--to: expected a folder that isn't there yet", to, "take another name"
         )
     path = run_dir / "tokenizer.json"
-    model, step = open_model(run_dir, job, open_tokenizer(run_dir), which)
+    model, loaded = open_model(run_dir, job, open_tokenizer(run_dir), which)
     model.merge_lora()
     whole = m.model_copy(update={"lora": None, "init_from": None})
     # its own folder: else --resume would go on in that of the run it is made from
@@ -48,7 +49,12 @@ def merge_run(run: str, to: str, which: str = checkpoint.LATEST) -> str:
             if path.is_file():
                 shutil.copyfile(path, made / path.name)
             checkpoint.save(
-                made / "checkpoints", step, model.store, checkpoint.NoOptimizer(), {}, 1
+                made / "checkpoints",
+                loaded.step,
+                model.store,
+                checkpoint.NoOptimizer(),
+                {},
+                1,
             )
             files.put_folder(made, target)
-    return f"merged {run}, after step {step}, into {to}"
+    return f"merged {run}, {loaded}, into {to}"

@@ -17,6 +17,7 @@ from fastserve import config
 from fastserve.assemble.labelled import table_options
 from fastserve.assemble.model import make_model
 from fastserve.config import labelled
+from fastserve.config.run_folders import run_folder
 from fastserve.core import Array, without_initial_values
 from fastserve.data import preprocessing
 from fastserve.data.columns import BadValue, Columns
@@ -31,8 +32,7 @@ from fastserve.data.tagged import WordEncoder
 from fastserve.data.targets import Classes, Values
 from fastserve.errors import CheckpointError, DataError
 from fastserve.models import Model
-from fastserve.trained import load_weights, open_job
-from fastserve.training import checkpoint
+from fastserve.trained import load_weights, open_job, silent
 
 _ROWS = 256  # samples that are computed at once
 _ARRAYS = (".npy", ".npz")
@@ -102,7 +102,7 @@ class Predictor:
     """A run's model with what encodes its inputs.
 
     Args:
-        which: the checkpoint; None: the best one if there is one, else the newest.
+        which: the checkpoint, as in ``load_weights``.
 
     Raises CheckpointError if the run has none, or is one of a language model.
     """
@@ -117,11 +117,8 @@ class Predictor:
                 "use generate for a language model; train older runs again",
             )
         self.preprocessing: Preprocessing = kept
-        if which is None:
-            best = run_dir / "checkpoints" / checkpoint.BEST
-            which = checkpoint.BEST if best.is_dir() else checkpoint.LATEST
         self.model = _model(self.job, kept)
-        self.step = load_weights(run_dir, self.model, which)
+        self.loaded = load_weights(run_dir, self.model, which)
         self.top = top
 
     def samples(self, inputs: Sequence[str], texts: Sequence[str]) -> Iterator[Sample]:
@@ -358,11 +355,15 @@ def predict(
     top: int = 1,
     which: str | None = None,
     say: Callable[[str], None] = print,
+    note: Callable[[str], None] = silent,
 ) -> None:
     """Say, or write to ``output`` (.csv, .jsonl or .npy), what the model predicts.
 
+    ``note`` is told which checkpoint it is.
+
     Raises DataError for inputs that can't be used; then no output is left.
     """
+    run_folder(run)  # the first thing to be wrong
     if not inputs and not texts:
         raise DataError(
             "predict: expected --input FILE, or --text", "neither", "give one"
@@ -377,6 +378,7 @@ def predict(
     if path is not None and not path.absolute().parent.is_dir():
         raise DataError("--output: expected an existing folder", str(path.parent))
     predictor = Predictor(run, which, top)
+    note(str(predictor.loaded))
     words = isinstance(predictor.preprocessing.input, WordEncoder)
     if path is not None and path.suffix == ".npy" and words:
         raise DataError(
@@ -390,7 +392,7 @@ def predict(
             say(result.line())
         return
     count = _write(path, results, predictor)
-    say(f"{count:,} predictions of step {predictor.step} in {path}")
+    say(f"{count:,} predictions in {path}")
 
 
 def _write(path: Path, results: Iterator[Result], predictor: Predictor) -> int:

@@ -15,7 +15,9 @@ from fastserve.data.sampler import Sampler
 from fastserve.data.tokenizers import Tokenizer
 from fastserve.errors import DataError
 from fastserve.models import GPT, Model
-from fastserve.training.progress import Progress, count, duration, number
+from fastserve.training.progress import count, duration, number
+from fastserve.training.records import BestCheckpoint
+from fastserve.training.status import Status
 
 _HOSTS = 8  # that the start block names
 
@@ -50,7 +52,8 @@ def introduction(
         f"run      {short(run_dir)}",
     ]
     if first:
-        over = "; all steps are made: raise train.steps to go on"
+        more = "train.steps" if job.train.epochs is None else "train.epochs"
+        over = f": all {steps} steps are made; raise {more} to go on"
         lines.append(f"resume   after step {first}{over if first >= steps else ''}")
     elif m.type == "gpt" and m.init_from:
         lines.append(f"start    from the weights in {m.init_from}")
@@ -118,15 +121,12 @@ def conclusion(
     model: Model,
     history: dict[str, list[float]],
     run_dir: Path,
-    progress: Progress,
-    best_step: int | None = None,
+    status: Status,
+    best: BestCheckpoint,
     ended: str | None = None,
-    times: str = "",
 ) -> str:
     """Return results, where the time went, a sample of text, and what to type next."""
-    lines = [f"trained  {duration(progress.seconds)}"]
-    heads = ["time    ", *[" " * 8] * times.count("\n")]
-    lines += [f"{h} {t}" for h, t in zip(heads, times.splitlines(), strict=False)]
+    lines = _times(status)
     lines += [f"stopped  {ended}"] if ended else []
     results = {k: v[-1] for k, v in history.items() if k.startswith("val_")}
     loss = results.pop("val_loss", None)
@@ -134,9 +134,10 @@ def conclusion(
         lines.append(f"val_loss {number(loss)}{_meaning(job, data, loss, results)}")
     lines += [f"{name:8} {number(value)}" for name, value in results.items()]
     lines += _explained(data, model)
-    if best_step is not None:
+    if best.best is not None:
         where = short(run_dir / "checkpoints" / "best")
-        lines.append(f"best     of step {best_step}, in {where}")
+        found = f"val_loss {number(best.best)} at step {best.step}"
+        lines.append(f"best     {found}, in {where}")
     text = sample(job, data, model)
     if text:
         lines += ["sample", *(f"  {line}" for line in text.splitlines())]
@@ -145,13 +146,25 @@ def conclusion(
         prompt = shlex.quote(data.prompt) if data.prompt else opening(data.tokenizer)
         lines.append(f"next     fastserve generate {short(run_dir)} --prompt {prompt}")
     elif data.test is not None:
-        which = "" if best_step is None else " --checkpoint best"
-        lines.append(
-            f"next     fastserve evaluate {short(run_dir)} --split test{which}"
-        )
+        lines.append(f"next     fastserve evaluate {short(run_dir)} --split test")
     elif data.preprocessing is not None:
         lines.append(f"next     fastserve predict {short(run_dir)} --input FILE")
     return "\n".join(lines)
+
+
+def _times(status: Status) -> list[str]:
+    """Say how long the training took, in all starts of the run, and with what."""
+    if not status.made:
+        earlier = f"{duration(status.before)} before; " if status.before else ""
+        return [f"trained  {earlier}nothing was left to do"]
+    whole = duration(status.before + status.elapsed)
+    now = f", {duration(status.elapsed)} of it since the resume"
+    times = status.summary().split("\n")
+    heads = ["time    ", *[" " * 8] * (len(times) - 1)]
+    return [
+        f"trained  {whole}{now if status.before else ''}",
+        *(f"{head} {line}" for head, line in zip(heads, times, strict=True)),
+    ]
 
 
 def _explained(data: Data, model: Model) -> list[str]:

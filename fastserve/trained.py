@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastserve import config
 from fastserve.assemble.data import Data, end_token, make_data, read_text
@@ -18,6 +18,7 @@ from fastserve.assemble.model import (
 )
 from fastserve.config import schema
 from fastserve.config.labelled import Splits
+from fastserve.config.run_folders import run_folder
 from fastserve.core import without_initial_values
 from fastserve.data import preprocessing
 from fastserve.data.completions import CompletionSource
@@ -34,13 +35,7 @@ from fastserve.training.language import language_measures
 
 def open_job(folder: str, overrides: Sequence[str] = ()) -> tuple[Path, config.Job]:
     """Return a run's folder and its job; raises CheckpointError if it isn't one."""
-    run_dir = Path(folder)
-    if not (run_dir / "config.yaml").is_file():
-        raise CheckpointError(
-            "expected the folder of a run, with a config.yaml",
-            f"{folder}",
-            "give a folder such as runs/quickstart-gpt",
-        )
+    run_dir = run_folder(folder)
     return run_dir, config.load_job(run_dir / "config.yaml", overrides, files=False)
 
 
@@ -56,14 +51,30 @@ def open_tokenizer(run_dir: Path) -> Tokenizer | None:
     return load_tokenizer(path) if path.is_file() else None
 
 
+class Weights(NamedTuple):
+    """Which checkpoint a model's weights are from: 'best', 'latest' or a number."""
+
+    which: str
+    step: int
+
+    def __str__(self) -> str:
+        if self.which.isdecimal():
+            return f"the checkpoint of step {self.step}"
+        return f"the {self.which} checkpoint, of step {self.step}"
+
+
+def silent(text: str) -> None:
+    """Tell nobody."""
+
+
 def open_model(
     run_dir: Path,
     job: config.Job,
     tokenizer: Tokenizer | None,
-    which: str = checkpoint.LATEST,
-) -> tuple[GPT, int]:
-    """Return a language model's run as model, and the step of the checkpoint ``which``;
-    raises as ``load_weights``."""
+    which: str | None = None,
+) -> tuple[GPT, Weights]:
+    """Return a language model's run as model, and which checkpoint it is; raises as
+    ``load_weights``."""
     size = tokenizer.vocab_size if tokenizer else None
     if isinstance(job.data, schema.TokensData) and size is None:
         # a file that doesn't tell it needs the key
@@ -75,10 +86,13 @@ def open_model(
     return model, load_weights(run_dir, model, which)
 
 
-def load_weights(run_dir: Path, model: Model, which: str = checkpoint.LATEST) -> int:
-    """Load the weights of one of the run's checkpoints, ``best``, ``latest``, or a
-    step's number; return its step. Raises CheckpointError if it isn't there."""
+def load_weights(run_dir: Path, model: Model, which: str | None = None) -> Weights:
+    """Load the weights of one of the run's checkpoints: ``best``, ``latest``, a step's
+    number, or None for the best one if the run has kept one, else the latest.
+
+    Raises CheckpointError if it isn't there."""
     folder, state = run_dir / "checkpoints", None
+    which = which or checkpoint.preferred(folder)
     if which != checkpoint.LATEST:
         state = checkpoint.load(checkpoint.find(folder, which), model.store, None)
     else:
@@ -89,7 +103,7 @@ def load_weights(run_dir: Path, model: Model, which: str = checkpoint.LATEST) ->
             f"{run_dir} without one",
             "train it first: fastserve run, with checkpoint.at_end or checkpoint.every",
         )
-    return int(state["step"])
+    return Weights(which, int(state["step"]))
 
 
 def generate(
@@ -100,9 +114,13 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
-    which: str = checkpoint.LATEST,
+    which: str | None = None,
+    note: Callable[[str], None] = silent,
 ) -> str:
-    """Return ``prompt`` and the text that the run's model goes on with."""
+    """Return ``prompt`` and the text that the run's model goes on with.
+
+    ``which`` is as in ``load_weights``; ``note`` is told which checkpoint it is.
+    """
     run_dir, job = open_job(run)
     tokenizer = open_tokenizer(run_dir)
     if tokenizer is None:
@@ -112,7 +130,8 @@ def generate(
             "use evaluate, or train with data.type text",
         )
     start = _prompt(tokenizer, prompt)  # before the model, which may take long
-    model, _ = open_model(run_dir, job, tokenizer, which)
+    model, loaded = open_model(run_dir, job, tokenizer, which)
+    note(str(loaded))
     model.reset_at = end = _end_of(job, tokenizer)
     made = model.generate(start, tokens, temperature, top_k, top_p, seed)
     if end in made:
@@ -151,14 +170,16 @@ def _end_of(job: config.Job, tokenizer: Any) -> int | None:
 
 def evaluate(
     run: str,
-    which: str = checkpoint.LATEST,
+    which: str | None = None,
     overrides: Sequence[str] = (),
     split: str = "validation",
+    note: Callable[[str], None] = silent,
 ) -> dict[str, Any]:
     """Return loss and metrics of the run's model on its validation data, or on the part
     ``split`` of its data: 'train', 'validation' or 'test'.
 
-    ``overrides`` change the run's job: data.source=FILE gives it other data.
+    ``overrides`` change the run's job: data.source=FILE gives it other data. ``which``
+    is as in ``load_weights``; ``note`` is told the checkpoint and the part.
     """
     run_dir, job = open_job(run, overrides)
     text, kept = None, kept_tokenizer(job, run_dir, read=True)
@@ -180,7 +201,8 @@ def evaluate(
         model = make_model(job, data.vocab_size, shape, data.classes)
     if isinstance(model, GPT):
         model.reset_at = data.reset_at
-    load_weights(run_dir, model, which)
+    loaded = load_weights(run_dir, model, which)
+    note(f"{loaded}, on the {'training' if split == 'train' else split} data")
     compile_model(job, model, total_steps(job, make_sampler(job, data)))
     trainer = model.prepare(part)
     measured = trainer.evaluate(part, job.train.global_batch)

@@ -77,7 +77,7 @@ from fastserve.training.samples import Samples
 from fastserve.training.saver import Saver
 from fastserve.training.status import Status
 from fastserve.training.status_file import NAME as STATUS
-from fastserve.training.status_file import mark_failed
+from fastserve.training.status_file import mark_failed, trained_seconds
 from fastserve.training.trace import Tracing
 
 USAGE = 2
@@ -220,6 +220,7 @@ def _train(
     if first == 0:
         _load_start(job, model, comm)
     fresh = first == 0 or _from_another(options, run_dir)
+    before = 0.0 if fresh else trained_seconds(run_dir)
     _start_folder(run_dir, job, data, comm, fresh)
     started.append(run_dir)
     start_logs(run_dir / "logs", comm)
@@ -249,7 +250,7 @@ def _train(
     lock = _held[-1] if _held else None
     parts = folder, trainer.store, trainer.optimizer, comm, compare, lock
     saver = Saver(*parts, trainer.timing, metrics.path, job.checkpoint.keep_every)
-    status = Status(run_dir / STATUS)
+    status = Status(run_dir / STATUS, before)
     best, trace = BestCheckpoint(saver, state), run_dir / "trace.json"
     callbacks: list[Callback] = [
         progress,
@@ -310,10 +311,9 @@ def _train(
                 model,
                 history.history,
                 run_dir,
-                progress,
-                best.step,
+                status,
+                best,
                 ended,
-                status.summary(),
             )
         )
     why = {"stopped": ended} if ended else {}
@@ -321,10 +321,10 @@ def _train(
     if comm.rank == 0:
         results = results_of(history.history)
         if printer.mode == QUIET:
-            line = result_line(run_dir, made, results, progress.seconds)
+            line = result_line(run_dir, made, results, status.before + status.elapsed)
             printer.result(line)
         end = {"state": "ended", "status": 0, "steps": made, "results": results, **why}
-        end |= {"seconds": progress.seconds, "best_step": best.step}
+        end |= {"seconds": status.before + status.elapsed, "best_step": best.step}
         printer.event("end", {**end, "run": str(run_dir)})
     return 0
 

@@ -389,8 +389,8 @@ class _Run:
             trains = self.plan.split is not None  # others have nothing to save
             what = ": the ranks finish their step and save" if trains else ""
             self.say(
-                f"stopping{what} "
-                f"(once more: at once; at the latest in {self._grace:g} s)"
+                f"stopping{what}, which may take {self._grace:g} s; Ctrl-C again ends "
+                "them at once"
             )
             self._end_by(
                 (signal.SIGUSR1, self._grace), (signal.SIGTERM, _TERMINATE_SECONDS)

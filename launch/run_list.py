@@ -6,8 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from fastserve.config.run_folders import is_run
+
 from . import text
-from .runs import Run, find_runs, is_number, is_run, read_run, values
+from .runs import Run, find_runs, read_run, values
 
 _HEAD = ("name", "state", "step", "best", "at step", "time", "when", "last values")
 
@@ -53,7 +55,7 @@ def _row(name: str, run: Run, now: float | None) -> tuple[str, ...]:
         steps,
         text.number(best[0]) if best else "-",
         str(best[1]) if best else "-",
-        text.duration(seconds(run)),
+        text.duration(run.seconds),
         text.when(run.last_time, now),
         _last(run),
     )
@@ -66,16 +68,6 @@ def _last(run: Run) -> str:
         loss = run.last("loss")
         return "-" if loss is None else f"loss {text.number(loss)}"
     return "  ".join(f"{name} {text.number(value)}" for name, value in shown.items())
-
-
-def seconds(run: Run) -> float | None:
-    """Return how long the run has trained since it was started the last time."""
-    begun = [run.status.get("started"), run.environment.get("started")]
-    begun += [line.get("time") for line in run.metrics[:1]]
-    start = next((at for at in begun if is_number(at)), None)
-    if start is None or run.last_time is None or run.last_time < start:
-        return None
-    return run.last_time - start
 
 
 def as_json(name: str, run: Run) -> dict[str, Any]:
@@ -94,7 +86,7 @@ def as_json(name: str, run: Run) -> dict[str, Any]:
         "best_val_loss": best[0] if best else None,
         "best_step": best[1] if best else None,
         "last": last,
-        "seconds": seconds(run),
+        "seconds": run.seconds,
         "time": run.last_time,
         "error": run.errors[0].message if run.errors else None,
     }

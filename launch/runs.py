@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from fastserve.errors import CheckpointError
+from fastserve.config.run_folders import CONFIG, METRICS, is_run, run_folder
 
 from .records import ErrorRecord, error_records, read_object
 
@@ -97,6 +97,12 @@ class Run:
         told += [record.time for record in self.errors]
         return max((when for when in told if is_number(when)), default=None)
 
+    @property
+    def seconds(self) -> float | None:
+        """How long the run has trained, in all of its starts; None if no file tells."""
+        told = self.status.get("trained_seconds")
+        return float(told) if is_number(told) else None
+
     @cached_property
     def results(self) -> dict[str, float]:
         """The last value of each measure of the validation, by its name (val_loss)."""
@@ -121,13 +127,7 @@ def read_run(folder: Path | str, metrics: list[Line] | None = None) -> Run:
 
     Raises CheckpointError if it isn't one.
     """
-    folder = Path(folder)
-    if not is_run(folder):
-        raise CheckpointError(
-            "expected the folder of a run, with a config.yaml or a metrics.jsonl",
-            f"{folder}" if folder.exists() else f"{folder}, which doesn't exist",
-            "give a folder such as runs/quickstart-gpt; fastserve runs lists them",
-        )
+    folder = run_folder(folder, (CONFIG, METRICS))
     done = read_object(folder / "done.json")
     end = done or read_object(folder / "stopped.json")
     errors = _errors(folder)
@@ -142,11 +142,6 @@ def read_run(folder: Path | str, metrics: list[Line] | None = None) -> Run:
         errors,
         end,
     )
-
-
-def is_run(folder: Path | str) -> bool:
-    folder = Path(folder)
-    return any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl"))
 
 
 def find_runs(folder: Path | str) -> Iterator[Run]:

@@ -708,6 +708,15 @@ def test_faults_have_the_line_of_the_key(
     assert len(match) == 1, found
 
 
+@pytest.mark.parametrize("source", ["shakespeare", "shakespeare.csv"])
+def test_built_in_texts_are_no_texts_with_a_class(source: str) -> None:
+    model = "  type: sequential\n  loss: mse\n  layers: [Dense: {units: 1}]\nignored:"
+    text = changed(4, model).replace("type: text", "type: texts")
+    found = faults(text.replace("pydoc-topics", source))
+    assert [one for one in found if f"received '{source}'" in one], found
+    assert not [one for one in found if "built-in" in one or "pydoc-topics" in one]
+
+
 @pytest.mark.parametrize(
     ("layers", "fault"),
     [

@@ -18,6 +18,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def _commands() -> list[Any]:
         lines = [*re.findall(r"^(?:\$ )?(fastserve .+)", shown, re.M), *indented]
         for line in lines:
             words = shlex.split(line.removesuffix("..."), comments=True)
-            found.append(pytest.param(words[1:], id=f"{page.stem}: {line}"))
+            own = takewhile(lambda word: word not in (">", ">>", "|"), words[1:])
+            found.append(pytest.param(list(own), id=f"{page.stem}: {line}"))
     return found
 
 

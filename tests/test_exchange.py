@@ -72,7 +72,9 @@ def test_import_generate_evaluate_export(folder: Path) -> None:
     other = trained.evaluate("runs/a", overrides=["data.validation_split=0.5"])["loss"]
     assert other != loss
     said = exchange.export_run("runs/a", "again")
-    assert said.startswith("again: config.json, model.safetensors, tokenizer.json")
+    files = "config.json, model.safetensors, tokenizer.json"
+    exported = "exported runs/a, the latest checkpoint, of step 0, to again"
+    assert said.startswith(f"{exported}: {files}")
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (folder / "again" / name).read_bytes() == (
             folder / "small" / name

@@ -81,6 +81,25 @@ def test_every_option_is_explained(path: tuple[str, ...]) -> None:
             assert parameter.help, parameter.name
 
 
+def test_an_option_has_the_same_words_in_every_command() -> None:
+    found: dict[str, set[str | None]] = {}
+    for command in EVERY.values():
+        for option in command.params:
+            if isinstance(option, click.Option):
+                found.setdefault(option.opts[0], set()).add(option.help)
+    for name in ("--checkpoint", "--split", "--oversubscribe", "--set", "--launcher"):
+        assert len(found[name]) == 1, found[name]
+    assert all(str(words).endswith("for programs.") for words in found["--json"])
+
+
+def test_completion_is_set_up_as_its_page_says() -> None:
+    page = (ROOT / "docs" / "new.md").read_text("utf-8")
+    lines = re.findall(r"^ *(fastserve completion .*)", shown(("completion",)), re.M)
+    assert len(lines) == 3
+    for line in lines:
+        assert f"\n{line}" in page
+
+
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
     """A folder with the command ``fastserve`` that runs these sources."""
@@ -111,9 +130,10 @@ def test_the_script_of_each_shell(shell: str, program: Path) -> None:
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 def test_bash_completes_commands_and_files(program: Path, tmp_path: Path) -> None:
     (tmp_path / "a-job.yaml").touch()
-    (tmp_path / "rc").write_text(
-        "eval \"$(fastserve completion bash)\"\nPS1='ready '\n"
-    )
+    made = [program, "completion", "bash"]
+    with (tmp_path / "rc").open("w") as file:  # as the help and docs/new.md say
+        subprocess.run(made, env=variables(), stdout=file, timeout=60, check=True)
+        file.write("PS1='ready '\n")
     search = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
     env = variables(PATH=search, TERM="dumb", HOME=str(tmp_path))
     terminal, its_end = pty.openpty()

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from mpi_environments import FLAVOURS, environments, mpi_command, run, variables
@@ -155,13 +156,16 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Stand in for the library behind the command, and collect what it is asked."""
     calls: list[Any] = []
 
-    def generate(*arguments: object) -> str:
-        calls.append(arguments)
+    def generate(*arguments: Any) -> str:
+        calls.append(arguments[:-1])
+        arguments[-1]("the best checkpoint, of step 3")
         return "some text"
 
-    def evaluate(*arguments: object) -> dict[str, float]:
-        calls.append(arguments)
-        return {"loss": 1.25, "perplexity": 3.4903}
+    def evaluate(*arguments: Any) -> dict[str, Any]:
+        calls.append(arguments[:-1])
+        arguments[-1]("the best checkpoint, of step 3")
+        matrix = np.array([[12345, 0.5]])
+        return {"loss": 1.25, "perplexity": 3.4903456, "matrix": matrix}
 
     modules = {
         "trained": SimpleNamespace(generate=generate, evaluate=evaluate),
@@ -186,14 +190,16 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_generate_passes_its_options_on(called: list[Any]) -> None:
     words = ["generate", "runs/x", "--prompt", "a", "--tokens", "5", "--top-k", "3"]
     result = CliRunner().invoke(cli.cli, [*words, "--temperature", "0", "--seed", "7"])
-    assert result.output == "some text\n"
-    assert called == ["Zen", ("runs/x", "a", 5, 0.0, 3, None, 7, "latest")]
+    assert result.stdout == "some text\n"
+    assert result.stderr == "runs/x: the best checkpoint, of step 3\n"
+    assert called == ["Zen", ("runs/x", "a", 5, 0.0, 3, None, 7, None)]
 
 
 def test_evaluate_prints_each_value(called: list[Any]) -> None:
     words = ["evaluate", "runs/x", "--checkpoint", "best"]
     result = CliRunner().invoke(cli.cli, words)
-    assert result.output == "loss 1.25\nperplexity 3.4903\n"
+    assert result.stdout == "loss 1.2500\nperplexity 3.4903\nmatrix\n  12345  0.5\n"
+    assert result.stderr == "runs/x: the best checkpoint, of step 3\n"
     assert called == ["Zen", ("runs/x", "best", (), "validation")]
 
 

@@ -270,7 +270,8 @@ def test_a_job_resumes_and_merges(
     assert trained.open_job("runs/merged")[1].name == "merged"  # not the run it is of
     with pytest.raises(CheckpointError, match="isn't there yet"):
         merge_run("runs/tuned", "runs/merged")
-    assert "after step 4," in merge_run("runs/tuned", "runs/early", "4")
+    said = merge_run("runs/tuned", "runs/early", "4")
+    assert said == "merged runs/tuned, the checkpoint of step 4, into runs/early"
     export_run("runs/tuned", "early", which="4")
     early = load_file("runs/early/checkpoints/step-00000004/model.safetensors")
     for parameter in GPT.from_pretrained("early").store.parameters:

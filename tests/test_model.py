@@ -76,6 +76,14 @@ def test_a_model_without_a_shape_says_what_is_missing() -> None:
     assert "input_shape" in three_parts(error)
 
 
+def test_layers_get_their_weights_with_the_first_use_of_the_model() -> None:
+    dense = fs.layers.Dense(2)
+    model = fs.models.Sequential([fs.layers.Input((3,)), dense])
+    assert dense.get_weights() == []
+    assert [w.shape for w in model.get_weights()] == [(3, 2), (2,)]
+    assert [w.shape for w in dense.get_weights()] == [(3, 2), (2,)]
+
+
 def test_layers_cannot_be_added_to_weights() -> None:
     model = classifier()
     model.build((6,))

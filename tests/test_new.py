@@ -57,6 +57,7 @@ def test_what_it_prints_runs(kind: str, tmp_path: Path) -> None:
         done = fastserve(words, tmp_path)
         assert done.returncode == 0, done.stderr
         if command.startswith("run"):
+            assert "warning" not in done.stdout
             check_learned(kind, tmp_path / "runs" / "mine", done.stdout)
         elif command.startswith("predict"):
             unseen = 1 if "--text" in command else 6 if kind == "image" else 5

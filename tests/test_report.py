@@ -325,8 +325,8 @@ def test_a_classifier_has_a_confusion_matrix(trained: Path) -> None:
     page = read(trained / "report.html")
     cells = [a for tag, a in page.tags if tag == "td" and "title" in a]
     assert [cell["title"] for cell in cells] == ["100.00% of the row"] * 2
-    assert "The best checkpoint of step" in page.text
-    assert "of the test data: loss" in page.text
+    assert "The best checkpoint, of step" in page.text
+    assert "on the test data: loss" in page.text
     assert {"left", "right", "precision", "1.000"} <= set(page.texts)
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from fastserve.errors import CheckpointError
 from fastserve.training import files
-from launch import runs
+from launch import cli, jobs, runs
 
 CONFIG = "name: a\nmodel: {type: gpt}\ntrain: {steps: 40, global_batch: 8}\n"
 LINES = [
@@ -121,3 +122,50 @@ def test_folders_that_are_no_runs(tmp_path: Path) -> None:
     for folder in ("empty", "absent", "file"):
         with pytest.raises(CheckpointError, match="expected the folder of a run"):
             runs.read_run(tmp_path / folder)
+
+
+USES = {
+    "evaluate": [],
+    "generate": [],
+    "predict": [],
+    "export": ["--to", "x"],
+    "merge-lora": ["--to", "x"],
+    "verify": [],
+    "report": [],
+    "plot": [],
+    "top": [],
+}
+
+
+@pytest.mark.parametrize("command", USES)
+def test_every_command_tells_which_runs_there_are(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "prepare_process", lambda *threads: None)
+    monkeypatch.chdir(tmp_path)
+
+    def message(folder: str) -> list[str]:
+        result = CliRunner().invoke(cli.cli, [command, folder, *USES[command]])
+        assert isinstance(result.exception, CheckpointError), result.output
+        return str(result.exception).split("\n")
+
+    (tmp_path / "empty").mkdir()
+    expected, received, todo = message("empty")
+    assert expected.startswith("expected the folder of a run, with a config.yaml")
+    assert received.startswith("  received: empty, which has no config.yaml")
+    assert todo.startswith("  to do: train one, as fastserve run JOB.yaml, or go to")
+    make(tmp_path / "runs" / "small")
+    make(tmp_path / "runs" / "other")
+    assert message("runs/nope")[1:] == [
+        "  received: runs/nope, which doesn't exist",
+        "  to do: give one of them: runs/ has other, small",
+    ]
+    for folder in ("runs/smal", "smal", "empty/small", "small"):
+        todo = "  to do: did you mean runs/small? runs/ has other, small"
+        assert message(folder)[-1] == todo
+    assert message("runs")[-1] == "  to do: give one of them: runs/ has other, small"
+    for i in range(12):
+        make(tmp_path / "runs" / f"x{i:02}")
+    assert message("nope")[-1].endswith(
+        "has other, small, x00, x01, x02, x03, x04, x05, x06, x07 and 4 more"
+    )

@@ -19,7 +19,7 @@ from fastserve.config.trace import joined, steps_of
 from fastserve.errors import ArgumentError
 from fastserve.training.chrome import Event, RankEvents, chrome_trace
 from fastserve.training.status import PARTS, Status, parts_of
-from fastserve.training.status_file import mark_failed, put
+from fastserve.training.status_file import mark_failed, put, trained_seconds
 from fastserve.training.timing import KINDS, Timing
 from fastserve.training.trace import Trace, Tracing, watch_layers
 
@@ -159,6 +159,33 @@ def test_status_of_ranks_adds_up_and_names_the_slowest(tmp_path: Path) -> None:
     first, second = told.splitlines()
     assert "waiting for slower ranks" in first and "computing" in first
     assert second.startswith("rank 1 on ") and "was the slowest" in second
+
+
+def test_short_parts_are_shown_too(tmp_path: Path) -> None:
+    def program(comm: Communicator) -> str:
+        status = Status(tmp_path / "status.json")
+        fit(comm, status)
+        status.end("ended")
+        status.seconds[:] = 0.5, 0.0, 0.0, 0.01, 0.04, 0.03, 0.001
+        return status.summary()
+
+    said = run_threads(1, program)
+    assert said == ["0.581 s: computing 86%, data 2%, validation 7%, saving 5%"]
+
+
+def test_the_time_of_all_starts(tmp_path: Path) -> None:
+    def program(comm: Communicator) -> float:
+        status = Status(tmp_path / "status.json", 100.0)
+        fit(comm, status)
+        status.end("ended")
+        return status.elapsed
+
+    assert trained_seconds(tmp_path) == 0
+    (passed,) = run_threads(1, program)
+    assert passed > 0
+    assert trained_seconds(tmp_path) == pytest.approx(100 + passed, abs=1e-3)
+    (tmp_path / "status.json").write_text("[]")
+    assert trained_seconds(tmp_path) == 0
 
 
 def test_a_status_file_that_cannot_be_written_ends_nothing(
@@ -472,6 +499,8 @@ def test_a_stop_and_a_failure_are_told(folder: Path) -> None:
     run_dir = folder / "runs" / "small"
     status = json.loads((run_dir / "status.json").read_text())
     assert (status["state"], status["step"]) == ("stopped", 5)
+    before = status["trained_seconds"]
+    assert before > 0
     assert not (run_dir / "trace.json").exists()
     assert "no trace: the training has ended before step 9" in done.stderr
     words = [
@@ -487,3 +516,4 @@ def test_a_stop_and_a_failure_are_told(folder: Path) -> None:
     assert "no trace: steps 1 to 3" in done.stderr
     status = json.loads((run_dir / "status.json").read_text())
     assert status["state"] == "failed"
+    assert status["trained_seconds"] >= before

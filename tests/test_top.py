@@ -252,6 +252,7 @@ def test_the_list_of_runs(tmp_path: Path) -> None:
     (tmp_path / "plain" / "done.json").unlink()
     (tmp_path / "plain" / ".lock").touch()
     (tmp_path / "notes").mkdir()
+    write_json(tmp_path / "b-best" / "status.json", {"trained_seconds": 98.4})
     with files.hold(tmp_path / "plain"):
         found = [re.split(r"  +", line) for line in listed(str(tmp_path)).splitlines()]
     assert tuple(found[0]) == run_list._HEAD
@@ -265,7 +266,7 @@ def test_the_list_of_runs(tmp_path: Path) -> None:
     assert names[1:] == ["b-best", "group/a", "plain"]
 
 
-def test_runs_for_machines(tmp_path: Path) -> None:
+def test_runs_for_programs(tmp_path: Path) -> None:
     make_run(tmp_path / "one")
     found = json.loads(listed(str(tmp_path), "--json"))
     assert [row["name"] for row in found] == ["one"]

@@ -14,7 +14,7 @@ import pytest
 from mpi_environments import mpi_command, run, variables
 from test_worker import PYTHON_JOB, launch, losses, metrics, rank_program, weights
 
-from fastserve import trained
+from fastserve import exchange, trained
 from fastserve.errors import CheckpointError
 from fastserve.training import checkpoint
 
@@ -79,7 +79,8 @@ def test_it_stops_early_and_is_complete(alone: Path) -> None:
     out = (alone.parents[1] / "out.txt").read_text()
     assert f"stopped  after step {best + 12}: 3 validations without a lower" in out
     assert f"at step {best} (train.early_stop)" in out
-    assert f"best     of step {best}, in runs/tiny/checkpoints/best" in out
+    found = f"val_loss {validations(alone)[best]:.4f} at step {best}"
+    assert f"best     {found}, in runs/tiny/checkpoints/best" in out
 
 
 def test_measures_in_lines_and_records(alone: Path) -> None:
@@ -115,7 +116,7 @@ def test_the_best_checkpoint(alone: Path, monkeypatch: pytest.MonkeyPatch) -> No
     state = checkpoint.read_state(alone / "checkpoints/best")
     assert state is not None
     assert (state["step"], state["val_loss"]) == (best, validations(alone)[best])
-    last, newest = ended(alone)["steps"], trained.evaluate("runs/tiny")
+    last, newest = ended(alone)["steps"], trained.evaluate("runs/tiny", "latest")
     assert trained.evaluate("runs/tiny", "best")["loss"] < newest["loss"]
     assert trained.evaluate("runs/tiny", str(last)) == newest
     for which in ("best", str(last), "latest"):
@@ -125,6 +126,32 @@ def test_the_best_checkpoint(alone: Path, monkeypatch: pytest.MonkeyPatch) -> No
             trained.evaluate("runs/tiny", which)
         assert f"expected a checkpoint {which!r}" in str(error.value)
         assert f"step-{last:08d}, best" in str(error.value)
+
+
+def test_the_best_checkpoint_is_taken_where_one_was_kept(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(alone.parents[1])
+    last, best = ended(alone)["steps"], best_step(alone)
+    kept, without = "runs/tiny", str(tmp_path / "without")
+    shutil.copytree(kept, without)
+    shutil.rmtree(f"{without}/checkpoints/best")
+    said: list[str] = []
+    for run_dir in (kept, without):
+        loss = trained.evaluate(run_dir, split="train", note=said.append)["loss"]
+        which = "best" if run_dir == kept else "latest"
+        assert loss == trained.evaluate(run_dir, which, split="train")["loss"]
+        trained.generate(run_dir, "Pack", 3, note=said.append)
+        told = exchange.export_run(run_dir, str(tmp_path / which))
+        said.append(told.split(", to ")[0].removeprefix(f"exported {run_dir}, "))
+    trained.generate(kept, "Pack", 3, which=str(last), note=said.append)
+    assert said == [
+        f"the best checkpoint, of step {best}, on the training data",
+        *[f"the best checkpoint, of step {best}"] * 2,
+        f"the latest checkpoint, of step {last}, on the training data",
+        *[f"the latest checkpoint, of step {last}"] * 2,
+        f"the checkpoint of step {last}",
+    ]
 
 
 def test_the_command_takes_a_checkpoint(alone: Path) -> None:
@@ -192,7 +219,8 @@ def test_a_run_with_the_best_checkpoint_alone(folder: Path, alone: Path) -> None
     assert "without checkpoints for a new run" in refused.stderr
     resumed = rank_program(folder, *sets, "--resume", "auto")
     assert f"after step {best_step(alone)}" in resumed.stdout
-    assert trained.evaluate("runs/tiny") == trained.evaluate("runs/tiny", "best")
+    latest = trained.evaluate("runs/tiny", "latest")
+    assert latest == trained.evaluate("runs/tiny", "best")
 
 
 def test_samples_and_validation_change_nothing(folder: Path, alone: Path) -> None:

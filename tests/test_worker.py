@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -163,6 +165,8 @@ def test_resume_goes_on_to_the_same_bits(folder: Path, alone: Path, stop: int) -
     second = rank_program(folder, "--resume", "auto", *keys)
     assert second.returncode == 0, second.stderr
     assert f"after step {stop}" in second.stdout
+    both = r"^trained  0:\d\d, 0:\d\d of it since the resume$"
+    assert re.search(both, second.stdout, re.M)
     resumed, whole = weights(folder / "runs/tiny"), weights(alone)
     assert resumed.keys() == whole.keys()
     for name in whole:
@@ -170,6 +174,20 @@ def test_resume_goes_on_to_the_same_bits(folder: Path, alone: Path, stop: int) -
     tail = [line["step"] for line in metrics(folder / "runs/tiny")]
     assert tail == sorted(tail)
     assert tail.count(12) == 2
+
+
+def test_a_resume_of_a_complete_run_says_so(folder: Path, alone: Path) -> None:
+    shutil.copytree(alone, folder / "runs/tiny")
+    before = weights(alone)
+    done = rank_program(folder, "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    steps = "resume   after step 12: all 12 steps are made; raise train.steps to go on"
+    assert f"\n{steps}\n" in done.stdout
+    nothing = r"^trained  0:\d\d before; nothing was left to do$"
+    assert re.search(nothing, done.stdout, re.M)
+    assert "time     " not in done.stdout
+    for name, value in weights(folder / "runs/tiny").items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
 
 
 def test_resume_from_an_earlier_step(folder: Path) -> None:

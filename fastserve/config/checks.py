@@ -423,7 +423,9 @@ def _tokenizer(job: _Keys) -> None:
 
 def _file(job: _Keys, key: str, endings: tuple[str, ...]) -> None:
     path = job[key]
-    if path is None or (key == "data.source" and path in BUILT_IN_TEXTS):
+    built_in = key == "data.source" and job["data.type"] == "text"
+    texts = BUILT_IN_TEXTS if built_in else ()
+    if path is None or path in texts:
         return
     if key == "data.file" and path in TABLES and job["data.type"] == "csv":
         return
@@ -440,11 +442,10 @@ def _file(job: _Keys, key: str, endings: tuple[str, ...]) -> None:
     if endings and not path.endswith(endings):
         job.fault(key, f"a file that ends in {listed(endings)}", path)
     elif not os.path.isfile(path):
-        texts = BUILT_IN_TEXTS if key == "data.source" else ()
-        built_in = f" or the built-in text {listed(texts)}" if texts else ""
+        known = f" or the built-in text {listed(texts)}" if texts else ""
         place = "" if os.path.isabs(path) else f"looked in {os.getcwd()}"
         hint = did_you_mean(path, texts) or place
-        job.fault(key, f"an existing file{built_in}", path, hint)
+        job.fault(key, f"an existing file{known}", path, hint)
 
 
 _CHECKS = (

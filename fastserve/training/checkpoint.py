@@ -228,6 +228,13 @@ def read_state(path: Path) -> dict[str, Any] | None:
     return {**body["state"], "step": body["step"]}
 
 
+def preferred(folder: Path) -> str:
+    """Return which checkpoint is used where nobody asks for one: ``best`` if a run has
+    kept one, else ``latest``."""
+    kept = any(path.exists() for path in _places(Path(folder), BEST))
+    return BEST if kept else LATEST
+
+
 def find(folder: Path, which: str) -> Path:
     """Return the checkpoint ``best``, ``latest``, or of a step's number.
 

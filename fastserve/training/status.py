@@ -42,14 +42,17 @@ class Status(Callback):
 
     A file that can't be written is said once, and doesn't end the training.
 
+    Args:
+        before: seconds that the run has trained in earlier starts.
+
     Attributes:
         seconds: time in each of PARTS since the training began, (ranks, 7).
             ``communication`` is the least that any rank spent in sums between two
             looks, ``waiting`` what a rank spent in them beyond that.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, before: float = 0.0) -> None:
+        self.path, self.before = path, before
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         trainer = self.model.trainer
@@ -81,6 +84,16 @@ class Status(Callback):
         self._own_rows += self._trainer.rows
         if last.look or self.step - self.params["first_step"] in LOOKS:
             self._look("training")
+
+    @property
+    def made(self) -> int:
+        """Steps made in this start."""
+        return int(self.step - self.params["first_step"])
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the training began in this start, at the last look."""
+        return float(self.seconds[0].sum())
 
     def end(self, state: str) -> None:
         """Write the last times; all ranks call it. ``state``: 'ended' or 'stopped'."""
@@ -116,8 +129,7 @@ class Status(Callback):
         wall = parts[:, _STEP].sum(axis=1)
         self._rate = self._rows / max(float(wall.mean()), 1e-9)
         busy = wall - parts[:, 1] - parts[:, 2]  # without communication and waiting
-        made = self.step - self.params["first_step"]
-        self._balance.add(made, busy, wall, table[:, _ROWS])
+        self._balance.add(self.made, busy, wall, table[:, _ROWS])
 
     def _write(self, state: str, table: Array) -> None:
         if self._writes:
@@ -130,10 +142,9 @@ class Status(Callback):
     def _record(self, state: str, table: Array) -> dict[str, Any]:
         tokens, last = self.params["tokens_per_sample"], self.model.last_step
         total, first = self.params["total_steps"], self.params["first_step"]
-        elapsed = float(self.seconds[0].sum())
         left = None
         if self.step > first:
-            left = elapsed * (total - self.step) / (self.step - first)
+            left = self.elapsed * (total - self.step) / (self.step - first)
         rate = None if self._rate is None else self._rate * (tokens or 1)
         return {
             "version": VERSION,
@@ -143,6 +154,7 @@ class Status(Callback):
             "total_steps": total,
             "started": self._started,
             "time": self._now,
+            "trained_seconds": round(self.before + self.elapsed, 3),
             "loss": _known(last.loss) if last and self.step > first else None,
             "rate": rate,
             "rate_unit": "tokens/s" if tokens else "samples/s",
@@ -168,9 +180,9 @@ class Status(Callback):
         total = max(sum(mean.values()), 1e-9)
         words = {"compute": "computing", "waiting": "waiting for slower ranks"}
         shown = list(_IN_STEPS) if self._comm.size > 1 else ["compute", "data"]
-        shown += [p for p in PARTS[4:] if mean[p] >= max(0.005 * total, 0.05)]
+        shown += [p for p in PARTS[4:] if mean[p] >= 0.005 * total]
         told = [f"{words.get(p, p)} {_percent(mean[p] / total)}" for p in shown]
-        lines = [f"{_seconds(total)} in all: {', '.join(told)}"]
+        lines = [f"{_seconds(total)}: {', '.join(told)}"]
         if self._comm.size > 1:
             busy = self.seconds[:, 0] + self.seconds[:, 3]
             slowest, usual, costs = slowest_rank(busy, total)

@@ -18,17 +18,26 @@ def put(path: Path, record: dict[str, Any]) -> None:
     made.replace(path)
 
 
+def trained_seconds(run_dir: Path) -> float:
+    """Return how long a run has trained in all of its starts; 0 if no file tells."""
+    told = _read(run_dir / NAME).get("trained_seconds")
+    return float(told) if isinstance(told, (int, float)) else 0.0
+
+
 def mark_failed(run_dir: Path, job: str | None) -> None:
     """Note that the training of a run has failed, if it is this job's and isn't over.
 
     Raises OSError if it can't be written.
     """
     path = run_dir / NAME
+    record = _read(path)
+    if record.get("job") == job and record.get("state") == "training":
+        put(path, {**record, "state": "failed", "time": time.time()})
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
-        return
-    if not isinstance(record, dict) or record.get("job") != job:
-        return
-    if record.get("state") == "training":
-        put(path, {**record, "state": "failed", "time": time.time()})
+        return {}
+    return record if isinstance(record, dict) else {}

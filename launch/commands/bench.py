@@ -42,7 +42,7 @@ def bench() -> None:
 )
 @options.repeats
 @options.threads
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@options.as_json
 def step(
     shape: str,
     batch: int | None,
@@ -86,7 +86,7 @@ def step(
     "--only", multiple=True, metavar="NAME", help="A case; may be given several times."
 )
 @options.repeats
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@options.as_json
 def bench_layers(only: tuple[str, ...], repeats: int, as_json: bool) -> int:
     """Time layers and small networks on one core, beside PyTorch's.
 
@@ -150,7 +150,7 @@ def _layers_of_kinds(groups: dict[str, list[str]], repeats: int, as_json: bool) 
     type=click.IntRange(1),
     help="Number of new tokens; default: 48, 240 or 64 by shape.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@options.as_json
 @options.repeats
 @options.threads
 def bench_generate(
@@ -187,7 +187,7 @@ def bench_generate(
     "--batch", type=click.IntRange(1), help="Samples; default: 12, 16 or 2 by shape."
 )
 @options.threads
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@options.as_json
 def memory(shape: str, batch: int | None, threads: int, as_json: bool) -> int:
     """Show the peak memory of training a GPT, beside PyTorch's.
 
@@ -219,7 +219,7 @@ def memory(shape: str, batch: int | None, threads: int, as_json: bool) -> int:
 @click.option("--seconds", default=1.0, show_default=True, help="For each measurement.")
 @click.option("--chunk", type=click.IntRange(8), help="Bytes of a message of the ring.")
 @click.option("--crossover", type=click.IntRange(0), help="Bytes left to the MPI.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@options.as_json
 def allreduce(
     interface: str | None,
     bind: str | None,

@@ -5,19 +5,14 @@ from __future__ import annotations
 import click
 
 from .. import jobs
+from ..text import number
 from . import options
 
 
 @click.command()
 @click.argument("run", type=options.PATH)
 @options.checkpoint
-@click.option(
-    "--split",
-    type=click.Choice(["train", "validation", "test"]),
-    default="validation",
-    show_default=True,
-    help="Which part of the data.",
-)
+@options.split
 @options.overrides
 def evaluate(run: str, which: str, split: str, overrides: tuple[str, ...]) -> int:
     """Evaluate the model of a run folder on its validation data, or its test data.
@@ -25,17 +20,18 @@ def evaluate(run: str, which: str, split: str, overrides: tuple[str, ...]) -> in
     \b
     Examples:
       fastserve evaluate runs/quickstart-gpt
-      fastserve evaluate runs/digits --split test --checkpoint best
-      fastserve evaluate runs/digits --set data.validation_split=0.2
+      fastserve evaluate runs/digits --split test
+      fastserve evaluate runs/digits --checkpoint latest
     """
     jobs.prepare_process()
     from fastserve import trained
 
-    for name, value in trained.evaluate(run, which, overrides, split).items():
+    found = trained.evaluate(run, which, overrides, split, options.note_of(run))
+    for name, value in found.items():
         if isinstance(value, float):
-            click.echo(f"{name} {value:.6g}")
+            click.echo(f"{name} {number(value)}")
             continue
         click.echo(name)  # an array, such as a confusion matrix: a line for each row
         for row in value.reshape(-1, value.shape[-1]).tolist():
-            click.echo("  " + "  ".join(f"{number:.6g}" for number in row))
+            click.echo("  " + "  ".join(f"{count:.6g}" for count in row))
     return 0

@@ -57,11 +57,11 @@ def generate(
     Examples:
       fastserve generate runs/quickstart-gpt --prompt "The "
       fastserve generate runs/gcide --prompt "Sail" --temperature 0.7 --top-p 0.9
-      fastserve generate runs/shakespeare --checkpoint best --seed 3
+      fastserve generate runs/shakespeare --checkpoint latest --seed 3
     """
     jobs.prepare_process()
     from fastserve import trained
 
-    text = trained.generate(run, prompt, tokens, temperature, top_k, top_p, seed, which)
-    click.echo(text)
+    chosen = temperature, top_k, top_p, seed, which
+    click.echo(trained.generate(run, prompt, tokens, *chosen, options.note_of(run)))
     return 0

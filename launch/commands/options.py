@@ -37,10 +37,27 @@ launcher = click.option(
 checkpoint = click.option(
     "--checkpoint",
     "which",
-    default="latest",
-    show_default=True,
     metavar="best|latest|N",
-    help="Which checkpoint: of the lowest validation loss, the newest, or of step N.",
+    help="Which checkpoint: of the lowest validation loss, the newest, or of step N. "
+    "The best one, where the run kept one, if not given; else the newest.",
+)
+split = click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    default="validation",
+    show_default=True,
+    help="Which part of the data to evaluate on.",
+)
+
+
+def note_of(run: str) -> Callable[[str], None]:
+    """Return what says something of a run on standard error: on standard output is the
+    result alone."""
+    return lambda text: click.echo(f"{run}: {text}", err=True)
+
+
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON, for programs."
 )
 SHAPES = "A GPT of 0.8, 10.8 or 124 M weights."
 repeats = click.option(
@@ -100,6 +117,10 @@ _WHERE = (
     ),
     click.option("--include", metavar="NAMES", help="The only hosts to use of them."),
     click.option("--exclude", metavar="NAMES", help="Hosts not to use."),
-    click.option("--oversubscribe", is_flag=True, help="More ranks than slots."),
+    click.option(
+        "--oversubscribe",
+        is_flag=True,
+        help="Allow more ranks than the hosts have slots; they share cores.",
+    ),
     launcher,
 )

@@ -33,12 +33,7 @@ from . import options
     show_default=True,
     help="Show so many classes, the likeliest first.",
 )
-@click.option(
-    "--checkpoint",
-    "which",
-    metavar="best|latest|N",
-    help="Which checkpoint; by default the best one if there is one.",
-)
+@options.checkpoint
 def predict_(
     run: str,
     inputs: tuple[str, ...],
@@ -58,5 +53,5 @@ def predict_(
     jobs.prepare_process()
     from fastserve.predictions import predict
 
-    predict(run, inputs, texts, output, top, which, click.echo)
+    predict(run, inputs, texts, output, top, which, click.echo, options.note_of(run))
     return 0

@@ -17,7 +17,7 @@ from . import options
 @click.argument("config", type=options.PATH)
 @options.where
 @options.overrides
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@options.as_json
 def preflight(
     config: str, overrides: tuple[str, ...], as_json: bool, **where: Any
 ) -> int:

@@ -25,19 +25,8 @@ from . import options
     help="Whether to use the model: a classifier's confusion matrix, texts of a "
     "language model. By default where that takes seconds.",
 )
-@click.option(
-    "--split",
-    type=click.Choice(["train", "validation", "test"]),
-    default="validation",
-    show_default=True,
-    help="The part of the data of the confusion matrix.",
-)
-@click.option(
-    "--checkpoint",
-    "which",
-    metavar="best|latest|N",
-    help="The model's weights; by default the best ones if they were kept.",
-)
+@options.split
+@options.checkpoint
 @click.option(
     "--prompt",
     "prompts",

@@ -10,6 +10,8 @@ import click
 from fastserve import environment
 from fastserve.errors import LaunchError
 
+from . import options
+
 
 @click.command()
 @click.argument(
@@ -22,7 +24,7 @@ from fastserve.errors import LaunchError
     show_default=True,
     help="The newest first, by name, or the lowest validation loss first.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@options.as_json
 def runs(folder: Path, sort: str, as_json: bool) -> int:
     """List the runs in a folder (runs/) with their state and results.
 

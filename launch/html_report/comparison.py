@@ -27,9 +27,7 @@ def results(runs: Sequence[Run]) -> Section:
     rows = []
     best = {name: _winner(runs, name) for name in names}
     for i, run in enumerate(runs):
-        start, end, rate = parts.began(run), run.last_time, parts.rate(run)
-        spent = parts.duration(end - start) if start and end else _MISSING
-        loss = run.last("loss")
+        rate, loss = parts.rate(run), run.last("loss")
         rows.append(
             [
                 _name(runs, i),
@@ -37,7 +35,7 @@ def results(runs: Sequence[Run]) -> Section:
                 *(_value(run, name, best[name] == i) for name in names),
                 curves.brief(loss) if loss is not None else _MISSING,
                 f"{run.step:,}" if run.step is not None else _MISSING,
-                spent,
+                _MISSING if run.seconds is None else parts.duration(run.seconds),
                 f"{curves.brief(rate[0])} {rate[1]}" if rate else _MISSING,
                 str(run.ranks or _MISSING),
             ]

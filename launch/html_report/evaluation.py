@@ -76,7 +76,7 @@ def _too_much(run: Run, makes_texts: bool) -> str:
     """Return why the model isn't used unasked; nothing if it may be."""
     if run.state == RUNNING:
         return "the run is training"
-    folder = checkpoint(run, None)
+    folder = checkpoint(run)
     if folder is None:
         return "there is no checkpoint"
     if makes_texts:
@@ -88,16 +88,11 @@ def _too_much(run: Run, makes_texts: bool) -> str:
     return f"it takes about {seconds:.0f} s" if seconds > _SECONDS else ""
 
 
-def checkpoint(run: Run, which: str | None) -> Path | None:
+def checkpoint(run: Run) -> Path | None:
     """Return the folder of a checkpoint: the best one if it was kept, else the last."""
     folder = run.folder / "checkpoints"
-    if which is not None and which.isdecimal():
-        which = f"step-{int(which):08d}"
-    if which in (None, "best") and (folder / "best" / "state.json").is_file():
-        return folder / "best"
-    found = sorted(folder.glob(which if which and which[0] == "s" else "step-*"))
-    found = [path for path in found if (path / "state.json").is_file()]
-    return found[-1] if found and which != "best" else None
+    found = [*sorted(folder.glob("step-*")), folder / "best"]
+    return next((p for p in found[::-1] if (p / "state.json").is_file()), None)
 
 
 def _estimate(run: Run, folder: Path) -> float | None:
@@ -122,13 +117,6 @@ def class_names(run: Run) -> list[str]:
     return list(map(str, names)) if isinstance(names, list) else []
 
 
-def _which(run: Run, wish: Wish) -> str:
-    if wish.which is not None:
-        return wish.which
-    best = run.folder / "checkpoints" / "best" / "state.json"
-    return "best" if best.is_file() else "latest"
-
-
 # -- classes --------------------------------------------------------------------------
 
 
@@ -145,22 +133,17 @@ def matrix(run: Run, wish: Wish) -> Section:
         )
     from fastserve import trained
 
-    which = _which(run, wish)
     asked = _with_matrix(run)
     overrides = [f"model.metrics={json.dumps(asked)}"]
-    found = trained.evaluate(str(run.folder), which, overrides, wish.split)
+    used: list[str] = []
+    found = trained.evaluate(
+        str(run.folder), wish.which, overrides, wish.split, used.append
+    )
     counts = found.pop(_METRIC).tolist()
     names = [*names, *map(str, range(len(names), len(counts)))]
     plain = {k: v for k, v in found.items() if isinstance(v, float)}
     values = ", ".join(f"{curves.title(k)} {curves.brief(v)}" for k, v in plain.items())
-    step = read_object((checkpoint(run, which) or run.folder) / "state.json").get(
-        "step"
-    )
-    of_step = f" of step {step:,}" if is_number(step) else ""
-    note = (
-        f"The {which} checkpoint{of_step} on {sum(map(sum, counts)):,.0f} targets of "
-        f"the {wish.split} data: {values}."
-    )
+    note = f"{used[-1].capitalize()}: {values}; {sum(map(sum, counts)):,.0f} targets."
     return section("Confusion matrix", show_matrix(counts, names), note=note)
 
 
@@ -302,19 +285,25 @@ def texts(run: Run, wish: Wish) -> Section:
     """Return texts that a language model makes."""
     from fastserve import trained
 
-    which = _which(run, wish)
+    used: list[str] = []
     prompts = list(wish.prompts) or [_known_prompt(run)]
     boxes = []
     for i, prompt in enumerate(prompts):
         made = trained.generate(
-            str(run.folder), prompt, _TOKENS, _TEMPERATURE, seed=i, which=which
+            str(run.folder),
+            prompt,
+            _TOKENS,
+            _TEMPERATURE,
+            seed=i,
+            which=wish.which,
+            note=used.append,
         )
         given, rest = made[: len(prompt)], made[len(prompt) :]
         text = element("pre", element("b", given), rest, class_="wrap")
         boxes.append(element("div", text, class_="box"))
     note = (
-        f"The {which} checkpoint goes on with up to {_TOKENS} tokens, at temperature "
-        f"{_TEMPERATURE:g}."
+        f"{used[-1].capitalize()}, which goes on with up to {_TOKENS} tokens, at "
+        f"temperature {_TEMPERATURE:g}."
     )
     return section("Samples", *boxes, note=note)
 

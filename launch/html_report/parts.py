@@ -109,10 +109,11 @@ def began(run: Run) -> float | None:
 
 
 def _seconds(run: Run) -> Html | None:
-    start, end = began(run), run.last_time
-    if start is None or end is None:
+    if run.seconds is None:
         return None
-    return _card("time", duration(end - start), f"began {date(start)}")
+    start = began(run)
+    more = f"began {date(start)}" if start is not None else ""
+    return _card("time", duration(run.seconds), more)
 
 
 def rate(run: Run) -> tuple[float, str] | None:
