@@ -14,8 +14,9 @@ from fastserve.data.linear import linear_r2, r2
 from fastserve.data.sampler import Sampler
 from fastserve.data.tokenizers import Tokenizer
 from fastserve.errors import DataError
+from fastserve.formatting import count, duration, number
 from fastserve.models import GPT, Model
-from fastserve.training.progress import Progress, count, duration, number
+from fastserve.training.progress import Progress
 
 _HOSTS = 8  # that the start block names
 

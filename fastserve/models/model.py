@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastserve import losses, optimizers
+from fastserve import environment, losses, optimizers
 from fastserve.comm import world
 from fastserve.core import Layer, Memory, Parameter, ParameterStore, Tensor
 from fastserve.core.parameter import named_parameters
@@ -50,12 +50,7 @@ from fastserve.optimizers import Optimizer
 from fastserve.training.callbacks import Callback, CallbackList, History
 from fastserve.training.loop import Schedule, evaluate, run
 from fastserve.training.predict import predict
-from fastserve.training.progress import (
-    BatchProgress,
-    Progress,
-    describe,
-    terminal_width,
-)
+from fastserve.training.progress import BatchProgress, Progress, describe
 from fastserve.training.step import Options, StepResult, Trainer
 
 Targets = Any
@@ -534,7 +529,7 @@ class Model(Lists):
         if steps is not None:
             parts = islice(parts, steps)
         if verbose == "auto":
-            verbose = 1 if terminal_width() else 0
+            verbose = 1 if environment.terminal_width() else 0
         call = self._callbacks(callbacks, verbose, "predict", made, steps)
         source = x if isinstance(x, Source) else None
         with closing(load(parts, Pace(), source)) as loaded:
@@ -709,7 +704,7 @@ def _shown(results: dict[str, Any], as_dict: bool) -> Any:
 
 def _verbosity(verbose: str | int) -> int:
     if verbose == "auto":
-        return 1 if terminal_width() else 2
+        return 1 if environment.terminal_width() else 2
     if verbose in (0, 1, 2):
         return int(verbose)
     raise ArgumentError(

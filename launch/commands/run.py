@@ -10,7 +10,7 @@ import click
 from fastserve.config import trace as tracing
 from fastserve.errors import FastserveError
 
-from .. import blas, describe, jobs, predict, restart, slurm, start
+from .. import blas, describe, jobs, restart, slurm, start, step_time
 from ..plan import PROGRAM, LaunchPlan, count_ranks
 from ..process import REFUSED as USAGE
 from ..process import STOPPED_EARLY
@@ -140,9 +140,9 @@ def _run(
 
 def _prediction(job: Job, plan: LaunchPlan, arguments: Sequence[str]) -> str:
     """Return how long a step will take; the computing of a micro-batch is measured."""
-    found = predict.measure(plan, PROGRAM, arguments)
+    found = step_time.measure(plan, PROGRAM, arguments)
     if isinstance(found, str):
         return f"prediction: none, as a step of the job fails here:\n  {found}"
-    link = predict.remembered([place.host.name for place in plan.places])
-    lines = predict.predict(plan, found, link, job.comm, job.train.steps)
+    link = step_time.slowest_remembered([place.host.name for place in plan.places])
+    lines = step_time.predict(plan, found, link, job.comm, job.train.steps)
     return "\n  ".join(["prediction:", *lines])
