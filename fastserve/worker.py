@@ -28,6 +28,7 @@ from fastserve.assemble.model import (
 from fastserve.comm import Communicator, init
 from fastserve.config import schema
 from fastserve.config.labelled import Splits
+from fastserve.config.run_folder import refuse_to_replace, run_folder
 from fastserve.config.trace import joined, steps_of
 from fastserve.core import without_initial_values
 from fastserve.data import preprocessing
@@ -57,7 +58,7 @@ from fastserve.training.loop import Schedule, run
 from fastserve.training.metrics_outputs import (
     CsvOutput,
     EventOutput,
-    Output,
+    MetricsOutput,
     TensorBoardOutput,
 )
 from fastserve.training.numerics import Numerics, differences, numerics, odd_rank
@@ -357,9 +358,9 @@ def _extras(job: config.Job, run_dir: Path) -> dict[str, Callback]:
     return found
 
 
-def _outputs(job: config.Job, run_dir: Path, printer: Printer) -> list[Output]:
+def _outputs(job: config.Job, run_dir: Path, printer: Printer) -> list[MetricsOutput]:
     """Return what takes the lines of metrics.jsonl as well."""
-    found: list[Output] = [EventOutput(printer.event)]
+    found: list[MetricsOutput] = [EventOutput(printer.event)]
     if job.train.csv:
         found.append(CsvOutput(run_dir / "metrics.csv"))
     if job.train.tensorboard:
@@ -386,23 +387,13 @@ def _agree(options: argparse.Namespace, comm: Communicator) -> tuple[config.Job,
     if comm.rank == 0:
         job = config.load_job(options.config, options.overrides)
         given = environment.setting("RUN_DIR")
-        run_dir = Path(given or job.run_dir or Path("runs") / job.name).absolute()
+        run_dir = Path(given).absolute() if given else run_folder(job, Path.cwd())
         new = not options.resume or _from_another(options, run_dir)
         if new and not options.overwrite:
-            _refuse_to_replace(run_dir)
+            refuse_to_replace(run_dir)
         found = (job.model_dump(), str(run_dir))
     values, folder = comm.broadcast_obj(found)
     return config.Job.model_validate(values), Path(folder)
-
-
-def _refuse_to_replace(run_dir: Path) -> None:
-    if any(run_dir.glob("checkpoints/step-*")) or any(run_dir.glob("checkpoints/best")):
-        raise CheckpointError(
-            "expected a run folder without checkpoints for a new run",
-            str(run_dir),
-            "go on with --resume auto, replace it with --overwrite, or take another "
-            "name with --set name=NAME",
-        )
 
 
 def _prepare(

@@ -20,7 +20,7 @@ from fastserve.comm import Communicator
 from fastserve.errors import CheckpointError, FastserveError
 from fastserve.training import checkpoint, files
 from fastserve.training.callbacks import Callback, Logs, Monitor
-from fastserve.training.metrics_outputs import Line, Output
+from fastserve.training.metrics_outputs import Line, MetricsOutput
 from fastserve.training.saver import Saver
 from fastserve.training.step import Trainer
 
@@ -37,7 +37,9 @@ class MetricsFile(Callback):
         outputs: take the lines as well.
     """
 
-    def __init__(self, path: Path, every: int, outputs: Sequence[Output] = ()) -> None:
+    def __init__(
+        self, path: Path, every: int, outputs: Sequence[MetricsOutput] = ()
+    ) -> None:
         self.path, self.every, self.outputs = path, every, outputs
         self._resumed: dict[str, Any] = {}
 

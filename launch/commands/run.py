@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastserve.config import trace as tracing
+from fastserve.config.run_folder import refuse_to_replace
 from fastserve.errors import FastserveError
 
 from .. import blas, describe, jobs, restart, slurm, start, step_time
@@ -116,7 +117,7 @@ def _run(
         screen.event("plan", {"text": text, "command": list(plan.command)})
         return 0
     if not resume and not overwrite:
-        jobs.refuse_to_replace(plan.run_dir)
+        refuse_to_replace(plan.run_dir)
 
     began = False
 
