@@ -10,7 +10,7 @@ from fastserve.assemble.data import Data
 from fastserve.comm import Communicator
 from fastserve.core import generator
 from fastserve.data.end_token import WithEnd
-from fastserve.data.linear import linear_r2, r2
+from fastserve.data.linear_baseline import linear_r2, r2
 from fastserve.data.sampler import Sampler
 from fastserve.data.tokenizers import Tokenizer
 from fastserve.errors import DataError

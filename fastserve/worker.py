@@ -28,7 +28,7 @@ from fastserve.assemble.model import (
 from fastserve.comm import Communicator, init
 from fastserve.config import schema
 from fastserve.config.labelled import Splits
-from fastserve.config.run_folder import refuse_to_replace, run_folder
+from fastserve.config.new_run import refuse_to_replace, run_folder
 from fastserve.config.trace import joined, steps_of
 from fastserve.core import without_initial_values
 from fastserve.data import preprocessing
@@ -47,14 +47,16 @@ from fastserve.printing import (
 )
 from fastserve.summary import conclusion, introduction, sample
 from fastserve.trained import check_tokenizer, kept_tokenizer
-from fastserve.training import checkpoint, files, shards
+from fastserve.training import checkpoint, files, sharded_optimizer
 from fastserve.training.callbacks import (
     Callback,
     EarlyStopping,
     ReduceLROnPlateau,
 )
 from fastserve.training.environment_file import write_environment
+from fastserve.training.job_callbacks import BestCheckpoint, Checkpoints, StopAfter
 from fastserve.training.loop import Schedule, run
+from fastserve.training.metrics_file import MetricsFile
 from fastserve.training.metrics_outputs import (
     CsvOutput,
     EventOutput,
@@ -64,21 +66,17 @@ from fastserve.training.metrics_outputs import (
 from fastserve.training.numerics import Numerics, differences, numerics, odd_rank
 from fastserve.training.progress import Progress
 from fastserve.training.records import (
-    BestCheckpoint,
-    Checkpoints,
-    MetricsFile,
-    StopAfter,
     describe_error,
     exit_status,
     start_logs,
     write_end,
     write_error,
 )
-from fastserve.training.samples import Samples
 from fastserve.training.saver import Saver
 from fastserve.training.status import Status
 from fastserve.training.status_file import NAME as STATUS
 from fastserve.training.status_file import mark_failed
+from fastserve.training.text_samples import Samples
 from fastserve.training.trace import Tracing
 
 USAGE = 2
@@ -505,7 +503,7 @@ def _load(
     comm.broadcast(trainer.store.values)
     if step:
         path = loaded[-1] if loaded else None
-        shards.hand_out(path, trainer.store, trainer.optimizer, comm)
+        sharded_optimizer.hand_out(path, trainer.store, trainer.optimizer, comm)
     trainer.optimizer.step = step
     totals = state.get("totals", ())
     if len(totals) == len(trainer.totals):

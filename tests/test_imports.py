@@ -24,7 +24,7 @@ ORDER = [
     {"assemble", "bench"},
     {"summary"},
     {"trained", "printing"},
-    {"worker", "estimate", "exchange", "merge", "predictions"},
+    {"worker", "estimate", "import_export", "merge_lora", "predictions"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

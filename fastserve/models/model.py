@@ -15,6 +15,7 @@ from fastserve import environment, losses, optimizers
 from fastserve.comm import world
 from fastserve.core import Layer, Memory, Parameter, ParameterStore, Tensor
 from fastserve.core.parameter import named_parameters
+from fastserve.core.weights import Weighted
 from fastserve.data.prefetch import Pace, load
 from fastserve.data.sampler import Sampler
 from fastserve.data.sources import Source, check_input
@@ -26,14 +27,13 @@ from fastserve.errors import (
 )
 from fastserve.layers.chain import skip_input_gradient
 from fastserve.layers.graph import Graph, arrange, flatten, snake_case
-from fastserve.models import description, saving
+from fastserve.models import saving, summary_table
 from fastserve.models.compiled import (
     check_loss_weights,
     known_metrics,
     make_trainer,
 )
-from fastserve.models.config import Reader, Writer
-from fastserve.models.data import (
+from fastserve.models.fit_data import (
     check_source,
     inputs_of,
     numbers_of,
@@ -44,8 +44,8 @@ from fastserve.models.data import (
     weigh_classes,
 )
 from fastserve.models.functional import chain_graph, check_traceable, trace
-from fastserve.models.lists import Lists
-from fastserve.models.places import each
+from fastserve.models.inputs_outputs import each
+from fastserve.models.serialization import Reader, Writer
 from fastserve.optimizers import Optimizer
 from fastserve.training.callbacks import Callback, CallbackList, History
 from fastserve.training.loop import Schedule, evaluate, run
@@ -56,7 +56,7 @@ from fastserve.training.step import Options, StepResult, Trainer
 Targets = Any
 
 
-class Model(Lists):
+class Model(Weighted):
     """A network with what is needed to train it; base of ``Sequential`` and ``GPT``.
 
     ``Model(inputs, outputs)`` is what layers made of the inputs by being called. A
@@ -242,6 +242,11 @@ class Model(Lists):
         if self._store.claim():
             self._skip_input_gradient()
         return self._store
+
+    @property
+    def input_shape(self) -> Any:
+        """Shape of one sample, without the batch; None before it is known."""
+        return self.root.input_shape
 
     @property
     def output_shape(self) -> Any:
@@ -601,6 +606,17 @@ class Model(Lists):
             rows = len(x[0])
         return self.evaluate(x, y, rows, 0, sample_weight, return_dict=return_dict)
 
+    @property
+    def metrics_names(self) -> list[str]:
+        """Names of what ``train_on_batch`` returns; the metrics' after a first step."""
+        named = [] if self.trainer is None else [m.name for m in self.trainer.metrics]
+        return ["loss", *named]
+
+    def reset_metrics(self) -> None:
+        """Start the means of loss and metrics anew."""
+        if self.trainer is not None:
+            self.trainer.reset_totals()
+
     # -- weights -----------------------------------------------------------------
 
     def _built_root(self) -> Layer:
@@ -686,7 +702,7 @@ class Model(Lists):
 
     def describe(self) -> str:
         """Return the table that ``summary`` prints."""
-        return description.describe(self)
+        return summary_table.describe(self)
 
 
 def _check_counts(verb: str, **counts: int | None) -> None:

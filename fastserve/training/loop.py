@@ -24,7 +24,7 @@ from fastserve.optimizers import Optimizer
 from fastserve.training.callbacks import Callback, CallbackList, History, TerminateOnNaN
 from fastserve.training.callbacks.saving import BackupAndRestore
 from fastserve.training.flops import flops_per_sample
-from fastserve.training.language import language_measures
+from fastserve.training.perplexity import language_measures
 from fastserve.training.step import StepResult, Trainer
 from fastserve.training.timing import Timing
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastserve.config import trace as tracing
-from fastserve.config.run_folder import refuse_to_replace
+from fastserve.config.new_run import refuse_to_replace
 from fastserve.errors import FastserveError
 
-from .. import blas, describe, jobs, restart, slurm, start, step_time
+from .. import blas, jobs, plan_text, restart, slurm, start, step_time
 from ..plan import PROGRAM, LaunchPlan, count_ranks
 from ..process import REFUSED as USAGE
 from ..process import STOPPED_EARLY
@@ -111,7 +111,7 @@ def _run(
     plan = jobs.planner(job, hosts, arguments, kernel, allocation)()
     if dry_run:
         words = jobs.rank_words(config, overrides)
-        text = describe.full(plan, _prediction(job, plan, words))
+        text = plan_text.full(plan, _prediction(job, plan, words))
         if screen.mode != JSON:
             click.echo(text)
         screen.event("plan", {"text": text, "command": list(plan.command)})

@@ -1,4 +1,4 @@
-"""The folder of a job's run: where it is, and whether a new run may begin in it."""
+"""Where the run of a job goes, and whether a new one may begin there."""
 
 from __future__ import annotations
 
