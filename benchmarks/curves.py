@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from fastserve.bench.peer import INSTALL, import_torch, torch_adamw, torch_gpt
+from fastserve.bench.torch_gpt import INSTALL, import_torch, torch_adamw, torch_gpt
 from fastserve.data.sampler import Sampler
 from fastserve.data.sources import Batch, Source, TokenSource
 from fastserve.data.text import load_text, split

@@ -1,4 +1,4 @@
-"""Fits the model of a step's time (launch/predict.py) to measurements, and tests it.
+"""Fits the model of a step's time (launch/step_time.py) to measurements, and tests it.
 
     for n in 1 2 3 4 6 8; do
         mpirun -n $n ... python benchmarks/scaling.py measure >>scaling.jsonl
@@ -26,7 +26,7 @@ import numpy as np
 from overlap import Store, timed
 
 from fastserve.comm import GradientSync, world
-from launch.predict import BACKWARD, Link, exchange_seconds, step_seconds
+from launch.step_time import BACKWARD, Link, exchange_seconds, step_seconds
 
 SIZES = (1 << 20, 4 << 20, 16 << 20)
 BUCKETS = 40  # of a store, see overlap.py

@@ -33,6 +33,7 @@ _THREAD_VARIABLES = (
 # ends, and an MPI does.
 STATUS_LINE = "\r\x1b[K"
 _KERNEL_VARIABLE = "OPENBLAS_CORETYPE"
+KERNEL_FILE = "blas.json"  # in the cache folder: the measured kernel families
 _PR_SET_PDEATHSIG = 1
 
 
@@ -211,7 +212,7 @@ def remembered_kernel(kind: str = "") -> str | None:
     '' means that OpenBLAS' own choice is best, None that nothing was measured yet.
     """
     try:
-        entry = json.loads((cache_dir() / "blas.json").read_text("utf-8"))
+        entry = json.loads((cache_dir() / KERNEL_FILE).read_text("utf-8"))
         kernel = entry[kernel_key(kind)]["kernel"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

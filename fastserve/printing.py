@@ -17,9 +17,9 @@ from fastserve.assemble.data import Data
 from fastserve.comm import Communicator
 from fastserve.environment import terminal_width
 from fastserve.errors import ConfigError, FastserveError
+from fastserve.formatting import duration, number
 from fastserve.models import Model
 from fastserve.summary import short
-from fastserve.training.progress import duration, number
 from fastserve.training.records import describe_error, exit_status
 
 WORDS, QUIET, JSON = "words", "quiet", "json"

@@ -10,13 +10,13 @@ from fastserve.assemble.data import Data
 from fastserve.comm import Communicator
 from fastserve.core import generator
 from fastserve.data.end_token import WithEnd
-from fastserve.data.linear import linear_r2, r2
+from fastserve.data.linear_baseline import linear_r2, r2
 from fastserve.data.sampler import Sampler
 from fastserve.data.tokenizers import Tokenizer
 from fastserve.errors import DataError
+from fastserve.formatting import count, duration, number
 from fastserve.models import GPT, Model
-from fastserve.training.progress import count, duration, number
-from fastserve.training.records import BestCheckpoint
+from fastserve.training.job_callbacks import BestCheckpoint
 from fastserve.training.status import Status
 
 _HOSTS = 8  # that the start block names

@@ -22,15 +22,15 @@ from fastserve.config.run_folders import run_folder
 from fastserve.core import without_initial_values
 from fastserve.data import preprocessing
 from fastserve.data.completions import CompletionSource
-from fastserve.data.linear import linear_r2, r2
+from fastserve.data.linear_baseline import linear_r2, r2
 from fastserve.data.token_files import open_token_file
 from fastserve.data.tokenizers import Tokenizer, load_tokenizer
 from fastserve.errors import CheckpointError, DataError
 from fastserve.models import GPT, Model
 from fastserve.summary import opening
 from fastserve.training import checkpoint
-from fastserve.training.head import pieces_of
-from fastserve.training.language import language_measures
+from fastserve.training.large_vocabulary import pieces_of
+from fastserve.training.perplexity import language_measures
 
 
 def open_job(folder: str, overrides: Sequence[str] = ()) -> tuple[Path, config.Job]:

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -28,6 +29,7 @@ from fastserve.assemble.model import (
 from fastserve.comm import Communicator, init
 from fastserve.config import schema
 from fastserve.config.labelled import Splits
+from fastserve.config.new_run import refuse_to_replace, run_folder
 from fastserve.config.trace import joined, steps_of
 from fastserve.core import without_initial_values
 from fastserve.data import preprocessing
@@ -46,38 +48,36 @@ from fastserve.printing import (
 )
 from fastserve.summary import conclusion, introduction, sample
 from fastserve.trained import check_tokenizer, kept_tokenizer
-from fastserve.training import checkpoint, files, shards
+from fastserve.training import checkpoint, files, sharded_optimizer
 from fastserve.training.callbacks import (
     Callback,
     EarlyStopping,
     ReduceLROnPlateau,
 )
 from fastserve.training.environment_file import write_environment
+from fastserve.training.job_callbacks import BestCheckpoint, Checkpoints, StopAfter
 from fastserve.training.loop import Schedule, run
+from fastserve.training.metrics_file import MetricsFile
 from fastserve.training.metrics_outputs import (
     CsvOutput,
     EventOutput,
-    Output,
+    MetricsOutput,
     TensorBoardOutput,
 )
 from fastserve.training.numerics import Numerics, differences, numerics, odd_rank
 from fastserve.training.progress import Progress
 from fastserve.training.records import (
-    BestCheckpoint,
-    Checkpoints,
-    MetricsFile,
-    StopAfter,
     describe_error,
     exit_status,
     start_logs,
     write_end,
     write_error,
 )
-from fastserve.training.samples import Samples
 from fastserve.training.saver import Saver
 from fastserve.training.status import Status
 from fastserve.training.status_file import NAME as STATUS
 from fastserve.training.status_file import mark_failed, trained_seconds
+from fastserve.training.text_samples import Samples
 from fastserve.training.trace import Tracing
 
 USAGE = 2
@@ -174,168 +174,247 @@ def _train(
     started: list[Path],
     printer: Printer,
 ) -> int:
+    """Train; ``started`` gets the run folder once it is this run's."""
     traced = steps_of(options.trace) if options.trace else None
-    job, run_dir = _agree(options, comm)
-    data, model = _prepare(job, comm, _resumed(options, run_dir))
-    sampler = make_sampler(job, data)
-    steps = total_steps(job, sampler)
-    compile_model(job, model, steps)
-    check_wishes(job, data, model)
-    trainer = model.prepare(data.train)
-    if data.validation is not None:
-        model.check_source(data.validation)
-    plan = {"global_batch": job.train.global_batch, "samples": data.train.samples}
-    own = numerics()
+    job, folder = _agree(options, comm)
+    data, model = _prepare(job, comm, _resumed(options, folder))
+    training = _Run(options, comm, printer, job, folder, data, model)
     _compare_ranks(job, comm)
-    early = _early_stopping(job)
-    extras = _extras(job, run_dir)
-    outputs = _outputs(job, run_dir, printer)
-    metrics = MetricsFile(run_dir / "metrics.jsonl", job.train.log_every, outputs)
-    first, saved = _load(options, run_dir, model, data, comm, plan, early)
-    metrics.set_state(saved.get("metrics", {}))
-    for name, callback in extras.items():
-        if name in saved:
-            callback.set_state(saved[name])
-    if comm.rank == 0:
-        _compare_numerics(job, saved.get("numerics"), own)
+    training.resume()
+    training.take_folder()
+    started.append(folder)
+    training.start()
+    comm.timeout = job.comm.timeout
+    training.train(traced)
+    comm.timeout = None  # what follows is rank 0's alone, and may take its time
+    return training.end()
 
-    def state() -> dict[str, Any]:
+
+class _Run:
+    """The training of a job on this rank.
+
+    Attributes:
+        sampler: which rows each step has. steps: when it ends.
+        first: the steps that were made already. seconds: the time they took.
+        plan: what of the job the number of a step depends on.
+        extras: the callbacks that have a state, by its name.
+        progress, schedule, status, best, history: once it has been trained.
+    """
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        comm: Communicator,
+        printer: Printer,
+        job: config.Job,
+        folder: Path,
+        data: Data,
+        model: Model,
+    ) -> None:
+        self.options, self.comm, self.printer = options, comm, printer
+        self.job, self.folder, self.data, self.model = job, folder, data, model
+        self.sampler = make_sampler(job, data)
+        self.steps = total_steps(job, self.sampler)
+        compile_model(job, model, self.steps)
+        check_wishes(job, data, model)
+        self.trainer = model.prepare(data.train)
+        if data.validation is not None:
+            model.check_source(data.validation)
+        samples = data.train.samples
+        self.plan = {"global_batch": job.train.global_batch, "samples": samples}
+        self.numerics = numerics()
+        self.early = _early_stopping(job)
+        self.extras = _extras(job)
+        self.metrics = MetricsFile(
+            folder / "metrics.jsonl",
+            job.train.log_every,
+            _outputs(job, folder, printer),
+        )
+        self.first = 0
+        self.seconds = 0.0
+
+    def resume(self) -> None:
+        """Take over the checkpoint to go on from, or the weights to start from."""
+        self.first, saved = _load(
+            self.options,
+            self.folder,
+            self.model,
+            self.data,
+            self.comm,
+            self.plan,
+            self.early,
+        )
+        self.metrics.set_state(saved.get("metrics", {}))
+        for name, callback in self.extras.items():
+            if name in saved:
+                callback.set_state(saved[name])
+        if self.comm.rank == 0:
+            _compare_numerics(self.job, saved.get("numerics"), self.numerics)
+        if self.first > self.steps:
+            raise CheckpointError(
+                f"--resume: expected a checkpoint of at most {self.steps} steps",
+                f"one of step {self.first}",
+                "raise train.steps or train.epochs",
+            )
+        if self.first == 0:
+            _load_start(self.job, self.model, self.comm)
+
+    def _state(self) -> dict[str, Any]:
+        """Return what a checkpoint has beside weights and the optimizer's state."""
         # as text, because JSON has no NaN and no infinity
-        totals = [repr(total) for total in trainer.totals.tolist()]
+        totals = [repr(total) for total in self.trainer.totals.tolist()]
         parts = {
-            "early_stop": early,
-            "spikes": trainer.guard,
-            "metrics": metrics,
-            **extras,
+            "early_stop": self.early,
+            "spikes": self.trainer.guard,
+            "metrics": self.metrics,
+            **self.extras,
         }
         states = {name: part.get_state() for name, part in parts.items() if part}
-        return {"totals": totals, **states, **plan, "numerics": own}
+        return {"totals": totals, **states, **self.plan, "numerics": self.numerics}
 
-    if first > steps:
-        raise CheckpointError(
-            f"--resume: expected a checkpoint of at most {steps} steps",
-            f"one of step {first}",
-            "raise train.steps or train.epochs",
+    def take_folder(self) -> None:
+        """Keep others out of the run folder, and write what every run has."""
+        fresh = self.first == 0 or _from_another(self.options, self.folder)
+        self.seconds = 0.0 if fresh else trained_seconds(self.folder)
+        _start_folder(self.folder, self.job, self.data, self.comm, fresh)
+
+    def start(self) -> None:
+        """Begin the logs, and say what is trained."""
+        job, data, folder, comm = self.job, self.data, self.folder, self.comm
+        start_logs(folder / "logs", comm)
+        _catch_signals(self.trainer)
+        surroundings = write_environment(folder, comm)
+        if surroundings is None:
+            return
+        model, steps, first = self.model, self.steps, self.first
+        self.printer.block(
+            introduction(job, data, model, steps, self.sampler, comm, folder, first)
         )
-    if first == 0:
-        _load_start(job, model, comm)
-    fresh = first == 0 or _from_another(options, run_dir)
-    before = 0.0 if fresh else trained_seconds(run_dir)
-    _start_folder(run_dir, job, data, comm, fresh)
-    started.append(run_dir)
-    start_logs(run_dir / "logs", comm)
-    _catch_signals(trainer)
-    surroundings = write_environment(run_dir, comm)
-    if surroundings is not None:
-        printer.block(
-            introduction(job, data, model, steps, sampler, comm, run_dir, first)
+        known = job, data, model, steps, first, folder, surroundings
+        self.printer.event("start", start_values(*known))
+
+    def train(self, traced: tuple[int, int] | None) -> None:
+        """Make the steps; ``traced`` of them, if they are to be traced."""
+        job, data, trainer, printer = self.job, self.data, self.trainer, self.printer
+        # 1: a bar on a terminal, else a line every log_every steps
+        level = 1 if printer.mode == WORDS else 0
+        self.progress = Progress(
+            level, job.train.log_every, whole=True, say=printer.say
         )
-        known = job, data, model, steps, first, run_dir, surroundings
-        printer.event("start", start_values(*known))
-    # 1: a bar on a terminal, else a line every log_every steps
-    level = 1 if printer.mode == WORDS else 0
-    progress = Progress(level, job.train.log_every, whole=True, say=printer.say)
-    schedule = Schedule(
-        job.train.eval_every
-        or (sampler.steps_per_epoch if job.train.epochs else steps),
-        steps,
-        first,
-        validation_batches=job.train.eval_batches,
-    )
-    if isinstance(plateau := extras.get("plateau"), ReduceLROnPlateau):
-        plateau.say = progress.say
-    comm.timeout = job.comm.timeout
-    folder = run_dir / "checkpoints"
-    compare = job.comm.check_every > 0
-    lock = _held[-1] if _held else None
-    parts = folder, trainer.store, trainer.optimizer, comm, compare, lock
-    saver = Saver(*parts, trainer.timing, metrics.path, job.checkpoint.keep_every)
-    status = Status(run_dir / STATUS, before)
-    best, trace = BestCheckpoint(saver, state), run_dir / "trace.json"
-    callbacks: list[Callback] = [
-        progress,
-        status,
-        metrics,
-        *([early] if early else []),  # before those that save its state
-        *extras.values(),
-        *([best] if job.checkpoint.best else []),
-        Checkpoints(
-            saver,
-            job.checkpoint.every,
-            job.checkpoint.keep,
-            job.checkpoint.at_end,
-            state,
-        ),
-        *_samples(job, data, model, progress),
-        *([StopAfter(trainer, options.stop_after)] if options.stop_after else []),
-        *([Tracing(trace, progress.say, traced)] if options.trace else []),  # the last
-    ]
-    try:
-        history = run(
-            model,
-            trainer,
-            data.train,
-            sampler,
-            schedule,
-            data.validation,
-            job.train.global_batch,
-            callbacks,
-            level,
-            data.bytes_per_token,
+        self.schedule = Schedule(
+            job.train.eval_every
+            or (self.sampler.steps_per_epoch if job.train.epochs else self.steps),
+            self.steps,
+            self.first,
+            validation_batches=job.train.eval_batches,
         )
-    except BaseException as error:
-        saver.settle(error)
-        raise
-    comm.timeout = None  # what follows is rank 0's alone, and may take its time
-    made = trainer.optimizer.step
-    ended = _why_early(early, made, schedule) if early else None
-    stopped = made < steps and not ended
-    status.end("stopped" if stopped else "ended")
-    if stopped:
+        saver = Saver(
+            self.folder / "checkpoints",
+            trainer.store,
+            trainer.optimizer,
+            self.comm,
+            job.comm.check_every > 0,
+            _held[-1] if _held else None,
+            trainer.timing,
+            self.metrics.path,
+            job.checkpoint.keep_every,
+        )
+        self.status = Status(self.folder / STATUS, self.seconds)
+        self.best = BestCheckpoint(saver, self._state)
+        try:
+            self.history = run(
+                self.model,
+                trainer,
+                data.train,
+                self.sampler,
+                self.schedule,
+                data.validation,
+                job.train.global_batch,
+                self._callbacks(saver, traced),
+                level,
+                data.bytes_per_token,
+            ).history
+        except BaseException as error:
+            saver.settle(error)
+            raise
+
+    def _callbacks(
+        self, saver: Saver, traced: tuple[int, int] | None
+    ) -> list[Callback]:
+        job, options, say = self.job, self.options, self.progress.say
+        if isinstance(plateau := self.extras.get("plateau"), ReduceLROnPlateau):
+            plateau.say = say
+        found = [self.progress, self.status, self.metrics]
+        if self.early:
+            found.append(self.early)  # before those that save its state
+        found += self.extras.values()
+        if job.checkpoint.best:
+            found.append(self.best)
+        kept = job.checkpoint
+        found.append(
+            Checkpoints(saver, kept.every, kept.keep, kept.at_end, self._state)
+        )
+        if job.train.sample_every is not None:
+            made = partial(sample, job, self.data, self.model)
+            found.append(Samples(job.train.sample_every, made, say))
+        if options.stop_after:
+            found.append(StopAfter(self.trainer, options.stop_after))
+        if options.trace:
+            found.append(Tracing(self.folder / "trace.json", say, traced))  # the last
+        return found
+
+    def end(self) -> int:
+        """Say and record how the training has ended; return the exit status."""
+        made = self.trainer.optimizer.step
+        early = self.early
+        why = _why_early(early, made, self.schedule) if early else None
+        stopped = made < self.steps and not why
+        self.status.end("stopped" if stopped else "ended")
+        if stopped:
+            return self._end_stopped(made)
+        self._end_done(made, why)
+        return 0
+
+    def _end_stopped(self, made: int) -> int:
         launched = environment.setting("JOB") is not None
-        if comm.rank == 0:
+        if self.comm.rank == 0:
             cure = "" if launched else "; --resume auto goes on"
-            printer.result(f"stopped after step {made} of {steps}, saved{cure}")
-        write_end(run_dir / "stopped.json", comm, {"steps": made})
-        if comm.rank == 0:
+            steps = f"step {made} of {self.steps}"
+            self.printer.result(f"stopped after {steps}, saved{cure}")
+        write_end(self.folder / "stopped.json", self.comm, {"steps": made})
+        if self.comm.rank == 0:
             end = {"state": "stopped", "status": STOPPED_EARLY, "steps": made}
-            printer.event("end", {**end, "run": str(run_dir)})
+            self.printer.event("end", {**end, "run": str(self.folder)})
         # An MPI may kill the ranks that are still ending once one has ended with
         # another status than 0, so the launcher gives it to the user.
         return 0 if launched else STOPPED_EARLY
-    if comm.rank == 0:
-        printer.block(
-            conclusion(
-                job,
-                data,
-                model,
-                history.history,
-                run_dir,
-                status,
-                best,
-                ended,
+
+    def _end_done(self, made: int, early: str | None) -> None:
+        printer, rank = self.printer, self.comm.rank
+        if rank == 0:
+            printer.block(
+                conclusion(
+                    self.job,
+                    self.data,
+                    self.model,
+                    self.history,
+                    self.folder,
+                    self.status,
+                    self.best,
+                    early,
+                )
             )
-        )
-    why = {"stopped": ended} if ended else {}
-    write_end(run_dir / "done.json", comm, {"steps": made, **why})
-    if comm.rank == 0:
-        results = results_of(history.history)
-        if printer.mode == QUIET:
-            line = result_line(run_dir, made, results, status.before + status.elapsed)
-            printer.result(line)
-        end = {"state": "ended", "status": 0, "steps": made, "results": results, **why}
-        end |= {"seconds": status.before + status.elapsed, "best_step": best.step}
-        printer.event("end", {**end, "run": str(run_dir)})
-    return 0
-
-
-def _samples(
-    job: config.Job, data: Data, model: Model, progress: Progress
-) -> list[Samples]:
-    every = job.train.sample_every
-    if every is None:
-        return []
-    return [Samples(every, lambda: sample(job, data, model), progress.say)]
+        why = {"stopped": early} if early else {}
+        write_end(self.folder / "done.json", self.comm, {"steps": made, **why})
+        if rank == 0:
+            results = results_of(self.history)
+            seconds = self.status.before + self.status.elapsed
+            if printer.mode == QUIET:
+                line = result_line(self.folder, made, results, seconds)
+                printer.result(line)
+            end = {"state": "ended", "status": 0, "steps": made, "results": results}
+            end |= {**why, "seconds": seconds, "best_step": self.best.step}
+            printer.event("end", {**end, "run": str(self.folder)})
 
 
 def _early_stopping(job: config.Job) -> EarlyStopping | None:
@@ -343,7 +422,7 @@ def _early_stopping(job: config.Job) -> EarlyStopping | None:
     return None if patience is None else EarlyStopping(patience=patience)
 
 
-def _extras(job: config.Job, run_dir: Path) -> dict[str, Callback]:
+def _extras(job: config.Job) -> dict[str, Callback]:
     """Return the callbacks that the job asks for, by the names of their states."""
     found: dict[str, Callback] = {}
     plateau = job.schedule
@@ -359,9 +438,9 @@ def _extras(job: config.Job, run_dir: Path) -> dict[str, Callback]:
     return found
 
 
-def _outputs(job: config.Job, run_dir: Path, printer: Printer) -> list[Output]:
+def _outputs(job: config.Job, run_dir: Path, printer: Printer) -> list[MetricsOutput]:
     """Return what takes the lines of metrics.jsonl as well."""
-    found: list[Output] = [EventOutput(printer.event)]
+    found: list[MetricsOutput] = [EventOutput(printer.event)]
     if job.train.csv:
         found.append(CsvOutput(run_dir / "metrics.csv"))
     if job.train.tensorboard:
@@ -388,23 +467,13 @@ def _agree(options: argparse.Namespace, comm: Communicator) -> tuple[config.Job,
     if comm.rank == 0:
         job = config.load_job(options.config, options.overrides)
         given = environment.setting("RUN_DIR")
-        run_dir = Path(given or job.run_dir or Path("runs") / job.name).absolute()
+        run_dir = Path(given).absolute() if given else run_folder(job, Path.cwd())
         new = not options.resume or _from_another(options, run_dir)
         if new and not options.overwrite:
-            _refuse_to_replace(run_dir)
+            refuse_to_replace(run_dir)
         found = (job.model_dump(), str(run_dir))
     values, folder = comm.broadcast_obj(found)
     return config.Job.model_validate(values), Path(folder)
-
-
-def _refuse_to_replace(run_dir: Path) -> None:
-    if any(run_dir.glob("checkpoints/step-*")) or any(run_dir.glob("checkpoints/best")):
-        raise CheckpointError(
-            "expected a run folder without checkpoints for a new run",
-            str(run_dir),
-            "go on with --resume auto, replace it with --overwrite, or take another "
-            "name with --set name=NAME",
-        )
 
 
 def _prepare(
@@ -516,7 +585,7 @@ def _load(
     comm.broadcast(trainer.store.values)
     if step:
         path = loaded[-1] if loaded else None
-        shards.hand_out(path, trainer.store, trainer.optimizer, comm)
+        sharded_optimizer.hand_out(path, trainer.store, trainer.optimizer, comm)
     trainer.optimizer.step = step
     totals = state.get("totals", ())
     if len(totals) == len(trainer.totals):

@@ -12,18 +12,17 @@ job of that kind makes.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import select
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fastserve import environment
+
+from . import remembered
 
 FAMILIES = ("Haswell", "Zen", "SkylakeX", "Cooperlake", "SapphireRapids")
 OWN_CHOICE = ""
@@ -164,7 +163,7 @@ def _what(kind: str) -> str:
 def _gain_over(family: str, kind: str) -> float:
     """Return how much faster the best measured family is; 1 if ``family`` wasn't."""
     key = environment.kernel_key(kind)
-    entry = _read(environment.cache_dir() / "blas.json").get(key)
+    entry = remembered.read(environment.KERNEL_FILE).get(key)
     times = entry.get("milliseconds") if isinstance(entry, dict) else None
     times = {name.lower(): t for name, t in times.items()} if times else {}
     own = times.get(family.lower())
@@ -214,19 +213,11 @@ def measure(
 
 
 def remember(kernel: str, times: Mapping[str, float], kind: str = LARGE) -> str:
-    """Write the choice to the cache; return what went wrong, or ''.
-
-    The file is replaced as a whole, so a reader never sees half of it. Of two writers
-    at the same time the last one wins; what the other wrote is measured again.
-    """
-    path = environment.cache_dir() / "blas.json"
+    """Write the choice to the cache; return what went wrong, or ''."""
     milliseconds = {family or "own": round(t * 1e3, 3) for family, t in times.items()}
     entry = {"kernel": kernel, "milliseconds": milliseconds}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        known = {**_read(path), environment.kernel_key(kind): entry}
-        text = json.dumps(known, indent=1)
-        _replace(path, text)
+        remembered.add(environment.KERNEL_FILE, {environment.kernel_key(kind): entry})
     except OSError as error:
         return f" (not remembered: {error})"
     return ""
@@ -285,20 +276,3 @@ def _end(children: Sequence[subprocess.Popen[str]]) -> None:
             child.stdin.close()
         child.stdout.close()
         child.wait()
-
-
-def _read(path: Path) -> dict[str, object]:
-    """Return what is remembered so far; nothing if the file is missing or damaged."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _replace(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=".blas-", delete=False
-    ) as file:
-        file.write(text)
-    os.replace(file.name, path)

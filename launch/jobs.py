@@ -199,16 +199,6 @@ def refuse_as_a_rank() -> None:
         )
 
 
-def refuse_to_replace(run_dir: Path) -> None:
-    if any(run_dir.glob("checkpoints/step-*")) or any(run_dir.glob("checkpoints/best")):
-        raise LaunchError(
-            "expected a run folder without checkpoints for a new run",
-            str(run_dir),
-            "go on with --resume auto, replace it with --overwrite, or take another "
-            "name with --set name=NAME",
-        )
-
-
 def prepare_process(threads: int | None = None, kind: str = blas.LARGE) -> None:
     """Set threads and kernel family of this process, before NumPy is loaded.
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from fastserve.errors import LaunchError
 
-from . import samples
+from . import sample_data
 
 
 @dataclass(frozen=True)
 class Template:
     """A kind of job: the sample it runs on, and what its user puts in its place."""
 
-    sample: Callable[[], samples.Files]
+    sample: Callable[[], sample_data.Files]
     about: str
     origin: str
     yours: str
@@ -27,14 +27,14 @@ class Template:
 
 TEMPLATES = {
     "gpt": Template(
-        samples.text,
+        sample_data.text,
         "a GPT that learns a text",
         "text.txt: help texts of Python (pydoc), under the Python Software Foundation "
         "License.",
         "a text file in UTF-8 of 100,000 characters or more; its path is data.source.",
     ),
     "image": Template(
-        samples.images,
+        sample_data.images,
         "a convolutional network for classes of images",
         "images/, to-predict/: drawn by `fastserve new`, free of rights.",
         "a folder with a folder of images for each class; its path is data.folder, "
@@ -42,7 +42,7 @@ TEMPLATES = {
         "(PNG, JPEG and resizing: pip install 'fastserve-train[image]').",
     ),
     "text": Template(
-        samples.texts,
+        sample_data.texts,
         "a network that tells the class of a text",
         "texts.csv, to-predict.txt: docstrings of Python's standard library, with what "
         "their module is for, under the Python Software Foundation License.",
@@ -51,7 +51,7 @@ TEMPLATES = {
         "data.text and data.label.",
     ),
     "tabular": Template(
-        samples.table,
+        sample_data.table,
         "a network that predicts a column of a table",
         "table.csv, to-predict.csv: counted in the source of Python's standard library "
         "by `fastserve new`, free of rights. A row is a function; the question is "

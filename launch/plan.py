@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastserve import environment
+from fastserve.config.new_run import run_folder
 from fastserve.errors import LaunchError
 
 from . import local, mpich, openmpi, slurm
@@ -262,11 +263,6 @@ def plan_program(
 def count_ranks(launch: Launch, hosts: Sequence[Host]) -> int:
     """Return the number of ranks: what was asked for, else every slot, else one."""
     return launch.ranks or sum(host.slots for host in hosts) or 1
-
-
-def run_folder(job: Job, cwd: Path) -> Path:
-    """Return the absolute path of the job's run folder."""
-    return cwd / (job.run_dir or Path("runs") / job.name)
 
 
 def split_batch(global_batch: int, micro_batch: int | None, ranks: int) -> Split:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastserve.config.checks import BUILT_IN_TEXTS
 
-from . import cluster, predict
+from . import cluster, step_time
 from .hosts import Host, is_here, shown
 from .plan import LaunchPlan
-from .predict import Estimate, Link
 from .remote import Agents
+from .step_time import Estimate, Link
 
 if TYPE_CHECKING:
     from fastserve.config import Job
@@ -164,7 +164,7 @@ def _look(
     links: list[tuple[str, str, Link]] = []
     if len(names) > 1 and rows[-1].state == OK:
         links = _links(agents, facts, plan.interface, names)
-        predict.remember({(a, b): link for a, b, link in links})
+        step_time.remember({(a, b): link for a, b, link in links})
     rows.append(_model(cost))
     meant: list[str] = []
     if isinstance(cost, Estimate):
@@ -404,8 +404,8 @@ def _model(cost: Estimate | str) -> Row:
 def _meaning(
     job: Job, plan: LaunchPlan, cost: Estimate, links: Sequence[Link]
 ) -> list[str]:
-    link = predict.slowest(links) if links else predict.ASSUMED
-    lines = predict.predict(plan, cost, link, job.comm, job.train.steps)
+    link = step_time.slowest(links) if links else step_time.ASSUMED
+    lines = step_time.predict(plan, cost, link, job.comm, job.train.steps)
     hosts = len(plan.places)
     if hosts < 2 or not links:
         return lines

@@ -22,7 +22,7 @@ from fastserve.errors import LaunchError
 
 from . import openmpi, slurm
 from .hosts import shown
-from .noise import NoiseFilter
+from .mpi_messages import NoiseFilter
 from .plan import THIS_HOST, LaunchPlan
 from .records import (
     ErrorRecord,

@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from fastserve import formatting
 from fastserve.config.run_folders import is_run
 
-from . import text
 from .runs import Run, find_runs, read_run, values
 
 _HEAD = ("name", "state", "step", "best", "at step", "time", "when", "last values")
@@ -40,7 +40,7 @@ def listing(
 ) -> str:
     """Return the table that people read, its lines cut to ``width`` if it is given."""
     rows = [_row(name, run, now) for name, run in runs]
-    lines = text.table(_HEAD, rows, right="step,best,at step,time").split("\n")
+    lines = formatting.table(_HEAD, rows, right="step,best,at step,time").split("\n")
     return "\n".join(line[:width].rstrip() for line in lines)
 
 
@@ -53,10 +53,10 @@ def _row(name: str, run: Run, now: float | None) -> tuple[str, ...]:
         name,
         run.state,
         steps,
-        text.number(best[0]) if best else "-",
+        formatting.number(best[0]) if best else "-",
         str(best[1]) if best else "-",
-        text.duration(run.seconds),
-        text.when(run.last_time, now),
+        formatting.duration(run.seconds),
+        formatting.when(run.last_time, now),
         _last(run),
     )
 
@@ -66,8 +66,10 @@ def _last(run: Run) -> str:
     shown = dict(sorted(run.results.items(), key=lambda item: item[0] != "val_loss"))
     if not shown:
         loss = run.last("loss")
-        return "-" if loss is None else f"loss {text.number(loss)}"
-    return "  ".join(f"{name} {text.number(value)}" for name, value in shown.items())
+        return "-" if loss is None else f"loss {formatting.number(loss)}"
+    return "  ".join(
+        f"{name} {formatting.number(value)}" for name, value in shown.items()
+    )
 
 
 def as_json(name: str, run: Run) -> dict[str, Any]:

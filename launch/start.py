@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastserve.errors import LaunchError
 
-from . import cluster, describe, slurm
+from . import cluster, plan_text, slurm
 from .hosts import Host, parse_hosts, read_hostfile, select
 from .plan import LaunchPlan
 from .process import Cluster, run_plan
@@ -90,7 +90,7 @@ def run(
 
 def _announce(plan: LaunchPlan, say: Callable[[str], None]) -> None:
     note = say.note if isinstance(say, Screen) else say
-    for line in (*plan.notes, describe.summary(plan)):
+    for line in (*plan.notes, plan_text.summary(plan)):
         note(line)
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from . import text
+from fastserve import formatting
+
 from .runs import (
     ENDED,
     FAILED,
@@ -90,8 +91,8 @@ def view(run: Run, width: int, height: int, now: float, paint: Paint = plain) ->
 
 def _title(run: Run, width: int, now: float, paint: Paint) -> Iterator[str]:
     ago = seen(run, now)
-    told = "" if ago is None else f"last look {text.duration(ago)} ago"
-    told = told if run.state == RUNNING else text.when(run.last_time, now)
+    told = "" if ago is None else f"last look {formatting.duration(ago)} ago"
+    told = told if run.state == RUNNING else formatting.when(run.last_time, now)
     name = f"{run.name[: max(10, width - 45)]}  "
     state = run.state
     gap = " " * max(2, width - 1 - len(name) - len(state) - len(told))
@@ -103,7 +104,8 @@ def _title(run: Run, width: int, now: float, paint: Paint) -> Iterator[str]:
 def _remarks(run: Run, ago: float | None) -> Iterator[tuple[str, str]]:
     if run.state == RUNNING:
         if ago is not None and ago > patience(run):
-            words = f"no word for {text.duration(ago)}: it validates or saves, or hangs"
+            told = formatting.duration(ago)
+            words = f"no word for {told}: it validates or saves, or hangs"
             yield words, "yellow"
         elif not run.status:
             yield "no status.json yet: it starts, or is of an older version", "dim"
@@ -133,13 +135,13 @@ def _progress(run: Run, width: int, paint: Paint) -> Iterator[str]:
         return
     loss = run.status.get("loss")
     loss = loss if is_number(loss) else run.last("loss")
-    shown = "" if loss is None else f"loss {text.number(loss)}"
+    shown = "" if loss is None else f"loss {formatting.number(loss)}"
     left = run.status.get("seconds_left")
     left = left if run.state == RUNNING and is_number(left) else None
     name = f"step {step}/{total}" if total else f"step {step}"
-    ends = "" if left is None else f"{text.duration(left)} left"
+    ends = "" if left is None else f"{formatting.duration(left)} left"
     for bar, rate in ((20, True), (10, True), (0, True), (0, False)):
-        drawn = text.bar(step / total, bar) if total else ""
+        drawn = formatting.bar(step / total, bar) if total else ""
         share = f"{step / total:.0%}" if total else ""
         parts = [name, drawn, share, shown, "".join(_rate(run)) if rate else "", ends]
         line = "  ".join(filter(None, parts))
@@ -152,11 +154,11 @@ def _progress(run: Run, width: int, paint: Paint) -> Iterator[str]:
 def _rate(run: Run) -> list[str]:
     rate, unit = run.status.get("rate"), run.status.get("rate_unit")
     if is_number(rate):
-        return [f"{text.count(rate)} {unit if isinstance(unit, str) else '/s'}"]
+        return [f"{formatting.count(rate)} {unit if isinstance(unit, str) else '/s'}"]
     for name, unit in (("tokens_per_s", "tokens/s"), ("samples_per_s", "samples/s")):
         found = run.last(name)
         if found is not None:
-            return [f"{text.count(found)} {unit}"]
+            return [f"{formatting.count(found)} {unit}"]
     return []
 
 
@@ -169,13 +171,13 @@ def _curves(run: Run, width: int) -> Iterator[str]:
         steps, found = series(run.metrics, name)
         if not found:
             continue
-        ends = f"{text.number(found[0])} to {text.number(found[-1])}"
-        ends = ends if len(found) > 1 else text.number(found[0])
+        ends = f"{formatting.number(found[0])} to {formatting.number(found[-1])}"
+        ends = ends if len(found) > 1 else formatting.number(found[0])
         if name == "val_loss":
             low = min(found)
-            ends += f", best {text.number(low)} at {steps[found.index(low)]}"
+            ends += f", best {formatting.number(low)} at {steps[found.index(low)]}"
         room = min(40, width - 1 - pad - 4 - len(ends))
-        line = f"{name:{pad}}  {text.sparkline(found, max(room, 1))}  {ends}"
+        line = f"{name:{pad}}  {formatting.sparkline(found, max(room, 1))}  {ends}"
         yield line[: width - 1]
 
 
@@ -216,21 +218,23 @@ def _table(ranks: list[_Rank], room: int, width: int, paint: Paint) -> list[str]
         rows.append(_row_of_all(ranks, rest))
     head = ("rank", "host", "memory", "step", *_HEADS, "")
     right = f"rank,memory,step,{','.join(_HEADS)}"
-    lines = [line[: width - 1] for line in text.table(head, rows, right).split("\n")]
+    lines = [
+        line[: width - 1] for line in formatting.table(head, rows, right).split("\n")
+    ]
     marked = [paint(line, "yellow") if "< s" in line else line for line in lines]
     return [paint(lines[0], "dim"), *marked[1:]]
 
 
 def _column(seconds: float | None) -> str:
     """Columns that keep their widths don't jump from look to look."""
-    return f"{text.short_time(seconds):>6}"
+    return f"{formatting.short_time(seconds):>6}"
 
 
 def _row(rank: _Rank, slowest: bool) -> tuple[str, ...]:
     return (
         str(rank.number),
         rank.host[:14],
-        text.memory(rank.memory),
+        formatting.memory(rank.memory),
         _column(rank.step),
         *(_column(rank.seconds[part]) for part in _PARTS),
         "< slowest" if slowest else "",
@@ -245,12 +249,13 @@ def _row_of_all(ranks: list[_Rank], rest: int) -> tuple[str, ...]:
         return show(median(known) if known else None)
 
     parts = (
-        middle([r.seconds[part] for r in ranks], text.short_time) for part in _PARTS
+        middle([r.seconds[part] for r in ranks], formatting.short_time)
+        for part in _PARTS
     )
     return (
         "",
         f"+{rest}, medians"[:14],
-        middle([r.memory for r in ranks], text.memory),
+        middle([r.memory for r in ranks], formatting.memory),
         middle([r.step for r in ranks], _column),
         *parts,
         "",

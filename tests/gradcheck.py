@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastserve.core import Layer, Memory, ParameterStore, Training
-from fastserve.core.gradients import direction_error
+from fastserve.core.gradient_check import direction_error
 from fastserve.ops import blocks
 
 Array = np.ndarray[Any, np.dtype[Any]]

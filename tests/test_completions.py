@@ -29,9 +29,9 @@ from fastserve.data.tokenizers import (
     tokenizer_from_json,
 )
 from fastserve.errors import ConfigError, DataError
-from fastserve.exchange import export_run
+from fastserve.import_export import export_run
 from fastserve.models import GPT
-from fastserve.training import head
+from fastserve.training import large_vocabulary
 from fastserve.training.step import Options
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -237,7 +237,7 @@ def test_the_head_in_pieces_counts_and_looks_alike(
         return gpt(dtype="float64").evaluate(source, batch_size=5, verbose=0)
 
     whole = run_threads(1, evaluate)[0]
-    monkeypatch.setattr(head, "PIECE_BYTES", 500)  # of 24 x 11 x 8 a row
+    monkeypatch.setattr(large_vocabulary, "PIECE_BYTES", 500)  # of 24 x 11 x 8 a row
     options = {"micro_batch": 3}
     for loss, found in run_threads(2, lambda c: gradient(c, packing, **options)):
         assert loss == pytest.approx(total / count, rel=1e-9)
@@ -332,7 +332,9 @@ def test_a_job_from_the_file_to_answers(
         return forward(model, x)
 
     monkeypatch.setattr(GPT, "forward", seen)
-    monkeypatch.setattr(head, "PIECE_BYTES", 2000)  # less than a row's logits
+    monkeypatch.setattr(
+        large_vocabulary, "PIECE_BYTES", 2000
+    )  # less than a row's logits
     assert trained.evaluate("runs/tiny") == pytest.approx(found, rel=1e-3)
     assert set(shapes) == {(1, 24)}
 

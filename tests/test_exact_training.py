@@ -15,6 +15,8 @@ import pytest
 
 import fastserve as fs
 from fastserve.comm import Communicator, run_threads
+from fastserve.config import schema
+from fastserve.training import exact
 from fastserve.training import numerics as module
 from fastserve.training.numerics import numerics, odd_rank
 from fastserve.training.step import Options
@@ -22,6 +24,10 @@ from fastserve.training.step import Options
 L = fs.layers
 RNG = np.random.default_rng(4)
 ROWS = 45  # the last batch is short, and so is its last shard
+
+
+def test_a_job_and_a_script_cut_a_batch_alike() -> None:
+    assert schema.SHARDS == exact.SHARDS
 
 
 def mlp() -> fs.models.Model:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # each line may import from itself and from the lines above it
 ORDER = [
-    {"errors"},
+    {"errors", "formatting"},
     {"environment"},
     {"ops", "config", "comm"},
     {"core"},
@@ -24,7 +24,7 @@ ORDER = [
     {"assemble", "bench"},
     {"summary"},
     {"trained", "printing"},
-    {"worker", "estimate", "exchange", "merge", "predictions"},
+    {"worker", "estimate", "import_export", "merge_lora", "predictions"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
@@ -35,7 +35,7 @@ SIDEWAYS = {
     ("comm", "ops"),
     ("utils", "data"),
 }
-LAUNCH_MAY_USE = {"errors", "environment", "config"}
+LAUNCH_MAY_USE = {"errors", "formatting", "environment", "config"}
 ENVIRONMENT_READERS = {"environment.py"}
 
 

@@ -13,7 +13,7 @@ import fastserve as fs
 from fastserve.comm import Communicator, run_threads
 from fastserve.core import constraints, regularizers
 from fastserve.errors import FastserveError
-from fastserve.models.config import layer_config, layer_from_config
+from fastserve.models.serialization import layer_config, layer_from_config
 from fastserve.training.step import Options
 
 HERE = Path(__file__).parent / "references"

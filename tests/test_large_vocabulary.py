@@ -11,7 +11,7 @@ import pytest
 import fastserve as fs
 from fastserve.data.sources import ArraySource, Batch
 from fastserve.models import GPT
-from fastserve.training import head
+from fastserve.training import large_vocabulary
 from fastserve.training.step import Options
 
 TIME, VOCABULARY = 12, 1500
@@ -60,16 +60,16 @@ def test_pieces_change_nothing(
     monkeypatch: pytest.MonkeyPatch, make: Any, weights: Any, options: Any
 ) -> None:
     whole = results(make, weights, **options)
-    monkeypatch.setattr(head, "PIECE_BYTES", 100_000)  # 8 rows and a bit
+    monkeypatch.setattr(large_vocabulary, "PIECE_BYTES", 100_000)  # 8 rows and a bit
     calls = []
-    rows = head.PiecewiseHead._pieces
+    rows = large_vocabulary.PiecewiseHead._pieces
 
     def counted(self: Any, *arguments: Any) -> Any:
         for piece in rows(self, *arguments):
             calls.append(piece[0])
             yield piece
 
-    monkeypatch.setattr(head.PiecewiseHead, "_pieces", counted)
+    monkeypatch.setattr(large_vocabulary.PiecewiseHead, "_pieces", counted)
     pieces = results(make, weights, **options)
     assert len(calls) > 10
     for one, other in zip(pieces, whole, strict=True):
@@ -83,7 +83,7 @@ def test_a_frozen_head_has_no_gradient(
     """Neither time nor memory is spent on it, and the others' are the same."""
     found = []
     for size in (1 << 30, 100_000):
-        monkeypatch.setattr(head, "PIECE_BYTES", size)
+        monkeypatch.setattr(large_vocabulary, "PIECE_BYTES", size)
         model = make()
         assert model.count_params()
         if isinstance(model, GPT):
@@ -104,7 +104,7 @@ def test_a_frozen_head_has_no_gradient(
 
 
 def test_logits_are_never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "PIECE_BYTES", 100_000)
+    monkeypatch.setattr(large_vocabulary, "PIECE_BYTES", 100_000)
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (64, TIME + 1))
     x, y = tokens[:, :-1].copy(), tokens[:, 1:].copy()
     model = GPT(VOCABULARY, TIME, 1, 1, 2)

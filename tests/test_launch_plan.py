@@ -12,10 +12,10 @@ import pytest
 
 from fastserve.config.schema import Launch
 from fastserve.errors import LaunchError
-from launch import describe
+from launch import plan_text
 from launch.hosts import Host, parse_hosts
 from launch.mpi import FoundMPI, find_mpi, parse_version
-from launch.noise import NoiseFilter
+from launch.mpi_messages import NoiseFilter
 from launch.plan import (
     LaunchPlan,
     Machine,
@@ -220,10 +220,10 @@ def test_root_is_allowed_and_said_with_open_mpi_only() -> None:
     names = {"OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"}
     made = plan(job(), root=True)
     assert {made.environment[name] for name in names} == {"1"}
-    assert "running as root" in describe.full(made)
+    assert "running as root" in plan_text.full(made)
     for other in (plan(job()), plan(job(), MPICH, root=True)):
         assert not names & other.environment.keys()
-        assert "running as root" not in describe.full(other)
+        assert "running as root" not in plan_text.full(other)
 
 
 @BOTH
@@ -283,11 +283,11 @@ def test_the_split(
 
 
 def test_the_dry_run_shows_command_environment_and_ranks() -> None:
-    text = describe.full(plan(job()))
+    text = plan_text.full(plan(job()))
     assert "rank 1      16 rows a step, 2 threads, cores 2 3" in text
     assert "  FASTSERVE_RANKS=2\n" in text
     assert text.endswith("/env/bin/python -m fastserve /work/job.yaml --set seed=2")
-    assert describe.summary(plan(job())) == (
+    assert plan_text.summary(plan(job())) == (
         "2 ranks (Open MPI 5.0.11), 2 threads each, pinned to cores"
     )
 
@@ -395,7 +395,7 @@ def test_threads_are_counted_on_each_host(mpi: FoundMPI) -> None:
     assert other.threads is None
     assert not THREADS & other.environment.keys()  # each rank counts for itself
     assert other.environment["FASTSERVE_BIND"] == "core"
-    assert "2 to 8 threads each" in describe.summary(other)
+    assert "2 to 8 threads each" in plan_text.summary(other)
     unknown = several(mpi, others={})
     assert unknown.places[1].threads is None
     assert not THREADS & unknown.environment.keys()
@@ -428,17 +428,17 @@ def test_hosts_need_an_mpi() -> None:
 
 def test_what_is_said_of_hosts() -> None:
     made = several(others={"node2": 2})
-    assert describe.summary(made) == (
+    assert plan_text.summary(made) == (
         "3 ranks on 2 hosts (node1:2 node2:1), Open MPI 5.0.11, 2 threads each, "
         "pinned to cores"
     )
-    text = describe.full(made)
+    text = plan_text.full(made)
     assert "hosts       2 hosts (node1:2 node2:1)\n" in text
     assert "rank 1      node1, 11 rows a step, 2 threads, cores 2 3\n" in text
     assert "rank 2      node2, 10 rows a step, 2 threads, pinned to cores\n" in text
     many = plan(job(None), hosts="node[1-20]")
-    assert "on 20 hosts (node1:1 node2:1" in describe.summary(many)
-    assert "node8:1 and 12 more)" in describe.summary(many)
+    assert "on 20 hosts (node1:1 node2:1" in plan_text.summary(many)
+    assert "node8:1 and 12 more)" in plan_text.summary(many)
 
 
 def test_a_program_without_a_job() -> None:
@@ -450,7 +450,7 @@ def test_a_program_without_a_job() -> None:
     made = plan_program(launch, words, hosts, OPENMPI, machine, "abc", folder)
     assert made.command[-3:] == ("/other/python", "-m", "fastserve.bench")
     assert (made.ranks, made.split, made.run_dir) == (2, None, folder)
-    assert "global" not in describe.full(made)
+    assert "global" not in plan_text.full(made)
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,10 @@ from fastserve.errors import (
     StateError,
     UnknownNameError,
 )
-from fastserve.exchange import export_run
+from fastserve.import_export import export_run
 from fastserve.layers import Dense
 from fastserve.layers.lora import LoRA, add_lora
-from fastserve.merge import merge_run
+from fastserve.merge_lora import merge_run
 from fastserve.models import GPT
 from fastserve.training.flops import flops_per_sample
 from fastserve.training.step import Options

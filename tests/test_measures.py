@@ -18,7 +18,7 @@ from fastserve.losses import MeanSquaredError, SparseCategoricalCrossentropy
 from fastserve.metrics import perplexity
 from fastserve.models import GPT
 from fastserve.training.flops import flops_per_sample
-from fastserve.training.language import bits_per_byte, language_measures
+from fastserve.training.perplexity import bits_per_byte, language_measures
 
 
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary() -> None:

@@ -18,7 +18,7 @@ from fastserve.config import load_job
 from fastserve.config.comments import annotate, comment
 from fastserve.config.schema import GptModel, Train
 from fastserve.errors import DataError, LaunchError
-from launch import samples
+from launch import sample_data
 from launch.new import TEMPLATES, new
 
 LEAST = {"image": 0.7, "text": 0.8, "tabular": 0.6}  # val_accuracy
@@ -128,7 +128,9 @@ def test_nothing_is_written_on_a_fault(
             new("gpt", str(tmp_path / folder), name)
     with pytest.raises(LaunchError, match="can be written"):
         new("gpt", str(tmp_path / "file" / "below"), None)
-    monkeypatch.setattr(samples.sysconfig, "get_paths", lambda: {"stdlib": "/nowhere"})
+    monkeypatch.setattr(
+        sample_data.sysconfig, "get_paths", lambda: {"stdlib": "/nowhere"}
+    )
     for kind in ("text", "tabular"):
         with pytest.raises(DataError, match="0 rows from /nowhere"):
             new(kind, str(tmp_path / "a"), None)

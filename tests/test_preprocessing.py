@@ -14,7 +14,7 @@ import fastserve as fs
 from fastserve.comm import Communicator, run_threads
 from fastserve.core import StepKey
 from fastserve.errors import ArgumentError, DataError, ShapeError, StateError
-from fastserve.models.config import layer_config, layer_from_config
+from fastserve.models.serialization import layer_config, layer_from_config
 from fastserve.ops import images as ops
 from fastserve.training.step import Options
 

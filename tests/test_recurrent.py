@@ -14,8 +14,8 @@ from fastserve.assemble.model import make_model
 from fastserve.comm import Communicator, run_threads
 from fastserve.core import Layer, StepKey
 from fastserve.errors import ArgumentError, DataError, ShapeError, StateError
-from fastserve.models.config import layer_config, layer_from_config
-from fastserve.ops import pieces
+from fastserve.models.serialization import layer_config, layer_from_config
+from fastserve.ops import few_rows
 from fastserve.training.flops import flops_per_sample
 from fastserve.training.step import Options
 
@@ -93,9 +93,9 @@ def test_products_in_pieces(
     x = rng().standard_normal((96, 5, 32))
     results = []
     for small in (False, True):
-        monkeypatch.setattr(pieces, "small_kernels", lambda small=small: small)
-        monkeypatch.setattr(pieces, "LIMIT", 32 * 16 * 200)
-        pieces.piece.cache_clear()
+        monkeypatch.setattr(few_rows, "small_kernels", lambda small=small: small)
+        monkeypatch.setattr(few_rows, "LIMIT", 32 * 16 * 200)
+        few_rows.piece.cache_clear()
         layer = of(
             kind,
             48,
@@ -108,9 +108,9 @@ def test_products_in_pieces(
         y = layer.forward(x, StepKey(1)).copy()
         dx = layer.backward(np.cos(y)).copy()
         results.append([y, dx, *(p.grad.copy() for p in layer.parameters())])
-        assert (pieces.piece(96, 81, 48) == (48, 16)) == small
-        assert (pieces.piece(96, 192, 48) == (32, 16)) == small
-    pieces.piece.cache_clear()
+        assert (few_rows.piece(96, 81, 48) == (48, 16)) == small
+        assert (few_rows.piece(96, 192, 48) == (32, 16)) == small
+    few_rows.piece.cache_clear()
     for one, other in zip(*results, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
@@ -382,7 +382,7 @@ def test_logits_in_pieces_are_masked_too(monkeypatch: pytest.MonkeyPatch) -> Non
     x, y = words()
     found = []
     for size in (1 << 27, 64):
-        monkeypatch.setattr("fastserve.training.head.PIECE_BYTES", size)
+        monkeypatch.setattr("fastserve.training.large_vocabulary.PIECE_BYTES", size)
         model = fs.models.Sequential(
             [
                 L.Embedding(9, 5, mask_zero=True),

@@ -11,7 +11,7 @@ import pytest
 from gradcheck import frozen, prepare
 
 from fastserve.core import StepKey
-from fastserve.models.config import make_layer
+from fastserve.models.serialization import make_layer
 
 Array = np.ndarray[Any, np.dtype[Any]]
 REFERENCE: dict[str, Array] = dict(

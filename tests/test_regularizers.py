@@ -8,7 +8,7 @@ import pytest
 import fastserve as fs
 from fastserve.core import constraints, regularizers
 from fastserve.errors import ArgumentError, UnknownNameError
-from fastserve.models.config import layer_config, layer_from_config
+from fastserve.models.serialization import layer_config, layer_from_config
 
 
 def model(regularizer: object = None, constraint: object = None) -> fs.Sequential:

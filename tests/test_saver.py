@@ -18,7 +18,7 @@ from fastserve.comm import Communicator, run_threads, world
 from fastserve.core import Array
 from fastserve.errors import CheckpointError
 from fastserve.training import checkpoint, files, saver
-from fastserve.training.records import BestCheckpoint, Checkpoints
+from fastserve.training.job_callbacks import BestCheckpoint, Checkpoints
 from fastserve.training.saver import Saver
 from fastserve.training.step import Options
 

@@ -14,11 +14,11 @@ from safetensors.numpy import load_file
 import fastserve as fs
 from fastserve import optimizers
 from fastserve.comm import Communicator, run_threads
-from fastserve.comm.shard import ShardedSum
+from fastserve.comm.sharded_sum import ShardedSum
 from fastserve.config import load_job
 from fastserve.data import ArraySource
 from fastserve.errors import ArgumentError, NonFiniteError
-from fastserve.training import checkpoint, shards
+from fastserve.training import checkpoint, sharded_optimizer
 from fastserve.training.step import Options
 
 HOSTS = [(2, None), (3, None), (2, [1, 1]), (3, [2, 1]), (4, [1, 3]), (5, [2, 2, 1])]
@@ -175,12 +175,14 @@ def test_resume_on_other_numbers_of_ranks(tmp_path: Path) -> None:
             if comm.rank == 0:
                 checkpoint.load_newest(tmp_path, store, optimizer, paths.append)
             comm.broadcast(store.values)
-            shards.hand_out(paths[0] if paths else None, store, optimizer, comm)
+            sharded_optimizer.hand_out(
+                paths[0] if paths else None, store, optimizer, comm
+            )
             optimizer.step = first
         sampler = order()
         for step in range(first, first + 2):
             trainer.train(ArraySource(x, y), sampler, step)
-        shards.save(tmp_path, first + 2, store, optimizer, {}, 9, comm)
+        sharded_optimizer.save(tmp_path, first + 2, store, optimizer, {}, 9, comm)
         comm.barrier()
         return store.values.copy()
 
@@ -203,7 +205,7 @@ def test_files_are_those_of_an_unsharded_run(tmp_path: Path, optimizer: str) -> 
         trainer = model.prepare(ArraySource(x, y))
         trainer.train(ArraySource(x, y), order(), 0)
         folder = tmp_path / str(sharded)
-        shards.save(folder, 1, trainer.store, trainer.optimizer, {}, 1, comm)
+        sharded_optimizer.save(folder, 1, trainer.store, trainer.optimizer, {}, 1, comm)
 
     for sharded in (False, True):
         run_threads(2, lambda comm, s=sharded: program(comm, s))

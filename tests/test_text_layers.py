@@ -11,7 +11,7 @@ import pytest
 
 import fastserve as fs
 from fastserve.errors import ArgumentError, DataError, StateError, UnknownNameError
-from fastserve.models.config import layer_config, layer_from_config
+from fastserve.models.serialization import layer_config, layer_from_config
 
 Lookup, Integers = fs.layers.StringLookup, fs.layers.IntegerLookup
 Vectorize = fs.layers.TextVectorization

@@ -17,7 +17,7 @@ from fastserve.comm import Communicator, run_threads
 from fastserve.comm.clocks import Offset, clock_offset
 from fastserve.config.trace import joined, steps_of
 from fastserve.errors import ArgumentError
-from fastserve.training.chrome import Event, RankEvents, chrome_trace
+from fastserve.training.chrome_trace import Event, RankEvents, chrome_trace
 from fastserve.training.status import PARTS, Status, parts_of
 from fastserve.training.status_file import mark_failed, put, trained_seconds
 from fastserve.training.timing import KINDS, Timing

@@ -19,8 +19,9 @@ from click.testing import CliRunner
 from mpi_environments import run, variables
 from run_folders import START, make_run, write_json
 
+from fastserve import formatting
 from fastserve.training import files
-from launch import run_list, text, top
+from launch import run_list, top
 from launch.cli import cli
 from launch.runs import MetricsReader, Run, read_run
 
@@ -286,19 +287,26 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 def test_numbers_and_times() -> None:
     now = 1e9
-    ago = [text.when(now - s, now) for s in (-5, 30, 600, 7200, 10 * 86400)]
+    ago = [formatting.when(now - s, now) for s in (-5, 30, 600, 7200, 10 * 86400)]
     assert ago[:4] == ["0 s ago", "30 s ago", "10 min ago", "2 h ago"]
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d", ago[4]) and text.when(None) == "-"
-    assert [text.duration(s) for s in (5, 75, 3615, 200_000)] == [
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", ago[4]) and formatting.when(None) == "-"
+    assert [formatting.duration(s) for s in (5, 75, 3615, 200_000)] == [
         "0:05",
         "1:15",
         "1:00:15",
         "2d 07h",
     ]
-    assert text.sparkline([1, 2, 3, 4], 2) == "▁█" and text.sparkline([], 9) == ""
-    assert text.sparkline([5, 5], 9) == "▁▁"
-    assert text.sparkline([1, float("nan"), 3], 9) == "▁█"
-    assert [text.memory(m) for m in (None, 210.5, 2100)] == ["-", "210 MB", "2.1 GB"]
-    assert [text.short_time(s) for s in (0.0123, 1.5, 150, 0.0, 0.9999)] == [
+    assert (
+        formatting.sparkline([1, 2, 3, 4], 2) == "▁█"
+        and formatting.sparkline([], 9) == ""
+    )
+    assert formatting.sparkline([5, 5], 9) == "▁▁"
+    assert formatting.sparkline([1, float("nan"), 3], 9) == "▁█"
+    assert [formatting.memory(m) for m in (None, 210.5, 2100)] == [
+        "-",
+        "210 MB",
+        "2.1 GB",
+    ]
+    assert [formatting.short_time(s) for s in (0.0123, 1.5, 150, 0.0, 0.9999)] == [
         *("12 ms", "1.5 s", "150 s", "0 ms", "1.0 s")
     ]

@@ -20,7 +20,7 @@ from fastserve.data.token_files import TOKENIZER
 from fastserve.data.tokenizer_folders import read_tokenizer
 from fastserve.errors import ArgumentError, DataError, FastserveError, ShapeError
 from fastserve.models import GPT, Model, Sequential, model_from_json
-from fastserve.models.config import make_layer
+from fastserve.models.serialization import make_layer
 from fastserve.training.step import Options
 
 _COMPARED = 1000  # tokens, to see whether two tokenizers are the same

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from fastserve.bench.peer import INSTALL
 from fastserve.bench.step import SHAPES
 from fastserve.bench.torch_decoder import torch_generate
+from fastserve.bench.torch_gpt import INSTALL
 from fastserve.errors import ArgumentError
 from fastserve.models import GPT
 

@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fastserve.bench.cases import CASES, Case
-from fastserve.bench.peer import INSTALL, import_torch
 from fastserve.bench.step import sgemm_peak
 from fastserve.bench.torch_cases import torch_sides
+from fastserve.bench.torch_gpt import INSTALL, import_torch
 from fastserve.errors import UnknownNameError
 
 OURS = "fastserve"

@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fastserve.bench.peer import INSTALL, import_torch, torch_gpt, torch_step
 from fastserve.bench.step import (
     BATCHES,
     SHAPES,
@@ -24,6 +23,7 @@ from fastserve.bench.step import (
     our_step,
     random_tokens,
 )
+from fastserve.bench.torch_gpt import INSTALL, import_torch, torch_gpt, torch_step
 
 SIDES = ("fastserve", "recompute", "pytorch")
 STEPS = 3

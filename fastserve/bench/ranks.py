@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any
 
 from fastserve.bench.gloo import init_gloo
-from fastserve.bench.peer import INSTALL, import_torch, torch_gpt, torch_step
 from fastserve.bench.step import (
     BATCHES,
     SHAPES,
@@ -25,6 +24,7 @@ from fastserve.bench.step import (
     our_step,
     random_tokens,
 )
+from fastserve.bench.torch_gpt import INSTALL, import_torch, torch_gpt, torch_step
 from fastserve.comm import Communicator
 from fastserve.comm.single import SingleCommunicator
 from fastserve.comm.world import in_thread

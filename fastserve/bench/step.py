@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastserve.bench.peer import INSTALL, import_torch, torch_gpt, torch_step
+from fastserve.bench.torch_gpt import INSTALL, import_torch, torch_gpt, torch_step
 from fastserve.core import Array
 from fastserve.data.prefetch import Share
 from fastserve.data.sources import Batch, Source

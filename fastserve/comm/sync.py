@@ -14,7 +14,7 @@ from fastserve.comm.allreduce import CHUNK_BYTES, AllReduce
 from fastserve.comm.base import Array, Communicator
 from fastserve.comm.exact import ExactSum
 from fastserve.comm.observe import BucketWatch, Tell
-from fastserve.comm.shard import ShardedSum
+from fastserve.comm.sharded_sum import ShardedSum
 from fastserve.errors import ArgumentError, CommError, StateError, UnknownNameError
 
 ALGORITHMS = ("ring", "mpi", "exact")

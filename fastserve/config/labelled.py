@@ -8,16 +8,6 @@ from pydantic import Field
 
 from .base import Count, File, Fraction, Line, Section, Seed, Text
 
-# what fs.datasets has, and what a sample of it is
-DATASETS = {
-    "fashion-mnist": "image",
-    "digits": "image",
-    "mnist-sample": "image",
-    "spam": "text",
-    "news": "text",
-    "film-sentiment": "text",
-    "tagged-words": "words",
-}
 TABLES = ("diamonds", "penguins")  # CSV files that fs.datasets finds
 Encoding = Annotated[
     Literal["utf-8", "latin-1", "cp1252"],

@@ -79,10 +79,6 @@ def read_options(
     return options
 
 
-def is_pretrained(folder: str | Path) -> bool:
-    return (Path(folder) / CONFIG).is_file()
-
-
 class _Config:
     """A config.json, and which of its keys have been looked at."""
 

@@ -663,7 +663,9 @@ class Checkpoint(Section):
     )
 
 
-SHARDS = 8  # of a batch with the algorithm exact, unless micro_batch is given
+# of a batch with the algorithm exact, unless micro_batch is given; training/exact.py
+# has it too, for scripts, which load no schema
+SHARDS = 8
 
 
 class Comm(Section):

@@ -1,6 +1,6 @@
 """What layers are made of: parameters, kept memory, keyed random numbers."""
 
-from fastserve.core.gradients import gradient_error
+from fastserve.core.gradient_check import gradient_error
 from fastserve.core.layer import Done, Layer, Shape, Training, is_several, nothing
 from fastserve.core.memory import Array, Memory
 from fastserve.core.parameter import Parameter, ParameterStore, without_initial_values

@@ -62,7 +62,6 @@ from fastserve.layers.dropout import (
     SpatialDropout2D,
 )
 from fastserve.layers.embedding import Embedding, PositionEmbedding, TiedHead
-from fastserve.layers.gated import SwiGLU
 from fastserve.layers.group_normalization import GroupNormalization
 from fastserve.layers.images import CenterCrop, Resizing
 from fastserve.layers.lambdas import Affine, Identity, Item, Lambda
@@ -127,6 +126,7 @@ from fastserve.layers.resizing import (
 )
 from fastserve.layers.sequences import Masking, TimeDistributed
 from fastserve.layers.shapes import Flatten, Input, InputLayer, Reshape
+from fastserve.layers.swiglu import SwiGLU
 from fastserve.layers.text import TextVectorization
 
 __all__ = [

@@ -24,7 +24,7 @@ from fastserve.core.constraints import Constraint
 from fastserve.core.initializers import Initializer
 from fastserve.core.regularizers import Regularizer
 from fastserve.errors import ArgumentError, ShapeError
-from fastserve.layers.affine import AxesLast, Axis
+from fastserve.layers.normalization_base import AxesLast, Axis
 from fastserve.ops import softmax
 from fastserve.ops.blocks import FLAT, room, spare
 

@@ -27,9 +27,9 @@ from fastserve.layers.chain import Residual
 from fastserve.layers.cross_attention import CrossAttention, set_causal
 from fastserve.layers.dense import Dense
 from fastserve.layers.dropout import Dropout, check_rate, check_seed, keep_factors
-from fastserve.layers.gated import SwiGLU
 from fastserve.layers.normalization import LayerNormalization, RMSNormalization
 from fastserve.layers.recompute import Block
+from fastserve.layers.swiglu import SwiGLU
 from fastserve.ops import rotary
 from fastserve.ops.attention import MASKED, attention, attention_backward
 

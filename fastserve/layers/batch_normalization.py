@@ -18,7 +18,7 @@ from fastserve.core.constraints import Constraint
 from fastserve.core.initializers import Initializer
 from fastserve.core.regularizers import Regularizer
 from fastserve.errors import ArgumentError, ShapeError
-from fastserve.layers.affine import Affine, AxesLast
+from fastserve.layers.normalization_base import Affine, AxesLast
 from fastserve.ops import batch_norm
 from fastserve.ops.blocks import as_rows
 

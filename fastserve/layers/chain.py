@@ -8,7 +8,7 @@ import numpy as np
 
 from fastserve.core import Array, Done, Layer, Shape, Tensor, Training, nothing
 from fastserve.errors import ArgumentError
-from fastserve.layers.pooled import Pooled, pooled
+from fastserve.layers.pooled_convolution import Pooled, pooled
 from fastserve.layers.shapes import InputLayer
 
 

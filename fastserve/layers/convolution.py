@@ -9,7 +9,7 @@ from fastserve.core.constraints import Constraint
 from fastserve.core.initializers import Initializer
 from fastserve.core.regularizers import Regularizer
 from fastserve.errors import ArgumentError, ShapeError
-from fastserve.layers.filtering import (
+from fastserve.layers.convolution_base import (
     Axes,
     Filtering,
     Sizes,

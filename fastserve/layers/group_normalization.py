@@ -9,7 +9,7 @@ from fastserve.core.constraints import Constraint
 from fastserve.core.initializers import Initializer
 from fastserve.core.regularizers import Regularizer
 from fastserve.errors import ArgumentError
-from fastserve.layers.affine import Affine, AxesLast
+from fastserve.layers.normalization_base import Affine, AxesLast
 from fastserve.ops.group_norm import group_norm, group_norm_backward
 
 

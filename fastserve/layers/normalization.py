@@ -12,7 +12,7 @@ from fastserve.core.constraints import Constraint
 from fastserve.core.initializers import Initializer
 from fastserve.core.regularizers import Regularizer
 from fastserve.errors import ArgumentError
-from fastserve.layers.affine import Affine, AxesLast, Axis, check_epsilon
+from fastserve.layers.normalization_base import Affine, AxesLast, Axis, check_epsilon
 from fastserve.ops.blocks import FLAT, as_rows, row_blocks, spare
 from fastserve.ops.linear import ones
 from fastserve.ops.norm import (

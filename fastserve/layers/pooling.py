@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastserve.core import Array, Done, Layer, Shape, Training, nothing
-from fastserve.layers.filtering import (
+from fastserve.layers.convolution_base import (
     Axes,
     Sizes,
     as_image,

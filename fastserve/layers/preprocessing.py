@@ -28,7 +28,7 @@ from fastserve.errors import (
     StateError,
     UnknownNameError,
 )
-from fastserve.layers.affine import AxesLast, Axis
+from fastserve.layers.normalization_base import AxesLast, Axis
 from fastserve.ops.blocks import FLAT
 from fastserve.ops.encoding import encode
 

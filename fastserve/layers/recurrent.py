@@ -36,8 +36,8 @@ from fastserve.core.regularizers import Regularizer
 from fastserve.errors import DataError, ShapeError, StateError
 from fastserve.layers.dropout import check_rate, keep_factors
 from fastserve.ops import activations, gru, lstm
+from fastserve.ops.few_rows import Pieces, multiply, piece
 from fastserve.ops.linear import add_product
-from fastserve.ops.pieces import Pieces, multiply, piece
 
 ROWS = 1024
 LINE = 16  # rows of the layout begin at multiples of so many numbers

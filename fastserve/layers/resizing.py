@@ -9,7 +9,7 @@ import numpy as np
 
 from fastserve.core import Array, Done, Layer, Shape, Training, nothing
 from fastserve.errors import ArgumentError, ShapeError
-from fastserve.layers.filtering import (
+from fastserve.layers.convolution_base import (
     Sizes,
     as_image,
     check_channels_last,

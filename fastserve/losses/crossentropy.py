@@ -25,19 +25,36 @@ from fastserve.ops.linear import ones
 NO_SHIFT = 60.0  # exp of logits up to here, and a sum of them, fits into float32
 
 
-class _Smoothed(Loss):
-    """What label smoothing does: part s of each target goes to all of C classes."""
+class _Crossentropy(Loss):
+    """What the cross-entropies share; label smoothing gives part s of each target to
+    all of C classes."""
 
-    smoothing = 0.0
+    activation: str | None = None  # with which the loss has a simpler gradient
 
-    def smooth(self, label_smoothing: float) -> None:
+    def __init__(
+        self,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(reduction, name)
+        refuse_axis(self.name, axis)
         if not 0 <= label_smoothing <= 1:
             raise ArgumentError(
                 f"{self.name}: expected label_smoothing in 0..1",
                 f"label_smoothing={label_smoothing}",
                 "give for example 0.1",
             )
-        self.smoothing = label_smoothing
+        self.smoothing, self.from_logits = label_smoothing, from_logits
+        self.fused_loss = None if from_logits else self.activation
+
+    def with_logits(self) -> Loss:
+        """Return the same loss for outputs from before the activation."""
+        made = copy.copy(self)
+        made.from_logits, made.fused_loss, made._kept = True, None, {}
+        return made
 
     def like(self, y: Array, x: Array) -> Array:
         """Return y (1 - s) + s / C in the type of x."""
@@ -52,25 +69,10 @@ class _Smoothed(Loss):
         return t
 
 
-class _OfClasses(_Smoothed):
+class _OfClasses(_Crossentropy):
     """What the cross-entropies over classes share: -Σ t log p, for targets t."""
 
-    def __init__(
-        self,
-        from_logits: bool = False,
-        label_smoothing: float = 0.0,
-        axis: int = -1,
-        reduction: str | None = "sum_over_batch_size",
-        name: str | None = None,
-    ) -> None:
-        super().__init__(reduction, name)
-        refuse_axis(self.name, axis)
-        self.smooth(label_smoothing)
-        self.from_logits = from_logits
-        self.fused_loss = None if from_logits else "softmax"
-
-    def with_logits(self) -> Loss:
-        return _with_logits(self)
+    activation: str | None = "softmax"
 
     def block(
         self, y: Array, x: Array, losses: Array, dx: Array | None, factor: Array
@@ -259,7 +261,7 @@ class CategoricalCrossentropy(_OfClasses):
         check_probabilities(self.name, y, first)
 
 
-class BinaryCrossentropy(_Smoothed, ElementwiseLoss):
+class BinaryCrossentropy(_Crossentropy, ElementwiseLoss):
     """-mean(y log p + (1 - y) log(1 - p)) over the last axis, for y in 0..1.
 
     From logits z: max(z, 0) - z y + log(1 + exp(-abs(z))), gradient sigmoid(z) - y.
@@ -275,24 +277,8 @@ class BinaryCrossentropy(_Smoothed, ElementwiseLoss):
     """
 
     name = "binary_crossentropy"
+    activation = "sigmoid"
     targets = Targets(name)
-
-    def __init__(
-        self,
-        from_logits: bool = False,
-        label_smoothing: float = 0.0,
-        axis: int = -1,
-        reduction: str | None = "sum_over_batch_size",
-        name: str | None = None,
-    ) -> None:
-        super().__init__(reduction, name)
-        refuse_axis(self.name, axis)
-        self.smooth(label_smoothing)
-        self.from_logits = from_logits
-        self.fused_loss = None if from_logits else "sigmoid"
-
-    def with_logits(self) -> Loss:
-        return _with_logits(self)
 
     def check_values(self, y: Array, classes: int, first: int = 0) -> None:
         check_probabilities(self.name, y, first)
@@ -342,7 +328,7 @@ class BinaryCrossentropy(_Smoothed, ElementwiseLoss):
 # -- focal: rows that are right already count less -------------------------------
 
 
-class BinaryFocalCrossentropy(_Smoothed, ElementwiseLoss):
+class BinaryFocalCrossentropy(_Crossentropy, ElementwiseLoss):
     """mean((1 - p_t)^gamma * binary cross-entropy) over the last axis (Lin, 2017).
 
     p_t = y q + (1 - y) (1 - q); q are probabilities, in the cross-entropy within
@@ -372,13 +358,11 @@ class BinaryFocalCrossentropy(_Smoothed, ElementwiseLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
     ) -> None:
-        super().__init__(reduction, name)
-        refuse_axis(self.name, axis)
+        super().__init__(from_logits, label_smoothing, axis, reduction, name)
         check_range(self.name, "alpha", alpha, 0)
         check_range(self.name, "gamma", gamma, 0)
-        self.smooth(label_smoothing)
         self.apply_class_balancing = apply_class_balancing
-        self.alpha, self.gamma, self.from_logits = alpha, gamma, from_logits
+        self.alpha, self.gamma = alpha, gamma
 
     def check_values(self, y: Array, classes: int, first: int = 0) -> None:
         check_probabilities(self.name, y, first)
@@ -441,6 +425,7 @@ class CategoricalFocalCrossentropy(_OfClasses):
     """
 
     name = "categorical_focal_crossentropy"
+    activation = None
     targets = Targets(name, False, True, "sparse_categorical_crossentropy")
 
     def __init__(
@@ -457,7 +442,6 @@ class CategoricalFocalCrossentropy(_OfClasses):
         check_range(self.name, "alpha", alpha, 0)
         check_range(self.name, "gamma", gamma, 0)
         self.alpha, self.gamma = alpha, gamma
-        self.fused_loss = None
 
     def check_values(self, y: Array, classes: int, first: int = 0) -> None:
         check_probabilities(self.name, y, first)
@@ -494,10 +478,3 @@ class CategoricalFocalCrossentropy(_OfClasses):
             np.multiply(dx, (factor * alpha / total)[:, None], out=dx)
         np.multiply(log, power, out=log)
         np.negative(np.einsum("ij,ij->i", t, log) * alpha, out=losses)
-
-
-def _with_logits(loss: Loss) -> Loss:
-    """Return the same loss for outputs from before the activation."""
-    made = copy.copy(loss)
-    made.from_logits, made.fused_loss, made._kept = True, None, {}
-    return made

@@ -13,10 +13,10 @@ from fastserve.data.sources import Batch
 from fastserve.errors import ArgumentError, UnknownNameError
 from fastserve.layers.graph import Graph, flatten
 from fastserve.metrics import Metric
-from fastserve.models.activation import check_activation
-from fastserve.models.places import for_each, metrics_for_each
+from fastserve.models.inputs_outputs import for_each, metrics_for_each
+from fastserve.models.last_activation import check_activation
 from fastserve.optimizers import Optimizer
-from fastserve.training.outputs import Output, OutputsTrainer
+from fastserve.training.several_outputs import Output, OutputsTrainer
 from fastserve.training.step import Trainer
 
 if TYPE_CHECKING:

@@ -25,7 +25,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "tied": False,
     },
 }
-OPTIONAL = (*VARIANTS["gpt2"], "n_kv_head", "ff_dim")  # these may be None
 CHOICES = {
     "positions": ("learned", "rotary"),
     "norm": ("layer", "rms"),

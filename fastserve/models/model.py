@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from fastserve import losses, optimizers
+from fastserve import environment, losses, optimizers
 from fastserve.comm import world
 from fastserve.core import Layer, Memory, Parameter, ParameterStore, Tensor
 from fastserve.core.parameter import named_parameters
+from fastserve.core.weights import Weighted
 from fastserve.data.prefetch import Pace, load
 from fastserve.data.sampler import Sampler
 from fastserve.data.sources import Source, check_input
@@ -26,14 +27,13 @@ from fastserve.errors import (
 )
 from fastserve.layers.chain import skip_input_gradient
 from fastserve.layers.graph import Graph, arrange, flatten, snake_case
-from fastserve.models import description, saving
+from fastserve.models import saving, summary_table
 from fastserve.models.compiled import (
     check_loss_weights,
     known_metrics,
     make_trainer,
 )
-from fastserve.models.config import Reader, Writer
-from fastserve.models.data import (
+from fastserve.models.fit_data import (
     check_source,
     inputs_of,
     numbers_of,
@@ -44,24 +44,19 @@ from fastserve.models.data import (
     weigh_classes,
 )
 from fastserve.models.functional import chain_graph, check_traceable, trace
-from fastserve.models.lists import Lists
-from fastserve.models.places import each
+from fastserve.models.inputs_outputs import each
+from fastserve.models.serialization import Reader, Writer
 from fastserve.optimizers import Optimizer
 from fastserve.training.callbacks import Callback, CallbackList, History
 from fastserve.training.loop import Schedule, evaluate, run
 from fastserve.training.predict import predict
-from fastserve.training.progress import (
-    BatchProgress,
-    Progress,
-    describe,
-    terminal_width,
-)
+from fastserve.training.progress import BatchProgress, Progress, describe
 from fastserve.training.step import Options, StepResult, Trainer
 
 Targets = Any
 
 
-class Model(Lists):
+class Model(Weighted):
     """A network with what is needed to train it; base of ``Sequential`` and ``GPT``.
 
     ``Model(inputs, outputs)`` is what layers made of the inputs by being called. A
@@ -249,6 +244,11 @@ class Model(Lists):
         if self._store.claim():
             self._skip_input_gradient()
         return self._store
+
+    @property
+    def input_shape(self) -> Any:
+        """Shape of one sample, without the batch; None before it is known."""
+        return self.root.input_shape
 
     @property
     def output_shape(self) -> Any:
@@ -561,7 +561,7 @@ class Model(Lists):
         if steps is not None:
             parts = islice(parts, steps)
         if verbose == "auto":
-            verbose = 1 if terminal_width() else 0
+            verbose = 1 if environment.terminal_width() else 0
         call = self._callbacks(callbacks, verbose, "predict", made, steps)
         source = x if isinstance(x, Source) else None
         with closing(load(parts, Pace(), source)) as loaded:
@@ -642,6 +642,17 @@ class Model(Lists):
         if isinstance(x, list) and isinstance(x[0], np.ndarray):
             rows = len(x[0])
         return self.evaluate(x, y, rows, 0, sample_weight, return_dict=return_dict)
+
+    @property
+    def metrics_names(self) -> list[str]:
+        """Names of what ``train_on_batch`` returns; the metrics' after a first step."""
+        named = [] if self.trainer is None else [m.name for m in self.trainer.metrics]
+        return ["loss", *named]
+
+    def reset_metrics(self) -> None:
+        """Start the means of loss and metrics anew."""
+        if self.trainer is not None:
+            self.trainer.reset_totals()
 
     # -- weights -----------------------------------------------------------------
 
@@ -731,7 +742,7 @@ class Model(Lists):
 
     def describe(self) -> str:
         """Return the table that ``summary`` prints."""
-        return description.describe(self)
+        return summary_table.describe(self)
 
 
 def _check_counts(verb: str, **counts: int | None) -> None:
@@ -749,7 +760,7 @@ def _shown(results: dict[str, Any], as_dict: bool) -> Any:
 
 def _verbosity(verbose: str | int) -> int:
     if verbose == "auto":
-        return 1 if terminal_width() else 2
+        return 1 if environment.terminal_width() else 2
     if verbose in (0, 1, 2):
         return int(verbose)
     raise ArgumentError(

@@ -10,8 +10,8 @@ from fastserve.errors import ArgumentError, StateError
 from fastserve.layers.chain import Chain
 from fastserve.layers.graph import snake_case
 from fastserve.layers.shapes import InputLayer
-from fastserve.models.config import Reader, Writer
 from fastserve.models.model import Model
+from fastserve.models.serialization import Reader, Writer
 
 
 class Sequential(Model):

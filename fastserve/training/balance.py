@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastserve.core import Array
+from fastserve.formatting import precise_time
 
 log = logging.getLogger("fastserve")
 
@@ -73,7 +74,7 @@ class Balance:
             )
         log.warning(
             f"rank {slowest} on {self._hosts[slowest]} is the slowest: it computes "
-            f"{_milliseconds(most)} in a step, the others {_milliseconds(usual)}; "
+            f"{precise_time(most)} in a step, the others {precise_time(usual)}; "
             f"that costs {costs:.0%} of each step; {cure}"
         )
 
@@ -84,7 +85,3 @@ def slowest_rank(busy: Array, step: float) -> tuple[int, float, float]:
     slowest = int(busy.argmax())
     usual = float(np.median(np.delete(busy, slowest)))
     return slowest, usual, (float(busy[slowest]) - usual) / step
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.2f} s"

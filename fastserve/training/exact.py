@@ -14,7 +14,7 @@ from fastserve.comm import Communicator
 from fastserve.comm.exact import ExactSum
 from fastserve.core import Array
 from fastserve.data.sampler import share
-from fastserve.training.moving import MovingWeights
+from fastserve.training.moving_weights import MovingWeights
 
 SHARDS = 8  # of a batch, unless the rows of a shard are given
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from fastserve.optimizers import Optimizer
 from fastserve.training.callbacks import Callback, CallbackList, History, TerminateOnNaN
 from fastserve.training.callbacks.saving import BackupAndRestore
 from fastserve.training.flops import flops_per_sample
-from fastserve.training.language import language_measures
+from fastserve.training.perplexity import language_measures
 from fastserve.training.step import StepResult, Trainer
 from fastserve.training.timing import Timing
 
@@ -122,17 +122,8 @@ def run(
         if isinstance(callback, BackupAndRestore):
             found = callback.restore(trainer, callbacks, plan)
             schedule.first_step = schedule.first_step if found is None else found
-    params = {
-        "epochs": schedule.epochs,
-        "steps": schedule.steps_per_epoch or None,
-        "samples": source.samples,
-        "first_step": schedule.first_step,
-        "total_steps": schedule.total_steps,
-        "tokens_per_sample": source.tokens_per_sample,
-        "flops_per_sample": flops_per_sample(trainer.root, source.time),
-        "do_validation": validation is not None,
-        "verbose": verbose,
-    }
+    params = _params(trainer, source, schedule)
+    params |= {"do_validation": validation is not None, "verbose": verbose}
     call = CallbackList([*callbacks, history], model, params)
     forgives = any(isinstance(c, TerminateOnNaN) and c.forgives for c in callbacks)
     # what a batch's callback of the user's own decides need not be alike on all ranks
@@ -208,6 +199,19 @@ def run(
         trainer.finish()
     call("train_end", logs)
     return history
+
+
+def _params(trainer: Trainer, source: Source, schedule: Schedule) -> dict[str, Any]:
+    """Return what callbacks are told of the training."""
+    return {
+        "epochs": schedule.epochs,
+        "steps": schedule.steps_per_epoch or None,
+        "samples": source.samples,
+        "first_step": schedule.first_step,
+        "total_steps": schedule.total_steps,
+        "tokens_per_sample": source.tokens_per_sample,
+        "flops_per_sample": flops_per_sample(trainer.root, source.time),
+    }
 
 
 def evaluate(

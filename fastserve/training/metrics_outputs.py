@@ -22,7 +22,7 @@ from fastserve.training import files
 Line = dict[str, Any]  # step, then values (None: not finite), then time
 
 
-class Output:
+class MetricsOutput:
     """Takes the lines of one run, on rank 0."""
 
     def begin(self, lines: Sequence[Line]) -> None:
@@ -35,7 +35,7 @@ class Output:
         """Be done; ``begin`` may follow."""
 
 
-class CsvOutput(Output):
+class CsvOutput(MetricsOutput):
     """metrics.csv: the columns step and time, and one for each name.
 
     A line has a cell for what it holds, ``nan`` for a number that isn't finite, and is
@@ -82,7 +82,7 @@ def _text(rows: Sequence[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-class TensorBoardOutput(Output):
+class TensorBoardOutput(MetricsOutput):
     """Event files of TensorBoard, in the folders train and validation of ``folder``.
 
     The tags are the names of metrics.jsonl, without ``val_``, so loss and val_loss are
@@ -148,7 +148,7 @@ class TensorBoardOutput(Output):
         self._writers = {}
 
 
-class EventOutput(Output):
+class EventOutput(MetricsOutput):
     """Hands each line on as an event, 'step' or 'validation'."""
 
     def __init__(self, event: Callable[[str, Line], None]) -> None:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 
+from fastserve import formatting
 from fastserve.environment import (
     STATUS_LINE,
     setting,
@@ -17,27 +18,6 @@ from fastserve.training.callbacks import Callback, Logs
 REDRAWS = 8  # a second
 
 
-def number(value: float) -> str:
-    """Return a value as people read it: four digits, no exponent where avoidable."""
-    if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):
-        return f"{value:.2e}"
-    return f"{value:.4f}" if abs(value) < 100 else f"{value:.1f}"
-
-
-def count(value: float) -> str:
-    """Return 1234567 as 1.23M."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.3g}{unit}"
-    return f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
 def draw(line: str) -> None:
     """Show a line in the place of the one that was drawn before."""
     end = "\n" if setting("TERMINAL") else ""
@@ -45,7 +25,9 @@ def draw(line: str) -> None:
 
 
 def describe(logs: Logs) -> str:
-    return "  ".join(f"{name} {number(value)}" for name, value in logs.items())
+    return "  ".join(
+        f"{name} {formatting.number(value)}" for name, value in logs.items()
+    )
 
 
 class Progress(Callback):
@@ -115,7 +97,7 @@ class Progress(Callback):
         rate = self._rows / max(self.seconds, 1e-9)
         tokens = self.params["tokens_per_sample"]
         unit = "tokens/s" if tokens else "samples/s"
-        shown = f"{count(rate * (tokens or 1))} {unit}"
+        shown = f"{formatting.count(rate * (tokens or 1))} {unit}"
         flops = self.params["flops_per_sample"]
         return [shown, *([f"{rate * flops / 1e9:.3g} GFLOP/s"] if flops else [])]
 
@@ -154,9 +136,9 @@ class Progress(Callback):
         spent = now - self._start
         made = done - (self.params["first_step"] if self.whole else 0)
         if ended or not made or of is None:
-            left = duration(spent)
+            left = formatting.duration(spent)
         else:
-            left = f"{duration(spent * (of - done) / made)} left"
+            left = f"{formatting.duration(spent * (of - done) / made)} left"
         if self.width and not ended:
             share = done / of if of else None
             return fit(self.width, name, share, describe(logs), self.rates(), left)
@@ -175,7 +157,7 @@ def fit(
     """Return a line of less than ``width`` columns: the bar gets shorter, then rates
     and the end of the values are left out, never the time that is left."""
     for bar, number in ((20, 2), (10, 2), (10, 1), (0, 1), (0, 0)):
-        drawn = [_bar(share, bar)] if bar and share is not None else []
+        drawn = [formatting.bar(share, bar)] if bar and share is not None else []
         line = "  ".join([name, *drawn, values, *rates[:number], left])
         if len(line) < width:
             return line
@@ -201,7 +183,7 @@ class BatchProgress(Callback):
         if self.width and now - self._drawn > 1 / REDRAWS:
             self._drawn = now
             of = self.params["steps"]
-            bar = f"/{of}  {_bar(self._made / of, 20)}" if of else ""
+            bar = f"/{of}  {formatting.bar(self._made / of, 20)}" if of else ""
             draw(f"{self.verb}: batch {self._made}{bar}"[: self.width - 1])
 
     def _end(self, logs: Logs | None = None) -> None:
@@ -211,14 +193,9 @@ class BatchProgress(Callback):
     def on_predict_end(self, logs: Logs | None = None) -> None:
         self._end()
         if self.rank == 0:
-            spent = duration(time.perf_counter() - self._start)
+            spent = formatting.duration(time.perf_counter() - self._start)
             print(f"{self.verb}: {self._made} batches  {spent}", flush=True)
 
     on_test_begin = on_predict_begin = _begin
     on_test_batch_begin = on_predict_batch_begin = _batch
     on_test_end = _end
-
-
-def _bar(share: float, width: int) -> str:
-    filled = round(width * min(share, 1.0))
-    return "━" * filled + "╺" * (width - filled)

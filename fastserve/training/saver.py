@@ -15,7 +15,7 @@ from fastserve.comm import Communicator
 from fastserve.core import Array, Parameter, ParameterStore
 from fastserve.errors import LossSpikeError, NonFiniteError, ReplicaError
 from fastserve.optimizers import Optimizer
-from fastserve.training import checkpoint, files, shards
+from fastserve.training import checkpoint, files, sharded_optimizer
 from fastserve.training.diagnose import check_replicas
 from fastserve.training.timing import Timing
 
@@ -120,7 +120,7 @@ class Saver:
                 if self._comm.rank == 0:
                     self._sync_history()
             parts = self._store, self._optimizer, state, keep, self._comm
-            shards.save(self.folder, step, *parts, self._keep_every)
+            sharded_optimizer.save(self.folder, step, *parts, self._keep_every)
         elif self._comm.rank == 0:
             if self._snapshot is None:
                 self._snapshot = Snapshot(self._store, self._optimizer)

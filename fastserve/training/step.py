@@ -30,13 +30,13 @@ from fastserve.metrics import Metric
 from fastserve.optimizers import Optimizer, global_norm, quick_norm
 from fastserve.training.diagnose import check_replicas, first_nonfinite_layer
 from fastserve.training.exact import ExactStep, Shards, ShardTable, make_shards
-from fastserve.training.guard import LIMIT, SpikeGuard
-from fastserve.training.head import make_head, pieces_of
+from fastserve.training.large_vocabulary import make_head, pieces_of
 from fastserve.training.masks import apply_mask
-from fastserve.training.moving import MovingWeights
+from fastserve.training.moving_weights import MovingWeights
 from fastserve.training.numerics import fix_threads
+from fastserve.training.spike_guard import LIMIT, SpikeGuard
+from fastserve.training.synchronized import Together
 from fastserve.training.timing import Timing
-from fastserve.training.together import Together
 
 if TYPE_CHECKING:
     from fastserve.training.callbacks import CallbackList

@@ -14,7 +14,7 @@ from fastserve.comm.clocks import clock_offset
 from fastserve.core import Layer
 from fastserve.training import files
 from fastserve.training.callbacks import Callback, Logs
-from fastserve.training.chrome import Event, RankEvents, chrome_trace
+from fastserve.training.chrome_trace import Event, RankEvents, chrome_trace
 
 log = logging.getLogger("fastserve")
 

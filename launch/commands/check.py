@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .. import describe, jobs, start
+from .. import jobs, plan_text, start
 from . import options
 
 
@@ -30,5 +30,5 @@ def check(config: str, overrides: tuple[str, ...], **where: Any) -> int:
     hosts, allocation = start.where(job.launch)
     plan = jobs.planner(job, hosts, jobs.rank_words(config, ()), None, allocation)()
     click.echo(f"{config}: no faults")
-    click.echo(describe.overview(plan))
+    click.echo(plan_text.overview(plan))
     return 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
+from fastserve.formatting import number
+
 from .. import jobs
-from ..text import number
 from . import options
 
 

@@ -37,7 +37,7 @@ def export(run: str, to: str, dtype: str, max_shard_size: str, which: str) -> in
       fastserve export runs/gpt2 --to folder --dtype float16 --max-shard-size 2GB
     """
     jobs.prepare_process()
-    from fastserve.exchange import export_run
+    from fastserve.import_export import export_run
 
     click.echo(export_run(run, to, dtype, max_shard_size, which))
     return 0

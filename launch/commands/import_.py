@@ -22,7 +22,7 @@ def import_(folder: str, to: str, overrides: tuple[str, ...]) -> int:
       fastserve import gpt2-folder --to runs/gpt2
     """
     jobs.prepare_process()
-    from fastserve.exchange import import_run
+    from fastserve.import_export import import_run
 
     click.echo(import_run(folder, to, overrides))
     return 0

@@ -22,7 +22,7 @@ def merge_lora(run: str, to: str, which: str) -> int:
       fastserve merge-lora runs/finetune-lora --to runs/merged
     """
     jobs.prepare_process()
-    from fastserve.merge import merge_run
+    from fastserve.merge_lora import merge_run
 
     click.echo(merge_run(run, to, which))
     return 0

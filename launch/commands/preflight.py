@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .. import blas, jobs, predict, start
+from .. import blas, jobs, start, step_time
 from .. import preflight as checks
 from ..plan import PROGRAM
 from . import options
@@ -36,7 +36,7 @@ def preflight(
     report = checks.look(
         job,
         plan,
-        lambda: predict.measure(plan, PROGRAM, arguments),
+        lambda: step_time.measure(plan, PROGRAM, arguments),
         start.agent_variables(plan),
     )
     click.echo(json.dumps(report.to_json()) if as_json else checks.table(report))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastserve.config import trace as tracing
+from fastserve.config.new_run import refuse_to_replace
 from fastserve.errors import FastserveError
 
-from .. import blas, describe, jobs, predict, restart, slurm, start
+from .. import blas, jobs, plan_text, restart, slurm, start, step_time
 from ..plan import PROGRAM, LaunchPlan, count_ranks
 from ..process import REFUSED as USAGE
 from ..process import STOPPED_EARLY
@@ -110,13 +111,13 @@ def _run(
     plan = jobs.planner(job, hosts, arguments, kernel, allocation)()
     if dry_run:
         words = jobs.rank_words(config, overrides)
-        text = describe.full(plan, _prediction(job, plan, words))
+        text = plan_text.full(plan, _prediction(job, plan, words))
         if screen.mode != JSON:
             click.echo(text)
         screen.event("plan", {"text": text, "command": list(plan.command)})
         return 0
     if not resume and not overwrite:
-        jobs.refuse_to_replace(plan.run_dir)
+        refuse_to_replace(plan.run_dir)
 
     began = False
 
@@ -140,9 +141,9 @@ def _run(
 
 def _prediction(job: Job, plan: LaunchPlan, arguments: Sequence[str]) -> str:
     """Return how long a step will take; the computing of a micro-batch is measured."""
-    found = predict.measure(plan, PROGRAM, arguments)
+    found = step_time.measure(plan, PROGRAM, arguments)
     if isinstance(found, str):
         return f"prediction: none, as a step of the job fails here:\n  {found}"
-    link = predict.remembered([place.host.name for place in plan.places])
-    lines = predict.predict(plan, found, link, job.comm, job.train.steps)
+    link = step_time.slowest_remembered([place.host.name for place in plan.places])
+    lines = step_time.predict(plan, found, link, job.comm, job.train.steps)
     return "\n  ".join(["prediction:", *lines])

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
+from fastserve.config.new_run import refuse_to_replace, run_folder
 from fastserve.errors import LaunchError
 
 from .. import jobs
 from .. import submit as batch
-from ..plan import run_folder
 from . import options
 
 
@@ -58,7 +58,7 @@ def submit(
         click.echo(text, nl=False)
         return 0
     if not resume:
-        jobs.refuse_to_replace(run_dir)
+        refuse_to_replace(run_dir)
     click.echo(batch.submit(text, run_dir))
     click.echo(f"its output: {run_dir}/slurm-JOBID.out")
     return 0

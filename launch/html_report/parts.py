@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from fastserve import formatting
 from fastserve.errors import ArgumentError
 
 from .. import curves
@@ -148,11 +149,8 @@ def _ranks(run: Run) -> Html | None:
 
 
 def duration(seconds: float) -> str:
-    whole = round(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    if whole >= 3600:
-        return f"{hours}:{minutes:02}:{whole % 60:02}"
-    return f"{minutes}:{whole % 60:02}" if whole >= 60 else f"{seconds:.3g} s"
+    short = round(seconds) < 60
+    return f"{seconds:.3g} s" if short else formatting.duration(seconds)
 
 
 def date(when: float) -> str:

@@ -41,7 +41,7 @@ from fastserve.data.tokenizers import CharTokenizer, load_tokenizer
 from fastserve.errors import FastserveError
 from fastserve.models.huggingface import load_pretrained
 from fastserve.training import checkpoint
-from fastserve.training.records import MetricsFile
+from fastserve.training.metrics_file import MetricsFile
 from launch.hosts import parse_hosts, read_hostfile
 
 MEMORY = 3 << 30

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastserve.core import Array
 from fastserve.errors import ArgumentError, CheckpointError
-from fastserve.training import checkpoint, shards
+from fastserve.training import checkpoint, sharded_optimizer
 from fastserve.training.callbacks.base import Callback, Logs, Monitor
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class BackupAndRestore(Callback):
             return None
         trainer.share_weights()
         path = loaded[-1] if loaded else None
-        shards.hand_out(path, store, optimizer, comm)
+        sharded_optimizer.hand_out(path, store, optimizer, comm)
         optimizer.step = made
         if state["learning_rate"] is not None:
             optimizer.learning_rate = state["learning_rate"]
@@ -254,7 +254,9 @@ class BackupAndRestore(Callback):
             "arrays": arrays,
         }
         store, optimizer, comm = trainer.store, trainer.optimizer, trainer.comm
-        shards.save(self.folder, self._step, store, optimizer, state, self.keep, comm)
+        sharded_optimizer.save(
+            self.folder, self._step, store, optimizer, state, self.keep, comm
+        )
         if self.rank == 0:  # those of backups that are gone
             for path in self.folder.glob("callbacks-*.safetensors"):
                 if not (self.folder / f"step-{path.stem[10:]}").exists():

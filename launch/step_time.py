@@ -14,11 +14,11 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from fastserve import environment
+from fastserve.formatting import precise_time
 
+from . import remembered
 from .plan import LaunchPlan
 
 BACKWARD = 2 / 3  # of a step's computing: two products for each one of forward
@@ -51,21 +51,18 @@ def slowest(links: Sequence[Link]) -> Link:
 
 def remember(links: Mapping[tuple[str, str], Link]) -> None:
     """Keep measured links between hosts for later predictions."""
-    path = environment.cache_dir() / _FILE
-    known = _read(path)
-    for (source, target), link in links.items():
-        known[f"{source} {target}"] = [link.latency, link.bandwidth]
-    part = path.with_name(f"{path.name}.{os.getpid()}")
+    entries = {
+        f"{source} {target}": [link.latency, link.bandwidth]
+        for (source, target), link in links.items()
+    }
     with suppress(OSError):  # without it, a prediction assumes a link
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(known, indent=1), "utf-8")
-        part.replace(path)
+        remembered.add(_FILE, entries)
 
 
-def remembered(hosts: Sequence[str]) -> Link:
+def slowest_remembered(hosts: Sequence[str]) -> Link:
     """Return the slowest link of a ring of hosts; the assumed one if not all are
     known."""
-    known = _read(environment.cache_dir() / _FILE)
+    known = remembered.read(_FILE)
     found = []
     for source, target in zip(hosts, [*hosts[1:], *hosts[:1]], strict=True):
         entry = known.get(f"{source} {target}") or known.get(f"{target} {source}")
@@ -73,14 +70,6 @@ def remembered(hosts: Sequence[str]) -> Link:
             return ASSUMED
         found.append(Link(float(entry[0]), float(entry[1])))
     return slowest(found) if found else ASSUMED
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -143,16 +132,16 @@ def predict(
     per_second = plan.split.global_batch * (estimate.tokens or 1) / step
     unit = "tokens" if estimate.tokens else "samples"
     lines = [
-        f"{_seconds(step)} a step, {per_second:.3g} {unit}/s"
+        f"{precise_time(step)} a step, {per_second:.3g} {unit}/s"
         + (f", {_long(step * steps)} for {steps} steps" if steps else ""),
-        f"computing {_seconds(compute)} of {rows} rows, as {estimate.rows} rows took "
-        f"{_seconds(estimate.seconds)} here just now",
+        f"computing {precise_time(compute)} of {rows} rows, as {estimate.rows} rows "
+        f"took {precise_time(estimate.seconds)} here just now",
     ]
     if plan.ranks > 1:
         how = "while backward computes" if overlap else "after backward"
         over = f" at {link.bandwidth / 1e6:.4g} MB/s ({link.source})"
         lines.append(
-            f"sum of {nbytes / 1e6:.1f} MB of gradients {_seconds(exchange)}, {how}"
+            f"sum of {nbytes / 1e6:.1f} MB of gradients {precise_time(exchange)}, {how}"
             + (over if hosts > 1 else ", in the host's memory")
         )
         lines.append(
@@ -186,12 +175,6 @@ def measure(
         lines = done.stderr.strip().splitlines()
         return "\n".join(lines[-4:])
     return Estimate(**json.loads(done.stdout.splitlines()[-1]))
-
-
-def _seconds(value: float) -> str:
-    if value >= 1:
-        return f"{value:.2f} s"
-    return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} us"
 
 
 def _long(seconds: float) -> str:

@@ -11,7 +11,7 @@ import pytest
 from fastserve import layers
 from fastserve.core import Layer, Memory, ParameterStore, StepKey
 from fastserve.layers import Chain
-from fastserve.layers.pooled import Pooled
+from fastserve.layers.pooled_convolution import Pooled
 
 RNG = np.random.default_rng(0)
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from mpi_environments import require, run, variables
 from safetensors.numpy import load_file
 
-from fastserve import exchange, trained, worker
+from fastserve import import_export, trained, worker
 from fastserve.config import Job, load_job
 from fastserve.core.initializers import RandomNormal
 from fastserve.data.tokenizers import BPETokenizer, CharTokenizer
@@ -61,7 +61,7 @@ def command(*words: str) -> str:
 
 
 def test_import_generate_evaluate_export(folder: Path) -> None:
-    exchange.import_run("small", "runs/a", ["data.source=text.txt"])
+    import_export.import_run("small", "runs/a", ["data.source=text.txt"])
     model = small(variant=json_of("small")["model_type"])
     prompt = CharTokenizer.train(TEXT).encode("Pack").tolist()
     text = CharTokenizer.train(TEXT)
@@ -71,7 +71,7 @@ def test_import_generate_evaluate_export(folder: Path) -> None:
     assert loss == pytest.approx(np.log(text.vocab_size + 2), abs=0.1)
     other = trained.evaluate("runs/a", overrides=["data.validation_split=0.5"])["loss"]
     assert other != loss
-    said = exchange.export_run("runs/a", "again")
+    said = import_export.export_run("runs/a", "again")
     files = "config.json, model.safetensors, tokenizer.json"
     exported = "exported runs/a, the latest checkpoint, of step 0, to again"
     assert said.startswith(f"{exported}: {files}")
@@ -273,7 +273,7 @@ def test_import_with_byte_pairs(folder: Path) -> None:
     model = GPT(tokenizer.vocab_size + 4, 16, 1, 2, 16)
     model.save_pretrained("pairs", tokenizer=tokenizer)
     assert json_of("pairs")["eos_token_id"] == tokenizer.end
-    exchange.import_run("pairs", "runs/p", ["data.source=text.txt"])
+    import_export.import_run("pairs", "runs/p", ["data.source=text.txt"])
     assert trained.generate("runs/p", "Pack my", 4, temperature=0).startswith("Pack my")
     assert trained.evaluate("runs/p")["loss"] < 6.5
     given = ["--set", "model.init_from=pairs", "--set", "train.steps=2"]
@@ -284,7 +284,7 @@ def test_import_with_byte_pairs(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
 def test_import_without_a_tokenizer(folder: Path) -> None:
-    said = exchange.import_run(str(FOLDERS / "llama-tied-bfloat16"), "runs/b")
+    said = import_export.import_run(str(FOLDERS / "llama-tied-bfloat16"), "runs/b")
     assert "no tokenizer.json" in said
     with pytest.raises(CheckpointError, match=r"a tokenizer\.json"):
         trained.generate("runs/b", "x", 1)
@@ -310,7 +310,7 @@ def test_export_of_a_run_whose_file_tells_the_vocabulary(
         "train: {global_batch: 2, steps: 1}\n"
     )
     assert worker.main(["job.yaml"]) == 0
-    exchange.export_run("runs/raw", "out")
+    import_export.export_run("runs/raw", "out")
     assert GPT.from_pretrained("out").vocab_size == 50257
 
 
@@ -318,7 +318,7 @@ def test_export_of_a_run_whose_file_tells_the_vocabulary(
 def test_an_imported_run_is_no_start_of_training_to_resume(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exchange.import_run("small", "runs/a", ["data.source=text.txt"])
+    import_export.import_run("small", "runs/a", ["data.source=text.txt"])
     monkeypatch.setenv("FASTSERVE_NO_SIGNALS", "1")
     assert worker.main(["runs/a/config.yaml", "--resume", "auto"]) == 2
     said = capsys.readouterr().err
@@ -329,28 +329,30 @@ def test_an_imported_run_is_no_start_of_training_to_resume(
 @pytest.mark.parametrize("folder", ["gpt2"], indirect=True)
 def test_what_import_and_export_refuse(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="isn't there yet"):
-        exchange.import_run("small", "small")
+        import_export.import_run("small", "small")
     with pytest.raises(ConfigError, match=r"^import small: 1 fault\n.*seed"):
-        exchange.import_run("small", "runs/a", ["seed=-1"])
+        import_export.import_run("small", "runs/a", ["seed=-1"])
     Path("small/tokenizer.json").write_text("{")
     with pytest.raises(DataError, match=r"tokenizer\.json"):
-        exchange.import_run("small", "runs/a")
+        import_export.import_run("small", "runs/a")
     Path("small/tokenizer.json").unlink()
     path = Path("small/model.safetensors")
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     with pytest.raises(CheckpointError, match="cut short"):
-        exchange.import_run("small", "runs/a")
+        import_export.import_run("small", "runs/a")
     assert not Path("runs/a").exists()
     path.write_bytes(whole)
-    assert "evaluate runs/a --set data.train=" in exchange.import_run("small", "runs/a")
+    assert "evaluate runs/a --set data.train=" in import_export.import_run(
+        "small", "runs/a"
+    )
     for run_dir, to, reason in (
         ("runs/none", "x", "folder of a run"),
         ("runs/a", "small", "isn't there yet"),
     ):
         with pytest.raises(CheckpointError, match=reason):
-            exchange.export_run(run_dir, to)
+            import_export.export_run(run_dir, to)
     with pytest.raises(FastserveError, match="size of shards"):
-        exchange.export_run("runs/a", "x", max_shard_size="many")
+        import_export.export_run("runs/a", "x", max_shard_size="many")
     assert not Path("x").exists()
     assert [p.name for p in Path("runs").iterdir()] == ["a"]

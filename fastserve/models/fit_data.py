@@ -17,7 +17,7 @@ from fastserve.data.streams import OPEN, Stream, as_stream
 from fastserve.errors import ArgumentError, DataError
 from fastserve.layers.graph import Graph, flatten
 from fastserve.models.compiled import check_targets, single
-from fastserve.models.places import arrays_for, each, for_each
+from fastserve.models.inputs_outputs import arrays_for, each, for_each
 from fastserve.training.predict import slices
 
 if TYPE_CHECKING:

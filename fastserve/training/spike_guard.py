@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastserve.errors import LossSpikeError
-from fastserve.training.progress import number
+from fastserve.formatting import number
 
 WINDOW = 50  # steps whose median loss is the measure
 LEAST = 10  # of them are needed to judge

@@ -13,7 +13,7 @@ import fastserve as fs
 from fastserve.comm import Communicator, run_threads
 from fastserve.data.sources import ArraySource
 from fastserve.errors import ArgumentError, LossSpikeError, NonFiniteError
-from fastserve.training.guard import SpikeGuard
+from fastserve.training.spike_guard import SpikeGuard
 from fastserve.training.step import Options
 
 BATCH = 6

@@ -48,6 +48,13 @@ def short_time(seconds: float | None) -> str:
     return f"{value:.1f} {unit}" if 0.05 <= value < 9.95 else f"{value:.0f} {unit}"
 
 
+def precise_time(seconds: float) -> str:
+    """Return a time with the digits of a measurement: 0.01234 as 12.3 ms."""
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
+
+
 def memory(megabytes: float | None) -> str:
     if megabytes is None:
         return "-"

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from mpi_environments import run, variables
 
-from launch import predict
+from launch import step_time
 from launch.hosts import Host
 from launch.plan import LaunchPlan, Place, split_batch
-from launch.predict import ASSUMED, Estimate, Link, exchange_seconds, step_seconds
 from launch.preflight import advise_bucket
+from launch.step_time import ASSUMED, Estimate, Link, exchange_seconds, step_seconds
 
 LINK = Link(1e-4, 1e8)
 
@@ -69,7 +69,7 @@ def comm(**more: Any) -> Any:
 
 def test_what_is_said() -> None:
     cost = Estimate(parameters=25_000_000, rows=8, seconds=0.5, tokens=100)
-    lines = predict.predict(plan(4), cost, LINK, comm(overlap="off"), 100)
+    lines = step_time.predict(plan(4), cost, LINK, comm(overlap="off"), 100)
     assert lines[0] == "2.00 s a step, 1.6e+03 tokens/s, 3 min for 100 steps"
     assert lines[1] == "computing 500 ms of 8 rows, as 8 rows took 500 ms here just now"
     assert lines[2].startswith("sum of 100.0 MB of gradients 1.50 s, after backward at")
@@ -79,28 +79,28 @@ def test_what_is_said() -> None:
 
 def test_half_the_bytes_and_overlap() -> None:
     cost = Estimate(25_000_000, 8, 0.5)
-    lines = predict.predict(plan(4), cost, ASSUMED, comm(wire="float16"), None)
+    lines = step_time.predict(plan(4), cost, ASSUMED, comm(wire="float16"), None)
     assert "sum of 50.0 MB of gradients 628 ms, while backward computes" in lines[2]
     assert "assumed" in lines[2]
     assert lines[0].startswith("808 ms a step, 39.6 samples/s")
 
 
 def test_one_process_has_no_sum() -> None:
-    lines = predict.predict(plan(1), Estimate(1000, 32, 0.1), ASSUMED, comm(), 10)
+    lines = step_time.predict(plan(1), Estimate(1000, 32, 0.1), ASSUMED, comm(), 10)
     assert len(lines) == 2
 
 
 def test_links_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTSERVE_CACHE_DIR", str(tmp_path / "cache"))
-    assert predict.remembered(["a", "b", "c"]) is ASSUMED
+    assert step_time.slowest_remembered(["a", "b", "c"]) is ASSUMED
     slow = Link(2e-5, 5e7)
-    predict.remember({("a", "b"): LINK, ("b", "c"): slow})
-    assert predict.remembered(["a", "b"]) == LINK
-    assert predict.remembered(["a", "b", "c"]) is ASSUMED
-    predict.remember({("c", "a"): LINK})
-    assert predict.remembered(["a", "b", "c"]) == Link(1e-4, 5e7)
+    step_time.remember({("a", "b"): LINK, ("b", "c"): slow})
+    assert step_time.slowest_remembered(["a", "b"]) == LINK
+    assert step_time.slowest_remembered(["a", "b", "c"]) is ASSUMED
+    step_time.remember({("c", "a"): LINK})
+    assert step_time.slowest_remembered(["a", "b", "c"]) == Link(1e-4, 5e7)
     (tmp_path / "cache" / "links.json").write_text('{"a b": 3')
-    assert predict.remembered(["a", "b"]) is ASSUMED
+    assert step_time.slowest_remembered(["a", "b"]) is ASSUMED
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastserve.core import Array, Done, Layer, Training
-from fastserve.layers.filtering import Filtering
+from fastserve.layers.convolution_base import Filtering
 from fastserve.layers.pooling import MaxPooling1D, MaxPooling2D
 from fastserve.ops.blocks import as_rows
 from fastserve.ops.convolution import add_row
