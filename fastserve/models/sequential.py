@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 from fastserve.core import Layer, Tensor
+from fastserve.core.layer import snake_case
 from fastserve.errors import ArgumentError, StateError
 from fastserve.layers.chain import Chain
-from fastserve.layers.graph import snake_case
 from fastserve.layers.shapes import InputLayer
 from fastserve.models.config import Reader, Writer
 from fastserve.models.model import Model
@@ -22,14 +23,15 @@ class Sequential(Model):
 
     Args:
         layers: the layers; more can follow with ``add``.
-        seed: determines the initial weights, the order of samples and dropout.
+        seed: determines the initial weights, the order of samples and dropout; None:
+            that of ``utils.set_random_seed``, or 0.
     """
 
     def __init__(
         self,
         layers: Sequence[Any] = (),
         name: str | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         dtype: str = "float32",
     ) -> None:
         self.chain = Chain()
@@ -51,14 +53,9 @@ class Sequential(Model):
         model of a process: ``dense``, ``dense_1``.
         """
         if index is None and name not in self.chain.children():
-            counts: dict[str, int] = {}
             for layer in self.layers:
-                kind = snake_case(layer.label)
-                count = counts.get(kind, 0)
-                if not layer.name:
-                    counts[kind] = count + 1
-                    if name == (f"{kind}_{count}" if count else kind):
-                        return layer
+                if name == layer.name:
+                    return layer
         return super().get_layer(name, index)
 
     def add(self, layer: Layer | Model | Tensor) -> None:
@@ -80,7 +77,12 @@ class Sequential(Model):
                 "a model with weights",
                 "add all layers before the first fit, predict, summary or build",
             )
+        kind = snake_case(layer.label)
+        before = [one for one in self.chain.layers if not one.given_name]
+        count = sum(snake_case(one.label) == kind for one in before)
         self.chain.append(layer)
+        layer.counted_name = f"{kind}_{count}" if count else kind
+        layer.within = weakref.ref(self)
 
     def pop(self) -> Layer:
         """Remove the last layer and return it.
@@ -104,7 +106,7 @@ class Sequential(Model):
         """Return class, seed, type, input shape and layers, as JSON types."""
         return {
             "class": "Sequential",
-            "name": self.chain.name,
+            "name": self.chain.given_name,
             "seed": self.seed,
             "dtype": self.dtype.name,
             "input_shape": list(self.root.input_shape or ()) if self.built else None,
