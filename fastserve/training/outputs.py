@@ -106,7 +106,7 @@ class OutputsTrainer(Trainer):
     def results(self, totals: Array | None = None) -> dict[str, float]:
         """Return mean loss, each output's loss, and metrics; see ``Trainer``."""
         totals = self.totals if totals is None else totals
-        named = {"loss": float(totals[0] / totals[1]) if totals[1] else 0.0}
+        named = {"loss": self.mean_loss(totals)}
         for name, (metric, part) in zip(self._names, self._states(totals), strict=True):
             metric.state[...] = part
             value = metric.result()
