@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fastserve as fs
 from fastserve.comm import Communicator, run_threads
@@ -92,6 +94,17 @@ def test_uneven_shares_and_ranks_without_rows(
 ) -> None:
     expected = on_ranks(1, samples=samples, batch=batch)
     close(on_ranks(ranks, samples=samples, batch=batch), expected)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 7), st.integers(1, 9))
+def test_any_split_trains_the_same_and_ends(
+    samples: int, batch: int, ranks: int, micro_batch: int
+) -> None:
+    """All ranks come to each sum, also those without rows; else this would hang."""
+    expected = on_ranks(1, samples=samples, batch=batch)
+    split = on_ranks(ranks, samples=samples, batch=batch, micro_batch=micro_batch)
+    close(split, expected)
 
 
 def test_dropout_does_not_depend_on_the_split() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import logging
+import signal
 import subprocess
 import sys
 import time
@@ -15,10 +18,12 @@ from mpi_environments import Started, mpi_command, require, run, variables
 from safetensors.numpy import load_file
 
 from fastserve import trained
+from fastserve.comm.single import SingleCommunicator
 from fastserve.data.end_token import WithEnd
 from fastserve.data.tokenizers import CharTokenizer
 from fastserve.errors import CheckpointError, DataError
 from fastserve.summary import opening
+from fastserve.training.records import start_logs
 
 JOB = """
 name: tiny
@@ -242,6 +247,52 @@ def test_sigterm_saves_and_says_so(folder: Path) -> None:
     assert "--resume auto goes on" in done.stdout
     steps = sorted((folder / "runs/tiny/checkpoints").glob("step-*"))
     assert len(steps) == 1
+
+
+def test_signals_can_be_left_alone(folder: Path) -> None:
+    command = [sys.executable, "-m", "fastserve", "job.yaml"]
+    more = ["--set", "train.steps=100000", "--set", "checkpoint.every=100000"]
+    env = variables(FASTSERVE_NO_SIGNALS="1")
+    with Started([*command, *more], cwd=folder, env=env) as started:
+        path = folder / "runs/tiny/metrics.jsonl"
+        limit = time.monotonic() + 30
+        while not path.exists() and time.monotonic() < limit:
+            time.sleep(0.05)
+        started.process.terminate()
+        done = started.finish(30)
+    assert done.returncode == -signal.SIGTERM
+    assert not list((folder / "runs/tiny/checkpoints").glob("step-*"))
+
+
+def test_warnings_come_from_all_ranks_and_messages_if_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def shown(wanted: str | None) -> list[str]:
+        if wanted:
+            monkeypatch.setenv("FASTSERVE_LOG_RANKS", wanted)
+        log = logging.getLogger("fastserve")
+        before = log.handlers[:], log.level, log.propagate
+        for rank in (0, 3):
+            comm = SingleCommunicator()
+            comm.rank, comm.size, comm.host = rank, 4, "node1"
+            start_logs(tmp_path, comm)
+            log.info("a message")
+            log.warning("a warning")
+        for handler in list(log.handlers):
+            log.removeHandler(handler)
+            handler.close()
+        faulthandler.disable()
+        log.handlers[:], log.level, log.propagate = before
+        return capfd.readouterr().err.splitlines()
+
+    warnings = ["[rank 0 node1] a warning", "[rank 3 node1] a warning"]
+    assert shown(None) == warnings
+    assert [line for line in shown("all") if "warning" not in line] == [
+        "[rank 0 node1] a message",
+        "[rank 3 node1] a message",
+    ]
+    kept = (tmp_path / "rank-00003.log").read_text()
+    assert kept.count("a message") == kept.count("a warning") == 2
 
 
 BAD_JOBS = [
