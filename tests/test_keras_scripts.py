@@ -323,11 +323,56 @@ def test_a_metric_of_variables_by_itself() -> None:
     assert float(metric.count) == 0  # the parts of the state are apart
 
 
+class OfChosen(fs.metrics.MeanIoU):
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        super().update_state(y_true, np.argmax(y_pred, axis=-1), sample_weight)
+
+
+class MeanOfRows(fs.metrics.Mean):
+    def update_state(  # type: ignore[override]
+        self, y_true: Any, y_pred: Any, sample_weight: Any = None
+    ) -> None:
+        super().update_state(np.max(y_pred, axis=-1), sample_weight)
+
+
+def test_a_subclass_of_a_metric_changes_what_it_is_given() -> None:
+    model = fs.Sequential([fs.Input((4,)), L.Dense(3, "softmax")])
+    labels = np.arange(24) % 3
+    chosen, rows = OfChosen(num_classes=3), MeanOfRows(name="rows")
+    of_all = fs.metrics.MeanIoU(num_classes=3, sparse_y_pred=False, name="of_all")
+    model.compile(
+        "sgd", "sparse_categorical_crossentropy", metrics=[chosen, of_all, rows]
+    )
+    shown = model.evaluate(X, labels, 7, verbose=0, return_dict=True)
+    assert shown["mean_io_u"] == shown["of_all"]
+    wanted = model.predict(X, verbose=0).max(axis=1).mean()
+    assert shown["rows"] == pytest.approx(wanted, rel=1e-6)
+    with pytest.raises(ArgumentError, match="a metric of targets and predictions"):
+        fitted(metrics=[fs.metrics.Mean()])
+
+
 def test_a_metric_that_does_not_add_is_refused() -> None:
     with pytest.raises(ArgumentError, match="update_state to add to its variables"):
         fitted(metrics=[Largest()])
     with pytest.raises(ArgumentError, match="begins with zeros"):
         Hits().add_variable((), initializer="ones")
+
+
+class Doubled(L.Dense):
+    def call(self, x: Any) -> Any:
+        return 2 * x
+
+
+class WithStep(fs.Sequential):
+    def train_step(self, data: Any) -> Any:
+        return {}
+
+
+def test_methods_that_nobody_would_call_are_refused() -> None:
+    with pytest.raises(ArgumentError, match="call, which would never be called"):
+        Doubled(3)
+    with pytest.raises(ArgumentError, match="a method train_step, which would never"):
+        WithStep([L.Dense(1)]).compile("sgd", "mse")
 
 
 # -- what is elsewhere -----------------------------------------------------------------

@@ -120,6 +120,7 @@ class Layer(Weighted):
     arguments: tuple[tuple[Any, ...], dict[str, Any]]  # those of the constructor
 
     def __new__(cls: type[L], *args: Any, **kwargs: Any) -> L:
+        _check_call(cls)
         layer = super().__new__(cls)
         named = {name: as_layer(value) for name, value in kwargs.items()}
         layer.arguments = (tuple(map(as_layer, args)), named)
@@ -535,6 +536,23 @@ class Layer(Weighted):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.input_shape} -> {self.output_shape})"
+
+
+def _check_call(kind: type[Layer]) -> None:
+    """Raise ArgumentError for a ``call`` that takes the place of a ``forward``."""
+    for base in kind.__mro__:
+        if "forward" in vars(base):
+            return
+        if "call" in vars(base):
+            break
+    if getattr(kind, "forward", Layer.forward) is not Layer.forward:
+        raise ArgumentError(
+            f"{kind.__name__}: expected forward and backward in a subclass of a layer "
+            "that has them",
+            "call, which would never be called",
+            "make it a subclass of Layer with the other layer inside, or write forward "
+            "and backward",
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -134,7 +134,8 @@ class Node:
             for i, s in enumerate(shape if self.several_outputs else (shape,))
         )
         self.number = next(self._numbers)
-        layer._called.append(weakref.ref(self))
+        alive = [call for call in layer._called if call() is not None]
+        layer._called = [*alive, weakref.ref(self)]
 
 
 def call(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

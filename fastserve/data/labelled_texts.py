@@ -211,9 +211,7 @@ def read_text(path: Path, encoding: str) -> str:
         with path.open("rb") as file:
             # not by read(LONGEST + 1), which takes as much memory for any file
             too_long = os.fstat(file.fileno()).st_size > LONGEST
-            data = (
-                b"" if too_long else file.read()
-            )  # read(LONGEST) takes as much memory
+            data = b"" if too_long else file.read()
     except OSError as error:
         raise DataError(
             "expected a text file", f"{path}: {error.strerror or error}", "remove it"

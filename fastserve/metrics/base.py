@@ -58,8 +58,15 @@ class Metric:
 
     def update(self, y_true: Any, y_pred: Any, weights: Any = None) -> None:
         """Add a batch; the arrays are only read."""
-        if type(self).update_state is Metric.update_state:
-            raise NotImplementedError(f"{type(self).__name__}.update")
+        raise NotImplementedError(f"{type(self).__name__}.update")
+
+    def take(self, y_true: Any, y_pred: Any, weights: Any = None) -> None:
+        """Add a batch in training: by ``update``, or by the ``update_state`` of a
+        subclass, which may call that of its base."""
+        places = [_defined(type(self), name) for name in ("update_state", "update")]
+        if places[0] >= places[1]:
+            self.update(y_true, y_pred, weights)
+            return
         rest = () if weights is None else (weights,)
         before = self.state.copy()
         self.update_state(y_true, y_pred, *rest)
@@ -316,6 +323,11 @@ class FunctionMetric(Averaged):
         if w is not None and w.shape != values.shape:
             w = row_weights(weights, values.shape, self.name)
         self.add(float((values if w is None else values * w).sum()), values.size, w)
+
+
+def _defined(kind: type, name: str) -> int:
+    """Return how many classes are before the one that defines a method."""
+    return next(i for i, base in enumerate(kind.__mro__) if name in vars(base))
 
 
 def row_weights(weights: Any, shape: tuple[int, ...], owner: str) -> Array | None:

@@ -31,6 +31,7 @@ from fastserve.layers.graph import Graph, arrange, flatten
 from fastserve.models import description, saving
 from fastserve.models.compiled import (
     check_loss_weights,
+    check_steps,
     known_metrics,
     make_trainer,
 )
@@ -182,7 +183,8 @@ class Model(Lists):
         """Let the layers find the model that gives them their weights."""
         if isinstance(self.root, Graph):
             for layer in self.layers:
-                layer.within = layer.within or weakref.ref(self)
+                if layer.within is None or layer.within() is None:
+                    layer.within = weakref.ref(self)
 
     @property
     def _graph(self) -> Graph:
@@ -344,6 +346,7 @@ class Model(Lists):
                 "compile: expected a loss", "None", "for example loss='mse'"
             )
         check_loss_weights(loss_weights)
+        check_steps(self)
         self.optimizer = optimizers.get(optimizer)
         self.loss = each(lambda one: one and losses.get(one), loss)
         self.metrics = known_metrics(metrics)

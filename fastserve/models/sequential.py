@@ -95,7 +95,9 @@ class Sequential(Model):
                 "a model with weights" if self.chain.layers else "no layers",
                 "make another model of the layers that are wanted",
             )
-        return self.chain.pop()
+        layer = self.chain.pop()
+        layer.within = None
+        return layer
 
     @property
     def known_input_shape(self) -> tuple[int | None, ...] | None:

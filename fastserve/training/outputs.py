@@ -201,7 +201,7 @@ class OutputsTrainer(Trainer):
                 total += loss * share
             for metric in output.metrics:
                 weights = part.weights if metric.weighted else part.measured
-                metric.update(part.y, y, weights)
+                metric.take(part.y, y, weights)
             gradients.append(gradient)
         for metric, place in self._states(status):
             place += metric.state

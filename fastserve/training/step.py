@@ -575,7 +575,7 @@ class Trainer:
             weights = batch.weights
         for metric, part in self._states(status):
             metric.reset()
-            metric.update(batch.y, y, batch.weights if metric.weighted else weights)
+            metric.take(batch.y, y, batch.weights if metric.weighted else weights)
             part += metric.state
 
     def _measure_piece(self, part: Batch, y: Array) -> None:
