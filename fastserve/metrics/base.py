@@ -86,7 +86,7 @@ class Metric:
                 f"another change the second time: {once - before}, then {twice}",
                 "keep sums and counts, and compute the rest in result",
             )
-        self._adds = True
+        self._adds = bool((once != before).any())  # else the next batch tells
 
     def add_variable(
         self,
