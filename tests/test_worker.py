@@ -233,16 +233,21 @@ def test_a_run_folder_that_cannot_be_written(folder: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_sigterm_saves_and_says_so(folder: Path) -> None:
+def terminated(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a long job, and send SIGTERM when it has made its first steps."""
     command = [sys.executable, "-m", "fastserve", "job.yaml"]
     more = ["--set", "train.steps=100000", "--set", "checkpoint.every=100000"]
-    with Started([*command, *more], cwd=folder) as started:
+    with Started([*command, *more], cwd=folder, env=variables(**env)) as started:
         path = folder / "runs/tiny/metrics.jsonl"
         limit = time.monotonic() + 30
         while not path.exists() and time.monotonic() < limit:
             time.sleep(0.05)
         started.process.terminate()
-        done = started.finish(30)
+        return started.finish(30)
+
+
+def test_sigterm_saves_and_says_so(folder: Path) -> None:
+    done = terminated(folder)
     assert done.returncode == 75
     assert "--resume auto goes on" in done.stdout
     steps = sorted((folder / "runs/tiny/checkpoints").glob("step-*"))
@@ -250,16 +255,7 @@ def test_sigterm_saves_and_says_so(folder: Path) -> None:
 
 
 def test_signals_can_be_left_alone(folder: Path) -> None:
-    command = [sys.executable, "-m", "fastserve", "job.yaml"]
-    more = ["--set", "train.steps=100000", "--set", "checkpoint.every=100000"]
-    env = variables(FASTSERVE_NO_SIGNALS="1")
-    with Started([*command, *more], cwd=folder, env=env) as started:
-        path = folder / "runs/tiny/metrics.jsonl"
-        limit = time.monotonic() + 30
-        while not path.exists() and time.monotonic() < limit:
-            time.sleep(0.05)
-        started.process.terminate()
-        done = started.finish(30)
+    done = terminated(folder, FASTSERVE_NO_SIGNALS="1")
     assert done.returncode == -signal.SIGTERM
     assert not list((folder / "runs/tiny/checkpoints").glob("step-*"))
 

@@ -202,13 +202,6 @@ def _weighed(
             f"{len(y)} outputs",
             "use sample_weight, a list or dict of arrays for the outputs",
         )
-    wrong = [k for k in class_weight if not isinstance(k, (int, float, np.number))]
-    if wrong:
-        raise ArgumentError(
-            "expected class_weight's keys to be numbers of classes",
-            f"{wrong[0]!r}",
-            "give the classes as y has them, for example {0: 1.0, 1: 5.0}",
-        )
     loss = single(model, model.loss)
     if loss.fused_loss == "sigmoid" and y.ndim > 1 and y.shape[-1] > 1:
         raise DataError(
