@@ -67,7 +67,8 @@ def Input(
 
     ``Input(shape=(784,))`` may also be the first of a Sequential's layers. A batch may
     have any size, so ``batch_size`` must stay None; ``batch_shape`` is ``shape`` with
-    None in front.
+    None in front. ``dtype`` is 'int32', 'string' or the like; None: integers if a layer
+    behind it takes them, else numbers.
     """
     if (shape is None) == (batch_shape is None):
         raise ArgumentError(
