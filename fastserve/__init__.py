@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 # what ``fs.NAME`` is: a module, or with a colon something in a module
 _LAZY = {
+    "activations": "fastserve.ops.activations",
     "callbacks": "fastserve.training.callbacks",
     "comm": "fastserve.comm",
     "config": "fastserve.config",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from .layers import Input as Input
     from .models import Model as Model
     from .models import Sequential as Sequential
+    from .ops import activations as activations
     from .training import callbacks as callbacks
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fastserve.core import Array, gradient_error
+from fastserve.core.random import set_default_seed
 from fastserve.data import PyDataset
 from fastserve.errors import ArgumentError, DataError, ShapeError, UnknownNameError
 
@@ -17,13 +19,17 @@ __all__ = [
     "gradient_error",
     "normalize",
     "pad_sequences",
+    "set_random_seed",
     "to_categorical",
 ]
 
 # what Keras' users look for here, and what takes its place
 _ELSEWHERE = {
+    "clear_session": "leave it out: models keep nothing in common",
+    "get_file": "nothing is downloaded; the command 'fastserve datasets' lists data",
     "image_dataset_from_directory": "jobs read folders of images: data.type images",
-    "set_random_seed": "give the seed to the model: Sequential(layers, seed=1)",
+    "plot_model": "model.summary() shows what is connected to what",
+    "register_keras_serializable": "give load_model custom_objects={'Name': Name}",
     "text_dataset_from_directory": "jobs read folders of texts: data.type texts",
 }
 
@@ -31,6 +37,25 @@ _ELSEWHERE = {
 def __getattr__(name: str) -> Any:
     hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+
+
+def set_random_seed(seed: int) -> None:
+    """Seed Python's and NumPy's generators, and the models that are made from now on
+    without a ``seed`` of their own.
+
+    Raises ArgumentError unless it is from 0 to 2**32 - 1, which is what NumPy takes.
+    """
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise ArgumentError(
+            "set_random_seed: expected a whole number", repr(seed), "for example 1"
+        )
+    if not 0 <= seed < 2**32:
+        raise ArgumentError(
+            "set_random_seed: expected a seed from 0 to 2**32 - 1", f"{seed}"
+        )
+    random.seed(seed)
+    np.random.seed(seed)
+    set_default_seed(int(seed))
 
 
 def to_categorical(x: Any, num_classes: int | None = None) -> Array:

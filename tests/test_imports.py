@@ -144,3 +144,12 @@ def test_import_takes_less_than_a_quarter_of_a_second_beyond_numpy(
     kept = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
     # what else the machine does can only make it longer
     assert any(float(run(code, **kept)) < 0.25 for _ in range(6))
+
+
+NETWORK = {"ftplib", "http", "httpx", "huggingface_hub", "requests", "urllib"}
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_is_downloaded(path: Path) -> None:
+    """Nodes of clusters have no internet: data are files that are there before."""
+    assert not {name.partition(".")[0] for name in imports(path)} & NETWORK

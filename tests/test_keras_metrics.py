@@ -13,6 +13,7 @@ import fastserve as fs
 from fastserve import metrics
 from fastserve.comm import Communicator, run_threads
 from fastserve.errors import ArgumentError, FastserveError
+from fastserve.training.loop import Later
 
 REFERENCE = np.load(Path(__file__).parent / "references" / "numbers_metrics.npz")
 
@@ -212,3 +213,46 @@ def test_what_is_refused(wrong: Any, words: str) -> None:
     with pytest.raises(FastserveError, match=words) as error:
         wrong()
     assert len(str(error.value).splitlines()) == 3
+
+
+class Counted(metrics.AUC):
+    """Counts how often its result is computed."""
+
+    computed = 0
+
+    def result(self) -> float:
+        self.computed += 1
+        return super().result()
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_results_are_computed_for_those_who_look(looks: bool) -> None:
+    metric, shown = Counted(), list[float]()
+    model = fs.Sequential([fs.Input((4,)), fs.layers.Dense(1, "sigmoid")])
+    model.compile("sgd", "binary_crossentropy", metrics=[metric])
+    rng = np.random.default_rng(0)
+    x, y = rng.random((64, 4)), rng.integers(0, 2, (64, 1))
+    look = fs.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: shown.append(logs["auc"])
+    )
+    own = [fs.callbacks.TerminateOnNaN(), *([look] if looks else [])]
+    history = model.fit(x, y, 8, 3, verbose=0, callbacks=own).history
+    assert metric.computed == 3 * (8 if looks else 1)
+    assert len(history["auc"]) == 3
+    if looks:
+        assert [shown[7], shown[15], shown[23]] == history["auc"]
+
+
+def test_logs_of_a_step_are_what_results_gives() -> None:
+    model = fs.Sequential([fs.Input((4,)), fs.layers.Dense(1, "sigmoid")])
+    model.compile("sgd", "binary_crossentropy", metrics=[metrics.AUC()])
+    model.fit(np.ones((8, 4)), np.arange(8) % 2, verbose=0)
+    trainer = model.trainer
+    assert trainer is not None
+    later = Later(trainer)
+    assert later
+    assert later["loss"] == trainer.results()["loss"]
+    assert dict(later) == {**later} == trainer.results()
+    assert "auc" in later
+    assert "recall" not in later
+    assert len(later) == 2

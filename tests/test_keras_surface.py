@@ -79,7 +79,6 @@ LEFT_OUT = {
     "callbacks.RemoteMonitor": "needs a server and another package",
     "initializers.STFT*": "audio isn't a use here",
     "initializers.?*Initializer": "another name of what has a shorter one",
-    "utils.set_random_seed": "the seed is an argument of the model",
     "activations.glu": "its output has another shape",
 }
 # here, but not for users, or of another kind
@@ -135,9 +134,7 @@ LEFT_OUT_ARGUMENTS = {
     "models.clone_model(recursive)": "it always is",
     "model.summary(line_length)": "the table is as wide as it has to be",
     "model.summary(positions)": "the table is as wide as it has to be",
-    "model.summary(expand_nested)": "layers of layers are one line",
     "model.summary(layer_range)": "all layers are shown",
-    "model.summary(show_trainable)": "the last line tells",
     "model.save(zipped)": "a model is a folder",
     "model.from_config(custom_objects)": "classes come by import, not by a registry",
     "models.*(custom_objects)": "classes come by import, not by a registry",
@@ -170,10 +167,6 @@ def place(group: str) -> Any:
     """Return what holds a group's names."""
     if group == "model":
         return fs.Sequential
-    if group == "activations":
-        from fastserve.ops.activations import NAMED
-
-        return type("activations", (), dict(NAMED))
     return getattr(fs, group, None)
 
 

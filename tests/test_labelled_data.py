@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+import tracemalloc
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from fastserve.core import Array
 from fastserve.data import examples as examples_module
+from fastserve.data import images as images_module
 from fastserve.data import lines, preprocessing
 from fastserve.data.columns import BadValue, Column, Columns, Statistics, number
 from fastserve.data.examples import ArrayExamples, EncodedSource
@@ -21,8 +24,10 @@ from fastserve.data.idx import read_idx
 from fastserve.data.images import ImageFolder, Pixels
 from fastserve.data.labelled_texts import TextEncoder, texts_in, texts_of
 from fastserve.data.parts import Shares, divide
+from fastserve.data.prefetch import Pace, load, shares
 from fastserve.data.preprocessing import ArrayInput, Preprocessing, loads
-from fastserve.data.sources import ArraySource
+from fastserve.data.sampler import Sampler
+from fastserve.data.sources import ArraySource, Source
 from fastserve.data.splits import copies, digest, split
 from fastserve.data.tables import Options, Table
 from fastserve.data.tagged import Tagged, WordEncoder, looks, tagged_in, tagged_of
@@ -662,3 +667,78 @@ def test_a_file_that_fastserve_did_not_write(tmp_path: Path, text: str) -> None:
     write(tmp_path / preprocessing.FILE, text)
     with pytest.raises(CheckpointError, match=r"preprocessing\.json that fastserve"):
         preprocessing.read(tmp_path)
+
+
+# -- memory --------------------------------------------------------------------------
+
+
+def a_table(folder: Path, count: int) -> Source:
+    line = ",".join(f"{i}.125" for i in range(50))
+    names = ",".join(f"c{i}" for i in range(50))
+    rows = "".join(f"{line},{i % 2}\n" for i in range(count))
+    table = Table(
+        write(folder / "t.csv", f"{names},kind\n{rows}"),
+        Options("kind", "classification"),
+    )
+    table.fit(np.arange(count))
+    return table.source(np.arange(count))
+
+
+def a_folder_of_images(folder: Path, count: int) -> Source:
+    image = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
+    for i in range(count):
+        write(folder / "ab"[i % 2] / f"{i}.ppm", pgm(image))
+    return ImageFolder(folder, Pixels(64, 64, 3)).source(np.arange(count))
+
+
+def a_folder_of_texts(folder: Path, count: int) -> Source:
+    for i in range(count):
+        words = " ".join(f"word{(i * j) % 200}" for j in range(200))
+        write(folder / "ab"[i % 2] / f"{i}.txt", words)
+    return texts(folder, count)
+
+
+def lines_of_json(folder: Path, count: int) -> Source:
+    text = " ".join(f"word{i}" for i in range(200))
+    rows = [json.dumps({"text": text, "label": i % 2}) for i in range(count)]
+    return texts(write(folder / "t.jsonl", "\n".join(rows)), count)
+
+
+def texts(place: Path, count: int) -> Source:
+    encoder = TextEncoder({"output_mode": "int", "output_sequence_length": 2000})
+    found = texts_in(place, ("text", "label"), "utf-8", encoder, None)
+    found.fit(np.arange(count))
+    return found.source(np.arange(count))
+
+
+def memory_of_a_pass(source: Source) -> int:
+    """Return the bytes that reading all of it takes at most."""
+    order = Sampler(source.samples, 2, 0, shuffle=True, wrap=False)
+    steps = range(order.steps_per_epoch)
+    parts = shares(source, order, steps, lambda rows, _: slice(0, rows))
+    seen = 0
+    tracemalloc.start()
+    try:
+        with closing(load(parts, Pace(), source)) as loaded:
+            for part in loaded:
+                assert part.batch is not None
+                seen += len(part.batch.x)
+        assert seen == source.samples
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "make", [a_table, a_folder_of_images, a_folder_of_texts, lines_of_json]
+)
+def test_a_pass_over_more_data_takes_no_more_memory(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples_module, "IN_MEMORY", 1000)
+    monkeypatch.setattr(images_module, "KEPT", 1000)
+    few, many = make(tmp_path / "few", 30), make(tmp_path / "many", 150)
+    memory_of_a_pass(few)  # what Python keeps of its own
+    used = memory_of_a_pass(few)
+    assert used < 500_000
+    assert memory_of_a_pass(many) < 1.2 * used + 20_000

@@ -76,12 +76,13 @@ def test_a_model_without_a_shape_says_what_is_missing() -> None:
     assert "input_shape" in three_parts(error)
 
 
-def test_layers_get_their_weights_with_the_first_use_of_the_model() -> None:
+def test_layers_have_their_weights_where_the_input_is_known() -> None:
     dense = fs.layers.Dense(2)
     model = fs.models.Sequential([fs.layers.Input((3,)), dense])
-    assert dense.get_weights() == []
-    assert [w.shape for w in model.get_weights()] == [(3, 2), (2,)]
     assert [w.shape for w in dense.get_weights()] == [(3, 2), (2,)]
+    with pytest.raises(StateError) as error:
+        model.add(fs.layers.Dense(2))
+    three_parts(error)
 
 
 def test_layers_cannot_be_added_to_weights() -> None:

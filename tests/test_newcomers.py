@@ -73,8 +73,6 @@ def test_what_needs_a_tape_says_so() -> None:
         fs.ops.mean  # noqa: B018
     with pytest.raises(AttributeError, match=r"fs\.models"):
         fs.saving.load_model  # noqa: B018
-    with pytest.raises(AttributeError, match="give the seed to the model"):
-        fs.utils.set_random_seed(0)
 
 
 def test_a_model_is_not_written_under_the_ending_of_keras_files(tmp_path: Path) -> None:

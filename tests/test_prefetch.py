@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,3 +189,40 @@ def test_ranks() -> None:
     for a, b, c in zip(alone, one, two, strict=True):
         np.testing.assert_array_equal(b, c)
         np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+FORKLESS = """
+import os, time
+import numpy as np
+import fastserve as fs
+
+os.fork = os.forkpty = None
+os.register_at_fork(before=lambda: print("forked", flush=True))
+
+class Slow(fs.utils.PyDataset):
+    def __len__(self):
+        return 30
+    def __getitem__(self, i):
+        time.sleep(0.003)
+        return np.ones((8, 4)), np.ones((8, 1))
+
+model = fs.Sequential([fs.layers.Dense(1)])
+model.compile("sgd", "mse")
+model.fit(Slow(workers=4), validation_data=Slow(), epochs=2, verbose=0)
+model.predict(Slow(), verbose=0)
+import multiprocessing
+print("children", len(multiprocessing.active_children()))
+"""
+
+
+def test_nothing_is_forked() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FORKLESS], capture_output=True, text=True, timeout=120
+    )
+    assert (ended.stdout, ended.stderr) == ("children 0\n", "")
+    # nor by code that no test runs
+    library = Path(fs.__file__).parent
+    for path in library.rglob("*.py"):
+        text = path.read_text("utf-8")
+        assert "multiprocessing" not in text.replace("use_multiprocessing", ""), path
+        assert "os.fork" not in text, path

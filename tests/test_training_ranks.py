@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fastserve as fs
 from fastserve.comm import Communicator, run_threads
 from fastserve.data import ArraySource
+from fastserve.data.streams import mark_of
+from fastserve.errors import DataError
 from fastserve.training.step import Options
 
 
@@ -89,6 +94,17 @@ def test_uneven_shares_and_ranks_without_rows(
 ) -> None:
     expected = on_ranks(1, samples=samples, batch=batch)
     close(on_ranks(ranks, samples=samples, batch=batch), expected)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 7), st.integers(1, 9))
+def test_any_split_trains_the_same_and_ends(
+    samples: int, batch: int, ranks: int, micro_batch: int
+) -> None:
+    """All ranks come to each sum, also those without rows; else this would hang."""
+    expected = on_ranks(1, samples=samples, batch=batch)
+    split = on_ranks(ranks, samples=samples, batch=batch, micro_batch=micro_batch)
+    close(split, expected)
 
 
 def test_dropout_does_not_depend_on_the_split() -> None:
@@ -193,3 +209,47 @@ def test_a_callback_can_stop_all_ranks_alike() -> None:
         return model.optimizer.step
 
     assert run_threads(3, program) == [8, 8, 8]
+
+
+def test_arrays_that_differ_between_ranks_are_told() -> None:
+    x, y = data()
+
+    def order(comm: Communicator) -> Any:
+        rows = np.random.default_rng(comm.rank).permutation(len(x))
+        return x[rows], y[rows]
+
+    def fewer(comm: Communicator) -> Any:
+        return x[: 96 - comm.rank], y[: 96 - comm.rank]
+
+    def labels(comm: Communicator) -> Any:
+        return x, np.where(np.arange(96) < 1, (y + comm.rank) % 5, y)
+
+    def types(comm: Communicator) -> Any:
+        return (x.astype("float64"), y) if comm.rank == 1 else (x, y)
+
+    def weights(comm: Communicator) -> Any:
+        given = np.full(96, 1.0 + comm.rank) if comm.rank < 2 else None
+        return x, y, given
+
+    for differ in (order, fewer, labels, types, weights):
+
+        def program(comm: Communicator, differ: Any = differ) -> str:
+            with pytest.raises(DataError) as error:
+                x, y, *weights = differ(comm)
+                mlp().fit(x, y, verbose=0, sample_weight=(weights or [None])[0])
+            return str(error.value)
+
+        messages = set(run_threads(3, program))
+        assert len(messages) == 1, differ.__name__
+        assert "others on rank 1" in messages.pop()
+
+
+def test_comparing_arrays_takes_less_than_a_millisecond() -> None:
+    x, y = np.zeros((20_000, 784), np.float32), np.zeros(20_000, np.int64)
+    batch = ArraySource(x, y).batch(np.arange(2), np.zeros(2, int))._replace(x=x, y=y)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        mark_of(batch)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1e-3

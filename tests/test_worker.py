@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,10 +21,12 @@ from mpi_environments import Started, mpi_command, require, run, variables
 from safetensors.numpy import load_file
 
 from fastserve import trained
+from fastserve.comm.single import SingleCommunicator
 from fastserve.data.end_token import WithEnd
 from fastserve.data.tokenizers import CharTokenizer
 from fastserve.errors import CheckpointError, DataError
 from fastserve.summary import opening
+from fastserve.training.records import start_logs
 
 JOB = """
 name: tiny
@@ -255,20 +260,62 @@ def test_a_run_folder_that_cannot_be_written(folder: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_sigterm_saves_and_says_so(folder: Path) -> None:
+def terminated(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a long job, and send SIGTERM when it has made its first steps."""
     command = [sys.executable, "-m", "fastserve", "job.yaml"]
     more = ["--set", "train.steps=100000", "--set", "checkpoint.every=100000"]
-    with Started([*command, *more], cwd=folder) as started:
+    with Started([*command, *more], cwd=folder, env=variables(**env)) as started:
         path = folder / "runs/tiny/metrics.jsonl"
         limit = time.monotonic() + 30
         while not path.exists() and time.monotonic() < limit:
             time.sleep(0.05)
         started.process.terminate()
-        done = started.finish(30)
+        return started.finish(30)
+
+
+def test_sigterm_saves_and_says_so(folder: Path) -> None:
+    done = terminated(folder)
     assert done.returncode == 75
     assert "--resume auto goes on" in done.stdout
     steps = sorted((folder / "runs/tiny/checkpoints").glob("step-*"))
     assert len(steps) == 1
+
+
+def test_signals_can_be_left_alone(folder: Path) -> None:
+    done = terminated(folder, FASTSERVE_NO_SIGNALS="1")
+    assert done.returncode == -signal.SIGTERM
+    assert not list((folder / "runs/tiny/checkpoints").glob("step-*"))
+
+
+def test_warnings_come_from_all_ranks_and_messages_if_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def shown(wanted: str | None) -> list[str]:
+        if wanted:
+            monkeypatch.setenv("FASTSERVE_LOG_RANKS", wanted)
+        log = logging.getLogger("fastserve")
+        before = log.handlers[:], log.level, log.propagate
+        for rank in (0, 3):
+            comm = SingleCommunicator()
+            comm.rank, comm.size, comm.host = rank, 4, "node1"
+            start_logs(tmp_path, comm)
+            log.info("a message")
+            log.warning("a warning")
+        for handler in list(log.handlers):
+            log.removeHandler(handler)
+            handler.close()
+        faulthandler.disable()
+        log.handlers[:], log.level, log.propagate = before
+        return capfd.readouterr().err.splitlines()
+
+    warnings = ["[rank 0 node1] a warning", "[rank 3 node1] a warning"]
+    assert shown(None) == warnings
+    assert [line for line in shown("all") if "warning" not in line] == [
+        "[rank 0 node1] a message",
+        "[rank 3 node1] a message",
+    ]
+    kept = (tmp_path / "rank-00003.log").read_text()
+    assert kept.count("a message") == kept.count("a warning") == 2
 
 
 BAD_JOBS = [

@@ -20,7 +20,7 @@ import numpy as np
 from fastserve.core.memory import Array
 from fastserve.core.named import make
 from fastserve.core.random import generator
-from fastserve.errors import ArgumentError, UnknownNameError
+from fastserve.errors import ArgumentError, ShapeError, UnknownNameError
 
 _OTHER = "take another initializer for this parameter"
 Initializer = Callable[[tuple[int, ...], np.random.Generator], "Array | float"]
@@ -28,12 +28,21 @@ Initializer = Callable[[tuple[int, ...], np.random.Generator], "Array | float"]
 
 @dataclass(frozen=True)
 class Constant:
-    """``value`` everywhere."""
+    """``value`` everywhere, or the values of an array of the weight's shape."""
 
-    value: float = 0.0
+    value: Any = 0.0
 
-    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> float:
-        return self.value
+    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
+        if isinstance(self.value, (int, float)):
+            return self.value
+        values = np.asarray(self.value)
+        if values.ndim and values.shape != shape:
+            raise ShapeError(
+                f"Constant: expected an array of the weight's shape {shape}",
+                f"shape {values.shape}",
+                "give a number, or change the layer",
+            )
+        return values
 
 
 class Zeros(Constant):
@@ -288,3 +297,13 @@ def get(initializer: str | Initializer | Mapping[str, Any]) -> Initializer:
         repr(initializer),
         "for example 'he_normal'",
     )
+
+
+# Keras' other names of the classes
+constant, zeros, ones, identity = Constant, Zeros, Ones, Identity
+random_normal, random_uniform = RandomNormal, RandomUniform
+truncated_normal, variance_scaling = TruncatedNormal, VarianceScaling
+orthogonal = Orthogonal
+glorot_uniform, glorot_normal = GlorotUniform, GlorotNormal
+he_uniform, he_normal = HeUniform, HeNormal
+lecun_uniform, lecun_normal = LecunUniform, LecunNormal

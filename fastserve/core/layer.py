@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+import dataclasses
+import inspect
+import re
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -17,6 +21,9 @@ from fastserve.core.regularizers import Regularizer
 from fastserve.core.tensor import call
 from fastserve.core.weights import Weighted
 from fastserve.errors import ArgumentError, ShapeError, StateError
+
+if TYPE_CHECKING:
+    from fastserve.core.tensor import Node
 
 Shape = tuple[int | None, ...]  # without the batch axis; None where it may vary
 Training = StepKey | bool
@@ -45,6 +52,13 @@ def same_shape(one: Any, other: Any) -> bool:
 def as_layer(value: Any) -> Any:
     """Return a model's network, which can be a part of layers; all else as it is."""
     return value.as_layer() if hasattr(value, "as_layer") else value
+
+
+def snake_case(name: str) -> str:
+    """Return the name as Keras writes layers': LayerNormalization,
+    layer_normalization."""
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def nothing(layer: Layer) -> None:
@@ -81,6 +95,10 @@ class Layer(Weighted):
         input_shape: shape of one sample, without the batch; only needed for the
             first layer, and only if the model shall be built before it sees data.
         name: takes the place of the layer's number in the paths of its weights.
+
+    Attributes:
+        given_name: the name that it was given, or None.
+        counted_name: of a layer without one, what Keras would call it in its model.
     """
 
     inline = False  # its children's paths are as if they were its parent's
@@ -102,6 +120,7 @@ class Layer(Weighted):
     arguments: tuple[tuple[Any, ...], dict[str, Any]]  # those of the constructor
 
     def __new__(cls: type[L], *args: Any, **kwargs: Any) -> L:
+        _check_call(cls)
         layer = super().__new__(cls)
         named = {name: as_layer(value) for name, value in kwargs.items()}
         layer.arguments = (tuple(map(as_layer, args)), named)
@@ -114,7 +133,10 @@ class Layer(Weighted):
             raise ArgumentError(
                 "expected a layer name without '.' and '/'", repr(name), "rename it"
             )
-        self.name = name
+        self.given_name = name
+        self.counted_name: str | None = None
+        self._called: list[weakref.ref[Node]] = []  # its calls on tensors
+        self.within: weakref.ref[Any] | None = None  # a model that it is a layer of
         self.label = type(self).__name__  # what a graph names it after
         if isinstance(input_shape, (int, str)):
             raise ArgumentError(
@@ -132,6 +154,16 @@ class Layer(Weighted):
         self._children: dict[str, Layer] = {}
         self._buffers: dict[str, Array] = {}
         self._blocks: dict[str, Array] = {}
+
+    @property
+    def name(self) -> str:
+        """The name that was given, or else the kind, with a number in its model if
+        there are several of it: dense, dense_1."""
+        return self.given_name or self.counted_name or snake_case(self.label)
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        self.given_name = name
 
     # -- what a subclass writes ------------------------------------------------
 
@@ -205,6 +237,35 @@ class Layer(Weighted):
 
     # -- calling on tensors ----------------------------------------------------
 
+    @property
+    def input(self) -> Any:
+        """The tensor, or list of tensors, of the layer's first call; see ``output``."""
+        values = list(self._first_call().inputs)
+        return values if len(values) != 1 else values[0]
+
+    @property
+    def output(self) -> Any:
+        """What the layer's first call in a model returned, so that a part of the model
+        can be made: ``fs.Model(model.inputs, model.get_layer("dense").output)``.
+
+        Raises StateError if it wasn't called, and isn't in a model that is built.
+        """
+        return self.arrange_outputs(list(self._first_call().outputs))
+
+    def _first_call(self) -> Node:
+        model = None if self.within is None else self.within()
+        if model is not None:
+            model.inputs  # noqa: B018  the chain as a graph, made once
+        for reference in self._called:
+            node = reference()
+            if node is not None:
+                return node
+        raise StateError(
+            f"{self.name}: expected a layer that was called on a tensor",
+            "a layer that is in no model",
+            "put it into a model, or call it on fs.Input(shape)",
+        )
+
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
         """Return the tensor, or list of tensors, that the layer makes of others.
 
@@ -261,6 +322,41 @@ class Layer(Weighted):
         if not self._trainable:
             made.trainable = False
         return made
+
+    def get_weights(self) -> list[Array]:
+        self._get_memory()
+        return super().get_weights()
+
+    def set_weights(self, weights: Sequence[Array]) -> None:
+        self._get_memory()
+        super().set_weights(weights)
+
+    def _get_memory(self) -> None:
+        """Build the model that this is a layer of if it can, unless it was done."""
+        model = None if self.within is None else self.within()
+        bound = self.built and all(p.bound for p in self.parameters())
+        if model is not None and not bound and model.known_input_shape is not None:
+            model.store  # noqa: B018  builds it
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments by their names, as JSON types, except
+        layers, which are new ones; ``from_config`` takes them."""
+        return {name: _plain(value) for name, value in self.named_arguments().items()}
+
+    @classmethod
+    def from_config(cls: type[L], config: dict[str, Any]) -> L:
+        """Make a layer from what ``get_config`` returned; its weights are new."""
+        return cls(**config)
+
+    def named_arguments(self) -> dict[str, Any]:
+        """Return what the constructor was given, by the arguments' names."""
+        args, kwargs = self.arguments
+        signature = inspect.signature(type(self))
+        named = dict(signature.bind(*args, **kwargs).arguments)
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                named |= named.pop(name, {})
+        return named
 
     def _in_order(self) -> list[Parameter]:
         return list({id(p): p for p in self.parameters()}.values())
@@ -462,3 +558,35 @@ class Layer(Weighted):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.input_shape} -> {self.output_shape})"
+
+
+def _check_call(kind: type[Layer]) -> None:
+    """Raise ArgumentError for a ``call`` that takes the place of a ``forward``."""
+    for base in kind.__mro__:
+        if "forward" in vars(base):
+            return
+        if "call" in vars(base):
+            break
+    if getattr(kind, "forward", Layer.forward) is not Layer.forward:
+        raise ArgumentError(
+            f"{kind.__name__}: expected forward and backward in a subclass of a layer "
+            "that has them",
+            "call, which would never be called",
+            "make it a subclass of Layer with the other layer inside, or write forward "
+            "and backward",
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Return an argument as Keras' configs have it: objects by class and arguments."""
+    if isinstance(value, Layer):
+        return value.unbuilt() or value
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if hasattr(value, "forward"):  # an activation
+            return value.name  # type: ignore[attr-defined]
+        known = inspect.signature(type(value)).parameters
+        fields = {k: v for k, v in vars(value).items() if k in known}
+        return {"class_name": type(value).__name__, "config": fields}
+    return value

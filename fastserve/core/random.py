@@ -25,6 +25,19 @@ def generator(seed: int, *purpose: object) -> np.random.Generator:
     )
 
 
+_default = [0]
+
+
+def default_seed() -> int:
+    """Return the seed of models that aren't given one."""
+    return _default[0]
+
+
+def set_default_seed(seed: int) -> None:
+    """Let models that are made from now on have this seed, unless given another."""
+    _default[0] = seed
+
+
 @dataclass(frozen=True)
 class StepKey:
     """What ``forward`` is given for ``training``: it is true, and it keys dropout.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -40,7 +41,7 @@ class Tensor:
     @property
     def name(self) -> str:
         """The name that the layer was given, or else its kind."""
-        return self.node.layer.name or type(self.node.layer).__name__
+        return self.node.layer.given_name or type(self.node.layer).__name__
 
     @property
     def ndim(self) -> int:
@@ -133,6 +134,8 @@ class Node:
             for i, s in enumerate(shape if self.several_outputs else (shape,))
         )
         self.number = next(self._numbers)
+        alive = [call for call in layer._called if call() is not None]
+        layer._called = [*alive, weakref.ref(self)]
 
 
 def call(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -208,12 +209,14 @@ def read_text(path: Path, encoding: str) -> str:
     """Return the text of a file. Raises DataError if it can't be read."""
     try:
         with path.open("rb") as file:
-            data = file.read(LONGEST + 1)
+            # not by read(LONGEST + 1), which takes as much memory for any file
+            too_long = os.fstat(file.fileno()).st_size > LONGEST
+            data = b"" if too_long else file.read()
     except OSError as error:
         raise DataError(
             "expected a text file", f"{path}: {error.strerror or error}", "remove it"
         ) from None
-    if len(data) > LONGEST:
+    if too_long:
         raise DataError(
             f"expected a text of at most {LONGEST >> 20} MiB",
             f"{path}: a longer one",

@@ -259,13 +259,10 @@ def agreed(
     """
     while True:
         part = next(parts, None)
-        marks = np.zeros(comm.size)
-        marks[comm.rank] = _ENDED if part is None else part.mark
         with within():
-            comm.allreduce(marks)
-        differ = np.flatnonzero(marks != marks[0])
-        if len(differ):
-            rank = int(differ[0])
+            marks = _marks(_ENDED if part is None else part.mark, comm)
+        rank = _odd_one(marks)
+        if rank is not None:
             what = "another batch"
             if _ENDED in (marks[0], marks[rank]):
                 what = "none left" if marks[rank] == _ENDED else "one more"
@@ -278,6 +275,33 @@ def agreed(
         if part is None:
             return
         yield part
+
+
+def check_arrays(batch: Batch, comm: Communicator) -> None:
+    """Raise DataError, on all ranks, that names a rank whose arrays have other shapes,
+    types, or other values at their ends; what lies between isn't compared."""
+    rank = _odd_one(_marks(mark_of(batch), comm))
+    if rank is not None:
+        raise DataError(
+            "expected the same arrays on all ranks, of which each takes its share",
+            f"others on rank {rank} ({comm.hosts[rank]}) than on rank 0",
+            "give all ranks the whole data in the same order: seed the generator that "
+            "makes or shuffles them",
+        )
+
+
+def _marks(mark: float, comm: Communicator) -> Array:
+    """Return the marks of all ranks."""
+    marks = np.zeros(comm.size)
+    marks[comm.rank] = mark
+    comm.allreduce(marks)
+    return marks
+
+
+def _odd_one(marks: Array) -> int | None:
+    """Return the first rank whose mark isn't that of rank 0."""
+    differ = np.flatnonzero(marks != marks[0])
+    return int(differ[0]) if len(differ) else None
 
 
 def rows_of_batch(batch: Batch, rows: Any) -> Batch:

@@ -184,9 +184,9 @@ class MultiHeadAttention(Layer):
         o = self.options
         self.qkv = self.child("qkv", Dense(width, None, **o))
         o = {**o, "kernel_initializer": self.output_initializer}
-        self.output = self.child("output", Dense(features, None, **o))
+        self.merged = self.child("output", Dense(features, None, **o))
         self.qkv.build_once(input_shape)
-        return self.output.build_once((input_shape[0], inner))
+        return self.merged.build_once((input_shape[0], inner))
 
     def _build_cross(self, shapes: tuple[Shape, ...]) -> Shape:
         if self.rope_theta is not None or self.num_kv_heads != self.num_heads:
@@ -246,10 +246,10 @@ class MultiHeadAttention(Layer):
             self._keep,
             self.starts,
         )
-        return self.output.forward(out, training)
+        return self.merged.forward(out, training)
 
     def output_spare(self) -> bool | None:
-        return False if self.cross is not None else self.output.output_spare()
+        return False if self.cross is not None else self.merged.output_spare()
 
     def output_mask(self) -> Array | None:
         return self.mask if self.cross is None else self.cross.output_mask()
@@ -264,8 +264,8 @@ class MultiHeadAttention(Layer):
     def backward(self, dy: Array, done: Done = nothing) -> Any:
         if self.cross is not None:
             return self.cross.backward(dy, done)
-        dout = self.output.backward(dy, done)
-        done(self.output)
+        dout = self.merged.backward(dy, done)
+        done(self.merged)
         qkv = self.qkv.logits()
         dqkv = self.scratch(qkv.shape)
         attention_backward(

@@ -33,7 +33,7 @@ class Chain(Layer):
                 f"{layer!r} a second time",
                 "make another layer",
             )
-        self.child(layer.name or str(len(self.layers)), layer)
+        self.child(layer.given_name or str(len(self.layers)), layer)
         self.layers.append(layer)
         self._steps.clear()
 
@@ -147,7 +147,7 @@ class Chain(Layer):
         known = [layer for layer in layers if layer is not None]
         if len(known) < len(layers):
             return None
-        made = type(self)(*known, name=self.name)
+        made = type(self)(*known, name=self.given_name)
         made.label = self.label
         return made
 

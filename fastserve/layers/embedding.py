@@ -30,8 +30,9 @@ class Embedding(Layer):
     """y = table[x]: integers (batch, ...) -> (batch, ..., output_dim).
 
     Weights: ``embeddings`` (input_dim, output_dim). With ``mask_zero`` index 0 is
-    padding, which later layers leave out. Raises DataError for an index outside of
-    the table.
+    padding, which later layers leave out. Vectors that are known come by
+    ``embeddings_initializer=initializers.Constant(vectors)``, and stay with
+    ``trainable=False``. Raises DataError for an index outside of the table.
     """
 
     takes_integers = True
@@ -46,8 +47,11 @@ class Embedding(Layer):
         mask_zero: bool = False,
         input_shape: Shape | None = None,
         name: str | None = None,
+        trainable: bool = True,
     ) -> None:
         super().__init__(input_shape, name)
+        if not trainable:
+            self.trainable = False
         self.input_dim = self.positive("input_dim", input_dim)
         self.output_dim = self.positive("output_dim", output_dim)
         self.embeddings_initializer = initializers.get(embeddings_initializer)

@@ -10,7 +10,6 @@ calls before are put aside and added.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from fastserve.core import (
     Training,
     nothing,
 )
+from fastserve.core.layer import snake_case
 from fastserve.core.tensor import copy_for_call
 from fastserve.errors import ArgumentError, StateError
 from fastserve.layers.chain import needs_backward
@@ -47,13 +47,6 @@ def arrange(values: Sequence[Any], like: Any) -> Any:
     if isinstance(like, Mapping):
         return dict(zip(like, values, strict=True))
     return list(values) if len(values) > 1 else values[0]
-
-
-def snake_case(name: str) -> str:
-    """Return the name as Keras writes layers': LayerNormalization,
-    layer_normalization."""
-    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 class Call:
@@ -142,7 +135,7 @@ class Graph(Layer):
 
     def _name_layers(self, names: Mapping[int, str]) -> None:
         layers = list({id(n.layer): n.layer for n in self.nodes}.values())
-        given = {id(x): x.name or names.get(id(x)) for x in layers}
+        given = {id(x): x.given_name or names.get(id(x)) for x in layers}
         taken = [name for name in given.values() if name]
         for name in taken:
             if taken.count(name) > 1:
@@ -164,12 +157,13 @@ class Graph(Layer):
             given[id(layer)] = name
         for layer in layers:
             self.child(str(given[id(layer)]), layer)
+            layer.counted_name = layer.counted_name or given[id(layer)]
         self.layers = list(_as_keras_orders(self.nodes, self.inputs, self.outputs))
 
     def name_of(self, layer: Layer) -> str:
         """Return the name that a layer has in this graph."""
         found = (name for name, child in self.children().items() if child is layer)
-        return next(found, layer.name or snake_case(layer.label))
+        return next(found, layer.name)
 
     def parameters(self) -> Iterator[Parameter]:
         """Yield them in Keras' order, not in that of execution."""
@@ -292,7 +286,7 @@ class Graph(Layer):
         flat = flatten(values)
         if kwargs or len(flat) != len(self.inputs):
             raise ArgumentError(
-                f"{self.name or 'model'}: expected {len(self.inputs)} inputs",
+                f"{self.given_name or 'model'}: expected {len(self.inputs)} inputs",
                 f"{len(flat)}, {', '.join(kwargs) or 'none by name'}",
                 "call it on a list with a tensor for each input",
             )

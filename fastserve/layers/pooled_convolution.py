@@ -45,7 +45,7 @@ class Pooled:
         dz = as_rows(dy)
         if one.activation.name != "linear":
             scratch = pooling.scratch(dy.shape)
-            rows = as_rows(pooling.output())
+            rows = as_rows(pooling.pooled())
             one.activation.backward(dz, rows, as_rows(scratch))
             dy, dz = scratch, as_rows(scratch)
         if one.use_bias and one.bias.trainable:

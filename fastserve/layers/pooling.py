@@ -78,7 +78,7 @@ class _Pooling(Layer):
         self.pool_back(as_image(dy, self.rank), dx, self.axes(x))
         return dx if self.rank == 2 else dx[:, 0]
 
-    def output(self) -> Array:
+    def pooled(self) -> Array:
         """Return the last output, as images."""
         return self._buffers["y"]
 

@@ -57,24 +57,34 @@ class InputLayer(Layer):
 
 
 def Input(
-    shape: Shape,
+    shape: Shape | None = None,
     batch_size: None = None,
     dtype: str | None = None,
+    batch_shape: Shape | None = None,
     name: str | None = None,
 ) -> Tensor:
     """Return the tensor that a model starts with, for samples of ``shape``.
 
     ``Input(shape=(784,))`` may also be the first of a Sequential's layers. A batch may
-    have any size, so ``batch_size`` must stay None. ``dtype`` is 'int32', 'string' or
-    the like; None: integers if a layer behind it takes them, else numbers.
+    have any size, so ``batch_size`` must stay None; ``batch_shape`` is ``shape`` with
+    None in front. ``dtype`` is 'int32', 'string' or the like; None: integers if a layer
+    behind it takes them, else numbers.
     """
+    if (shape is None) == (batch_shape is None):
+        raise ArgumentError(
+            "Input: expected shape, or else batch_shape",
+            f"shape={shape}, batch_shape={batch_shape}",
+            "for example Input(shape=(784,))",
+        )
+    if shape is None and batch_shape:
+        batch_size, shape = batch_shape[0], batch_shape[1:]  # type: ignore[assignment]
     if batch_size is not None:
         raise ArgumentError(
             "Input: expected no batch_size: batches may have any size",
             repr(batch_size),
             "leave it out",
         )
-    return Node(InputLayer(shape, dtype, name), [], True, None).outputs[0]
+    return Node(InputLayer(shape or (), dtype, name), [], True, None).outputs[0]
 
 
 class Flatten(Layer):

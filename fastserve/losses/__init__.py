@@ -124,7 +124,7 @@ def get(loss: str | Loss | type[Loss] | Function | Mapping[str, Any]) -> Loss:
     """
     made = make("loss", loss, NAMED)
     if isinstance(made, Loss):
-        return made
+        return FunctionLoss.of(made) if made.has_call else made
     if callable(made):
         cls = _OF_FUNCTION.get(made)
         return FunctionLoss(made) if cls is None else cls()

@@ -6,9 +6,11 @@ the weighted losses of the rows up and divides once, by the global number of row
 (``count``), so uneven shares and short batches change nothing. ``loss(y_true, y_pred)``
 is Keras' value: weighted sum / number of rows.
 
-A new loss is one method. If it is a mean (or a sum) over the last axis, subclass
-``ElementwiseLoss`` and write ``elements``; otherwise subclass ``Loss`` and write
-``block``. Neither may write to its inputs; large temporary arrays come from ``kept``.
+A new loss is one method. Simplest is ``call``, as in Keras, that also returns the
+gradient; see ``FunctionLoss``. Without arrays of its own in each step it is: for a mean
+(or a sum) over the last axis a subclass of ``ElementwiseLoss`` with ``elements``, else
+one of ``Loss`` with ``block``. None of them may write to its inputs; large temporary
+arrays come from ``kept``.
 
 NaN and infinities in ``y_pred`` pass silently into the sum; the caller checks it.
 
@@ -95,6 +97,11 @@ class Loss:
             f"fused_loss {self.fused_loss}",
             "keep the last layer's activation apart from the loss",
         )
+
+    @property
+    def has_call(self) -> bool:
+        """Whether the class has a method ``call(y_true, y_pred)``."""
+        return callable(getattr(self, "call", None))
 
     # -- what a subclass uses --------------------------------------------------
 
@@ -256,6 +263,8 @@ class Loss:
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Return what ``reduction`` says, by default the mean over the losses."""
+        if self.has_call:
+            return FunctionLoss.of(self)(y_true, y_pred, sample_weight)
         y_pred = _as_float(y_pred)
         if self.reduction is None:
             return self.losses(y_true, y_pred, sample_weight)
@@ -329,6 +338,13 @@ class FunctionLoss(Loss):
             name=name or getattr(function, "__name__", type(function).__name__)
         )
         self.function = function
+
+    @classmethod
+    def of(cls, loss: Loss) -> FunctionLoss:
+        """Return the loss that a subclass's method ``call`` is."""
+        made = cls(loss.call, loss.name)  # type: ignore[attr-defined]
+        made.reduction = loss.reduction
+        return made
 
     def _check_shape(self, y_shape: Shape, output_shape: Shape) -> None:
         """Any shape may be right: only the function knows."""

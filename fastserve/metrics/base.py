@@ -12,7 +12,8 @@ mean of nothing is 0, as in Keras.
 
 A new metric is a subclass of ``RowMetric`` with one method, ``values``, or one of
 ``Metric`` with ``update`` and ``result``; if its state's size depends on the number of
-classes, with ``build``.
+classes, with ``build``. As in Keras it may also have ``update_state`` and ``result``,
+and sums made by ``add_variable``.
 
 B batch, C classes or features, N rows
 """
@@ -43,8 +44,9 @@ class Metric:
     """
 
     name = "metric"
-    size = 2  # numbers in the state
+    size = 2  # numbers in the state, before those of add_variable
     weighted = False
+    _adds = False  # update_state was seen to add
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name or self.name
@@ -57,6 +59,55 @@ class Metric:
     def update(self, y_true: Any, y_pred: Any, weights: Any = None) -> None:
         """Add a batch; the arrays are only read."""
         raise NotImplementedError(f"{type(self).__name__}.update")
+
+    def take(self, y_true: Any, y_pred: Any, weights: Any = None) -> None:
+        """Add a batch in training: by ``update``, or by the ``update_state`` of a
+        subclass, which may call that of its base."""
+        places = [_defined(type(self), name) for name in ("update_state", "update")]
+        if places[0] >= places[1]:
+            self.update(y_true, y_pred, weights)
+            return
+        rest = () if weights is None else (weights,)
+        before = self.state.copy()
+        self.update_state(y_true, y_pred, *rest)
+        if not self._adds:
+            self._check_that_it_adds(before, (y_true, y_pred, *rest))
+
+    def _check_that_it_adds(self, before: Array, batch: tuple[Any, ...]) -> None:
+        """Raise ArgumentError unless a batch changes the state by the same numbers
+        whatever it was: states of batches and ranks are added up."""
+        once = self.state.copy()
+        self.update_state(*batch)
+        twice, self.state[...] = self.state - once, once
+        if not np.allclose(twice, once - before, rtol=1e-4, atol=1e-6, equal_nan=True):
+            raise ArgumentError(
+                f"metric {self.name}: expected update_state to add to its variables, "
+                "as those of several batches and ranks are added up",
+                f"another change the second time: {once - before}, then {twice}",
+                "keep sums and counts, and compute the rest in result",
+            )
+        self._adds = bool((once != before).any())  # else the next batch tells
+
+    def add_variable(
+        self,
+        shape: tuple[int, ...] = (),
+        initializer: Any = "zeros",
+        dtype: Any = None,
+        name: str | None = None,
+    ) -> Total:
+        """Return a part of the state, a sum that ``update_state`` adds to. It begins
+        with 0, which is the only ``initializer``; numbers are float64."""
+        if initializer not in ("zeros", "Zeros", None):
+            raise ArgumentError(
+                f"metric {self.name}: expected a variable that begins with zeros",
+                repr(initializer),
+                "keep sums and counts, and compute the rest in result",
+            )
+        total = Total(self, len(self.state), tuple(shape))
+        self.state = np.concatenate([self.state, np.zeros(math.prod(shape))])
+        return total
+
+    add_weight = add_variable
 
     def result(self) -> Any:
         """Return the metric of all that was added since ``reset``: number or array."""
@@ -81,6 +132,58 @@ class Metric:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
+
+
+class Total(np.lib.mixins.NDArrayOperatorsMixin):
+    """A sum in a metric's state, by the methods of Keras' variables. In formulas, and
+    for NumPy, it is its array.
+
+    Args:
+        metric: whose state it is a part of.
+        start: its place there.
+    """
+
+    def __init__(self, metric: Metric, start: int, shape: tuple[int, ...]) -> None:
+        self._metric, self.shape = metric, shape
+        self._part = slice(start, start + math.prod(shape))
+
+    @property
+    def value(self) -> Array:
+        return self._metric.state[self._part].reshape(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def numpy(self) -> Array:
+        return self.value.copy()
+
+    def assign(self, value: Any) -> None:
+        self.value[...] = value
+
+    def assign_add(self, value: Any) -> None:
+        self.value[...] += value
+
+    def assign_sub(self, value: Any) -> None:
+        self.value[...] -= value
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return self.value.astype(dtype)
+
+    def __array_ufunc__(
+        self, ufunc: Any, method: str, *inputs: Any, **rest: Any
+    ) -> Any:
+        plain = [i.numpy() if isinstance(i, Total) else i for i in inputs]
+        return getattr(ufunc, method)(*plain, **rest)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.numpy()[key]
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __repr__(self) -> str:
+        return f"Total({self.value})"
 
 
 class Averaged(Metric):
@@ -223,6 +326,11 @@ class FunctionMetric(Averaged):
         if w is not None and w.shape != values.shape:
             w = row_weights(weights, values.shape, self.name)
         self.add(float((values if w is None else values * w).sum()), values.size, w)
+
+
+def _defined(kind: type, name: str) -> int:
+    """Return how many classes are before the one that defines a method."""
+    return next(i for i, base in enumerate(kind.__mro__) if name in vars(base))
 
 
 def row_weights(weights: Any, shape: tuple[int, ...], owner: str) -> Array | None:

@@ -144,3 +144,19 @@ def check_loss_weights(weights: Any) -> None:
                 f"{weight!r}",
                 "write metrics=[...] if metrics are meant",
             )
+
+
+# what Keras' fit asks a subclass for
+_STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
+
+
+def check_steps(model: Model) -> None:
+    """Raise ArgumentError for methods that Keras would call and nobody does here."""
+    for name in _STEPS:
+        if callable(getattr(model, name, None)):
+            raise ArgumentError(
+                f"{type(model).__name__}: expected a model whose steps fit makes",
+                f"a method {name}, which would never be called",
+                "there is no automatic differentiation: give compile a loss with its "
+                "gradient, or train models in turns with train_on_batch",
+            )

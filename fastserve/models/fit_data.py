@@ -33,6 +33,10 @@ def inputs_of(model: Model, x: Any) -> Any:
         model.build(each(lambda a: a.shape[1:], x if several else np.asarray(x)))
     if isinstance(model.root, Graph):
         x = arrays_for("x", x, model.root.input_names)
+    elif isinstance(x, (list, tuple)) and len(x) == 1 and isinstance(x[0], np.ndarray):
+        known = model.known_input_shape  # a list of one input, or of one sample
+        if known is not None and x[0].ndim == len(known) + 1:
+            x = x[0]
     if model.known_input_shape == (1,) and np.ndim(x) == 1:  # as Keras does
         return np.asarray(x)[:, None]
     return x
@@ -197,13 +201,6 @@ def _weighed(
             "expected class_weight for a model with a single output",
             f"{len(y)} outputs",
             "use sample_weight, a list or dict of arrays for the outputs",
-        )
-    wrong = [k for k in class_weight if not isinstance(k, (int, float, np.number))]
-    if wrong:
-        raise ArgumentError(
-            "expected class_weight's keys to be numbers of classes",
-            f"{wrong[0]!r}",
-            "give the classes as y has them, for example {0: 1.0, 1: 5.0}",
         )
     loss = single(model, model.loss)
     if loss.fused_loss == "sigmoid" and y.ndim > 1 and y.shape[-1] > 1:

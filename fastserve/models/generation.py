@@ -115,7 +115,7 @@ class _Block:
         ]
         self._heads = block.heads
         self._qkv = _one_token(self._heads.qkv, threads)
-        self._output = _one_token(self._heads.output, threads)
+        self._output = _one_token(self._heads.merged, threads)
         self._cut_heads(self._heads, length)
 
     def _cut_heads(self, layer: MultiHeadAttention, length: int) -> None:

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from fastserve.core import Array, Layer
+from fastserve.core.layer import snake_case
 from fastserve.errors import ArgumentError, CheckpointError, FastserveError, StateError
 from fastserve.layers.attention import MultiHeadAttention
-from fastserve.layers.graph import snake_case
 from fastserve.layers.recurrent import Recurrent
 from fastserve.models import hdf5
 from fastserve.training.files import clean, replace, sync, writing
@@ -58,7 +58,7 @@ def entries(root: Layer) -> list[Entry]:
 
     What is used in several places is there once, in the first.
     """
-    return list(_entries(root, "", root.name or snake_case(root.label), set()))
+    return list(_entries(root, "", root.given_name or snake_case(root.label), set()))
 
 
 def _entries(layer: Layer, path: str, name: str, seen: set[int]) -> Iterator[Entry]:
@@ -89,7 +89,7 @@ def _entries(layer: Layer, path: str, name: str, seen: set[int]) -> Iterator[Ent
         kind = snake_case(child.label)
         count = counts[kind] = counts.get(kind, -1) + 1
         place = below(f"layers/{kind}_{count}" if count else f"layers/{kind}")
-        yield from _entries(child, place, child.name or kind, seen)
+        yield from _entries(child, place, child.given_name or kind, seen)
 
 
 def _attention(layer: MultiHeadAttention, path: str) -> Iterator[Entry]:
@@ -105,7 +105,7 @@ def _attention(layer: MultiHeadAttention, path: str) -> Iterator[Entry]:
         start = columns.stop
         split = [a.reshape(*a.shape[:-1], count, width) for a in arrays]
         yield Entry(f"{path}/{part}_dense", part, split)
-    kernel, *bias = [p.value for p in layer.output.own_parameters()]
+    kernel, *bias = [p.value for p in layer.merged.own_parameters()]
     shaped = kernel.reshape(layer.num_heads, width, -1)
     yield Entry(f"{path}/output_dense", "attention_output", [shaped, *bias])
 
@@ -262,7 +262,7 @@ def _old_layers(root: Layer) -> Iterator[tuple[str, list[Array]]]:
     for layer in inside if isinstance(inside, list) else [root]:
         own = {id(p): p for p in layer.parameters()}.values()
         arrays = [p.value for p in sorted(own, key=lambda p: p.moving)]
-        yield layer.name or snake_case(layer.label), arrays
+        yield layer.given_name or snake_case(layer.label), arrays
 
 
 def _is_array(dataset: Any) -> bool:

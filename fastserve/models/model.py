@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
@@ -15,6 +16,7 @@ from fastserve import environment, losses, optimizers
 from fastserve.comm import world
 from fastserve.core import Layer, Memory, Parameter, ParameterStore, Tensor
 from fastserve.core.parameter import named_parameters
+from fastserve.core.random import default_seed
 from fastserve.core.weights import Weighted
 from fastserve.data.prefetch import Pace, load
 from fastserve.data.sampler import Sampler
@@ -26,10 +28,11 @@ from fastserve.errors import (
     UnknownNameError,
 )
 from fastserve.layers.chain import skip_input_gradient
-from fastserve.layers.graph import Graph, arrange, flatten, snake_case
+from fastserve.layers.graph import Graph, arrange, flatten
 from fastserve.models import saving, summary_table
 from fastserve.models.compiled import (
     check_loss_weights,
+    check_steps,
     known_metrics,
     make_trainer,
 )
@@ -66,7 +69,8 @@ class Model(Weighted):
     Args:
         inputs, outputs: tensors, or lists or dicts of them; see ``Graph``.
         name: of the model as a layer of others.
-        seed: determines the initial weights, the order of samples and dropout.
+        seed: determines the initial weights, the order of samples and dropout; None:
+            that of ``utils.set_random_seed``, or 0.
         dtype: 'float32' or 'float64', in which all is computed.
         trainable: false freezes all layers.
         root: the network, in place of inputs and outputs.
@@ -77,12 +81,13 @@ class Model(Weighted):
         inputs: Any = None,
         outputs: Any = None,
         name: str | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         dtype: str = "float32",
         *,
         trainable: bool = True,
         root: Layer | None = None,
     ) -> None:
+        seed = default_seed() if seed is None else seed
         if seed < 0:
             raise ArgumentError("expected a seed of 0 or more", f"{seed}")
         self._traced = root is None and inputs is None and outputs is None
@@ -93,7 +98,7 @@ class Model(Weighted):
             root = Graph(inputs, outputs)
         self.root, self.seed = root, int(seed)
         if name is not None:
-            root.name = Layer(name=name).name
+            root.name = Layer(name=name).given_name
         if type(self) is not Model:
             root.label = type(self).__name__
         if not trainable:
@@ -108,6 +113,7 @@ class Model(Weighted):
         self.metrics: Any = []
         self.weighted_metrics: Any = []
         self.trainer: Trainer | None = None
+        self.history: History | None = None  # of the last fit
         self.last_step: StepResult | None = None
         self.stop_training = False
         self.loss_weights: Any = None
@@ -115,6 +121,7 @@ class Model(Weighted):
         self._epochs_made = 0  # since compile
         self.options = Options()
         self.clip_norm: float | None = None
+        self._hold_layers()
 
     @property
     def trainable(self) -> bool:
@@ -130,7 +137,7 @@ class Model(Weighted):
     @property
     def name(self) -> str:
         """The name that was given, or else the kind: functional, sequential."""
-        return self.root.name or snake_case(self.root.label)
+        return self.root.name
 
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
         """Return the tensors that the model makes of others, as a layer would.
@@ -162,11 +169,19 @@ class Model(Weighted):
 
     def _trace(self, shape: Any) -> None:
         """Run ``call`` on symbolic tensors; the network is what it did."""
-        name, trainable = self.root.name, self.root.trainable
+        name, trainable = self.root.given_name, self.root.trainable
         self.root = trace(self, shape)
         self.root.name, self.root.label = name, type(self).__name__
         if not trainable:
             self.root.trainable = False
+        self._hold_layers()
+
+    def _hold_layers(self) -> None:
+        """Let the layers find the model that gives them their weights."""
+        if isinstance(self.root, Graph):
+            for layer in self.layers:
+                if layer.within is None or layer.within() is None:
+                    layer.within = weakref.ref(self)
 
     @property
     def _graph(self) -> Graph:
@@ -335,6 +350,7 @@ class Model(Weighted):
                 "compile: expected a loss", "None", "for example loss='mse'"
             )
         check_loss_weights(loss_weights)
+        check_steps(self)
         self.optimizer = optimizers.get(optimizer)
         self.loss = each(lambda one: one and losses.get(one), loss)
         self.metrics = known_metrics(metrics)
@@ -477,7 +493,7 @@ class Model(Weighted):
         )
         level = _verbosity(verbose)
         shown = [Progress(level)] if level else []
-        return run(
+        self.history = run(
             self,
             trainer,
             source,
@@ -488,6 +504,7 @@ class Model(Weighted):
             [*shown, *callbacks],
             level,
         )
+        return self.history
 
     # -- evaluate, predict -------------------------------------------------------
 
@@ -706,7 +723,7 @@ class Model(Weighted):
             raise NotImplementedError(f"{type(self).__name__}.get_config")
         return {
             "class": "Functional",
-            "name": self.root.name,
+            "name": self.root.given_name,
             "seed": self.seed,
             "dtype": self.dtype.name,
             "graph": Writer().graph(self.root),
@@ -731,18 +748,29 @@ class Model(Weighted):
         self._skip_input_gradient()
         self.trainer = None
 
-    def summary(self, *, print_fn: Callable[[str], Any] | None = None) -> None:
+    def summary(
+        self,
+        *,
+        print_fn: Callable[[str], Any] | None = None,
+        expand_nested: bool = False,
+        show_trainable: bool = False,
+    ) -> None:
         """Print the layers with their output shapes and numbers of weights.
 
-        ``print_fn`` gets each line in place of ``print``.
+        Args:
+            print_fn: gets each line in place of ``print``.
+            expand_nested: show the layers of models in the model as well.
+            show_trainable: say of each layer whether it is trained.
         """
         if world().rank == 0:
-            for line in self.describe().splitlines():
+            for line in self.describe(expand_nested, show_trainable).splitlines():
                 (print_fn or print)(line)
 
-    def describe(self) -> str:
+    def describe(
+        self, expand_nested: bool = False, show_trainable: bool = False
+    ) -> str:
         """Return the table that ``summary`` prints."""
-        return summary_table.describe(self)
+        return summary_table.describe(self, expand_nested, show_trainable)
 
 
 def _check_counts(verb: str, **counts: int | None) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 from fastserve.core import Layer, Tensor
+from fastserve.core.layer import snake_case
 from fastserve.errors import ArgumentError, StateError
 from fastserve.layers.chain import Chain
-from fastserve.layers.graph import snake_case
 from fastserve.layers.shapes import InputLayer
 from fastserve.models.model import Model
 from fastserve.models.serialization import Reader, Writer
@@ -23,7 +24,8 @@ class Sequential(Model):
     Args:
         layers: the layers; more can follow with ``add``.
         name: of the model as a layer of others.
-        seed: determines the initial weights, the order of samples and dropout.
+        seed: determines the initial weights, the order of samples and dropout; None:
+            that of ``utils.set_random_seed``, or 0.
         dtype: 'float32' or 'float64', in which all is computed.
     """
 
@@ -31,7 +33,7 @@ class Sequential(Model):
         self,
         layers: Sequence[Any] = (),
         name: str | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         dtype: str = "float32",
     ) -> None:
         self.chain = Chain()
@@ -53,14 +55,9 @@ class Sequential(Model):
         model of a process: ``dense``, ``dense_1``.
         """
         if index is None and name not in self.chain.children():
-            counts: dict[str, int] = {}
             for layer in self.layers:
-                kind = snake_case(layer.label)
-                count = counts.get(kind, 0)
-                if not layer.name:
-                    counts[kind] = count + 1
-                    if name == (f"{kind}_{count}" if count else kind):
-                        return layer
+                if name == layer.name:
+                    return layer
         return super().get_layer(name, index)
 
     def add(self, layer: Layer | Model | Tensor) -> None:
@@ -82,7 +79,12 @@ class Sequential(Model):
                 "a model with weights",
                 "add all layers before the first fit, predict, summary or build",
             )
+        kind = snake_case(layer.label)
+        before = [one for one in self.chain.layers if not one.given_name]
+        count = sum(snake_case(one.label) == kind for one in before)
         self.chain.append(layer)
+        layer.counted_name = f"{kind}_{count}" if count else kind
+        layer.within = weakref.ref(self)
 
     def pop(self) -> Layer:
         """Remove the last layer and return it.
@@ -95,7 +97,9 @@ class Sequential(Model):
                 "a model with weights" if self.chain.layers else "no layers",
                 "make another model of the layers that are wanted",
             )
-        return self.chain.pop()
+        layer = self.chain.pop()
+        layer.within = None
+        return layer
 
     @property
     def known_input_shape(self) -> tuple[int | None, ...] | None:
@@ -106,7 +110,7 @@ class Sequential(Model):
         """Return class, seed, type, input shape and layers, as JSON types."""
         return {
             "class": "Sequential",
-            "name": self.chain.name,
+            "name": self.chain.given_name,
             "seed": self.seed,
             "dtype": self.dtype.name,
             "input_shape": list(self.root.input_shape or ()) if self.built else None,

@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from fastserve import layers
 from fastserve.core import (
     Layer,
@@ -63,10 +65,11 @@ class Writer:
         config: dict[str, Any] = {"class": type(layer).__name__}
         self._known[id(layer)] = config
         if isinstance(layer, Graph):
-            config |= {"name": layer.name, "graph": self.graph(layer)}
+            config |= {"name": layer.given_name, "graph": self.graph(layer)}
         elif type(layer) in (Chain, Residual):  # layers may have been appended
             config["layers"] = [self.layer(part) for part in layer.layers]  # type: ignore
-            config["arguments"] = {"name": layer.name} if layer.name else {}
+            name = layer.given_name
+            config["arguments"] = {"name": name} if name else {}
         else:
             config |= self._arguments(layer)
         if layer.label != type(layer).__name__ and not isinstance(layer, Graph):
@@ -81,11 +84,7 @@ class Writer:
         if _takes_layers(type(layer)):
             inner, bound = [self.layer(a) for a in args], dict(kwargs)
         else:
-            signature = inspect.signature(type(layer))
-            bound = dict(signature.bind(*args, **kwargs).arguments)
-            for name, parameter in signature.parameters.items():
-                if parameter.kind is parameter.VAR_KEYWORD:
-                    bound |= bound.pop(name, {})
+            bound = layer.named_arguments()
         arguments = {
             name: {"layer": self.layer(value)}
             if isinstance(value, Layer)
@@ -274,13 +273,17 @@ def _to_json(layer: Layer, name: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_to_json(layer, name, v) for v in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.asdict(value)
+        fields = {
+            k: _to_json(layer, name, v) for k, v in dataclasses.asdict(value).items()
+        }
         kind = next((k for k, base in _KINDS.items() if isinstance(value, base)), None)
         return {kind or "initializer": type(value).__name__, **fields}
     if isinstance(value, dict):
         return {k: _to_json(layer, name, v) for k, v in value.items()}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
     raise ArgumentError(
         f"{type(layer).__name__}: expected arguments that can be saved",
         f"{name}={value!r}",

@@ -7,6 +7,9 @@ input is in the cache, and ``slope`` keeps it, so that backward is one product.
 
 All of Keras 3 are here with its constants, except glu, whose output has another shape.
 Keras' ``threshold`` has no default arguments; by its name alone it is threshold 0.
+
+Each is here by its name too: ``fs.activations.relu(x)`` returns a new array, and
+``Dense(8, fs.activations.relu)`` is the same as ``Dense(8, "relu")``.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastserve.errors import UnknownNameError
-from fastserve.ops import piecewise, smooth, softmax
+from fastserve.errors import ArgumentError, UnknownNameError
+from fastserve.ops import piecewise, smooth
+from fastserve.ops import softmax as rowwise  # softmax is an activation here
 from fastserve.ops.blocks import FLAT, Array, as_rows
 
 
@@ -37,6 +41,15 @@ class Activation:
     gradient: Callable[[Array, Array, Array], object] | None = None
     value_slope: Callable[[Array, Array, Array], object] | None = None
     rows: bool = False
+
+    def __call__(self, x: object) -> Array:
+        """Return a new array with the function of an array of numbers."""
+        z = np.asarray(x)
+        z = np.array(z, z.dtype if z.dtype.kind == "f" else np.float32)
+        rows = z.reshape(1, -1) if z.ndim < 2 else z.reshape(-1, z.shape[-1])
+        y = np.empty_like(rows)
+        self.forward(rows, y)
+        return y.reshape(z.shape)
 
     @property
     def needs_slope(self) -> bool:
@@ -69,16 +82,16 @@ class Activation:
                 self.gradient(dy[part], saved[part], dx[part])
 
 
-def linear(z: Array, y: Array) -> None:
+def copy(z: Array, y: Array) -> None:
     np.copyto(y, z)
 
 
-def linear_gradient(dy: Array, y: Array, dx: Array) -> None:
+def copy_gradient(dy: Array, y: Array, dx: Array) -> None:
     np.copyto(dx, dy)
 
 
 _ALL = [
-    Activation("linear", linear, linear_gradient),
+    Activation("linear", copy, copy_gradient),
     Activation("relu", piecewise.relu, piecewise.relu_gradient),
     Activation("threshold", piecewise.relu, piecewise.relu_gradient),
     Activation("relu6", piecewise.relu6, piecewise.relu6_gradient),
@@ -100,11 +113,11 @@ _ALL = [
     Activation("elu", smooth.elu, smooth.elu_gradient),
     Activation("celu", smooth.elu, smooth.elu_gradient),
     Activation("selu", smooth.selu, smooth.selu_gradient),
-    Activation("softmax", softmax.softmax, softmax.softmax_backward, rows=True),
+    Activation("softmax", rowwise.softmax, rowwise.softmax_backward, rows=True),
     Activation(
-        "log_softmax", softmax.log_softmax, softmax.log_softmax_backward, rows=True
+        "log_softmax", rowwise.log_softmax, rowwise.log_softmax_backward, rows=True
     ),
-    Activation("sparsemax", softmax.sparsemax, softmax.sparsemax_backward, rows=True),
+    Activation("sparsemax", rowwise.sparsemax, rowwise.sparsemax_backward, rows=True),
     Activation("hard_silu", piecewise.hard_silu, value_slope=piecewise.hard_silu_slope),
     Activation("silu", smooth.silu, value_slope=smooth.silu_slope),
     Activation("mish", smooth.mish, value_slope=smooth.mish_slope),
@@ -124,6 +137,20 @@ def get(activation: str | Activation | None) -> Activation:
         return activation
     if activation is None:
         return NAMED["linear"]
+    if not isinstance(activation, str):
+        raise ArgumentError(
+            "expected the name of an activation, or one of fs.activations",
+            repr(activation),
+            "put a layer such as LeakyReLU behind this one; a function of your own "
+            "needs a layer with a backward",
+        )
     if activation not in NAMED:
         raise UnknownNameError("activation", activation, NAMED)
     return NAMED[activation]
+
+
+def __getattr__(name: str) -> Activation:
+    if name not in NAMED:
+        known = ", ".join(NAMED)
+        raise AttributeError(f"no activation of the name {name!r}; known: {known}")
+    return NAMED[name]

@@ -129,6 +129,11 @@ class Optimizer:
             value = float(value)
         self._learning_rate = value
 
+    @property
+    def iterations(self) -> int:
+        """Keras' name of ``step``."""
+        return self.step
+
     def current_lr(self) -> float:
         """Return the learning rate of the next update."""
         rate = self._learning_rate

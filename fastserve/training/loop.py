@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +17,8 @@ import numpy as np
 from fastserve.data.prefetch import THREAD as PREFETCH
 from fastserve.data.prefetch import Pace, Share, load, shares
 from fastserve.data.sampler import Sampler
-from fastserve.data.sources import Source
-from fastserve.data.streams import OPEN, Stream, agreed
+from fastserve.data.sources import ArraySource, Batch, Source
+from fastserve.data.streams import OPEN, Stream, agreed, check_arrays
 from fastserve.errors import NonFiniteError, StateError
 from fastserve.optimizers import Optimizer
 from fastserve.training.callbacks import Callback, CallbackList, History, TerminateOnNaN
@@ -113,6 +113,8 @@ def run(
     """
     history = History()
     trainer.share_weights()  # rank 0 may have loaded others
+    if isinstance(source, ArraySource) and trainer.comm.size > 1:
+        check_arrays(Batch(source.x, source.y, source.weights), trainer.comm)
     if isinstance(source, Stream):
         source.begin(schedule.first_step)
     # backups last: they save what the others have come to
@@ -129,10 +131,12 @@ def run(
     # what a batch's callback of the user's own decides need not be alike on all ranks
     watched = call.hears("train_batch_begin", "train_batch_end", foreign=True)
     watched = watched or call.hears("batch_begin", "batch_end", foreign=True)
+    heard = call.hears("train_batch_end", "batch_end", foreign=True)
     model.stop_training = interrupted = False
     call("train_begin", {})
     _agree(model, trainer)
     logs: dict[str, float] = {}
+    so_far: Mapping[str, float] = logs
     timing = trainer.timing
     comparing = partial(timing.within, "sums", "comparison of batches")
     pace, validation_pace = Pace(), Pace()
@@ -157,14 +161,15 @@ def run(
                 call("train_batch_begin", batch, {})
                 try:
                     model.last_step = trainer.train_share(part, step, loading)
-                    logs = trainer.results()
+                    # metrics may take longer than a step: only for those who look
+                    so_far = trainer.results() if heard else Later(trainer)
                     interrupted = model.last_step.stop
                 except NonFiniteError:
                     if not forgives:
                         raise
-                    logs = trainer.results() | {"loss": math.nan}
+                    so_far = trainer.results() | {"loss": math.nan}
                 step += 1
-                call("train_batch_end", batch, logs)
+                call("train_batch_end", batch, so_far)
                 batch += 1
                 if interrupted:
                     break
@@ -172,6 +177,8 @@ def run(
                     _agree(model, trainer)
             if step == steps.stop:
                 next(parts, None)  # so a dataset hears of the end of its pass
+        if step > made:
+            logs = dict(so_far)
         if interrupted and step < steps.stop:
             break  # the epoch has no end
         if ended and (step == made or schedule.steps_per_epoch > 0):
@@ -212,6 +219,32 @@ def _params(trainer: Trainer, source: Source, schedule: Schedule) -> dict[str, A
         "tokens_per_sample": source.tokens_per_sample,
         "flops_per_sample": flops_per_sample(trainer.root, source.time),
     }
+
+
+class Later(Mapping[str, float]):
+    """Logs of a step that are computed when something besides the loss is asked for,
+    before the next step."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._known: dict[str, float] | None = None
+
+    def _all(self) -> dict[str, float]:
+        if self._known is None:
+            self._known = self._trainer.results()
+        return self._known
+
+    def __getitem__(self, name: str) -> float:
+        return self._trainer.mean_loss() if name == "loss" else self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __bool__(self) -> bool:
+        return True  # there is always a loss
 
 
 def evaluate(

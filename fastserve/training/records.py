@@ -50,8 +50,8 @@ class _LogFile(logging.FileHandler):
 def start_logs(folder: Path, comm: Communicator) -> None:
     """Send the library's messages to the rank's own file and to standard error.
 
-    Rank 0 shows everything, the others warnings alone, unless FASTSERVE_LOG_RANKS is
-    ``all``; each line names its rank. A crash of the interpreter, such as SIGSEGV,
+    All ranks show warnings, and with FASTSERVE_LOG_RANKS ``all`` every message; each
+    line names its rank. A crash of the interpreter, such as SIGSEGV,
     leaves Python's stack in the file.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -106,7 +106,7 @@ class OutputsTrainer(Trainer):
     def results(self, totals: Array | None = None) -> dict[str, float]:
         """Return mean loss, each output's loss, and metrics; see ``Trainer``."""
         totals = self.totals if totals is None else totals
-        named = {"loss": float(totals[0] / totals[1]) if totals[1] else 0.0}
+        named = {"loss": self.mean_loss(totals)}
         for name, (metric, part) in zip(self._names, self._states(totals), strict=True):
             metric.state[...] = part
             value = metric.result()
@@ -201,7 +201,7 @@ class OutputsTrainer(Trainer):
                 total += loss * share
             for metric in output.metrics:
                 weights = part.weights if metric.weighted else part.measured
-                metric.update(part.y, y, weights)
+                metric.take(part.y, y, weights)
             gradients.append(gradient)
         for metric, place in self._states(status):
             place += metric.state

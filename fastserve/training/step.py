@@ -495,13 +495,18 @@ class Trainer:
         """Return mean loss and metrics of ``totals``, by default of all steps since
         ``reset_totals``; metrics whose result is an array are left out."""
         totals = self.totals if totals is None else totals
-        named = {"loss": float(totals[0] / totals[1]) if totals[1] else 0.0}
+        named = {"loss": self.mean_loss(totals)}
         for metric, part in self._states(totals):
             metric.state[...] = part
             value = metric.result()
             if np.ndim(value) == 0:
                 named[metric.name] = float(value)
         return named
+
+    def mean_loss(self, totals: Array | None = None) -> float:
+        """Return the loss of ``results``."""
+        totals = self.totals if totals is None else totals
+        return float(totals[0] / totals[1]) if totals[1] else 0.0
 
     def with_arrays(self, results: dict[str, float]) -> dict[str, Any]:
         """Return the last results with those of metrics that are arrays, in order."""
@@ -570,7 +575,7 @@ class Trainer:
             weights = batch.weights
         for metric, part in self._states(status):
             metric.reset()
-            metric.update(batch.y, y, batch.weights if metric.weighted else weights)
+            metric.take(batch.y, y, batch.weights if metric.weighted else weights)
             part += metric.state
 
     def _measure_piece(self, part: Batch, y: Array) -> None:

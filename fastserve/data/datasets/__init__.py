@@ -5,6 +5,10 @@ folder) or where its package was installed. ``fastserve datasets`` lists them al
 the command that gets each.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 from fastserve.data.datasets.known import ALL
 from fastserve.data.datasets.labelled import (
     MAIL,
@@ -43,3 +47,22 @@ __all__ = [
     "spam",
     "tagged_words",
 ]
+
+# Keras' data sets, and what takes their place
+_ELSEWHERE = {
+    "boston_housing": "tables are read by jobs: data.type csv",
+    "california_housing": "tables are read by jobs: data.type csv",
+    "cifar10": "no package has it; folders of images are read by jobs",
+    "cifar100": "no package has it; folders of images are read by jobs",
+    "imdb": "texts with two sentiments: film_sentiment()",
+    "mnist": "5,000 of its digits: x, y = mnist_sample(); jobs read idx and npz files",
+    "reuters": "news in five classes: news()",
+}
+
+
+def __getattr__(name: str) -> Any:
+    hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}{hint} (the command 'fastserve "
+        "datasets' lists all)"
+    )
