@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,100 @@ def test_damaged_files(tmp_path: Path) -> None:
         model.load_weights(path)
 
 
+def test_damage_that_hdf5_reads_without_an_end(tmp_path: Path) -> None:
+    path, model = tmp_path / "a.weights.h5", dense(3)
+    model.save_weights(path)
+    with h5py.File(path, "a") as file:
+        file["layers"].attrs["text"] = "of any length"  # in a global heap
+    whole = path.read_bytes()
+
+    free, place = struct.unpack_from("<QQ", whole, whole.index(b"HEAP") + 16)
+    itself = bytearray(whole)  # is the next free block
+    struct.pack_into("<Q", itself, place + free, free)
+
+    first = whole.index(b"GCOL") + 16
+    size = struct.unpack_from("<Q", whole, first + 8)[0]
+    empty = bytearray(whole)  # free, of 0 bytes, behind the text
+    struct.pack_into("<Q", empty, first + 16 + -(-size // 8) * 8 + 8, 0)
+    around = bytearray(whole)  # with its header of 16 bytes it is 2**64
+    struct.pack_into("<Q", around, first + 8, 2**64 - 16)
+
+    for data, reason in (
+        (itself, "free blocks have no end"),
+        (empty, "objects have no end"),
+        (around, "objects have no end"),
+        (whole[:8] + b"\4" + whole[9:], "not a superblock with sizes of 8"),
+        (whole[:13] + b"\4" + whole[14:], "not a superblock with sizes of 8"),
+        (bytes(512) + whole, "no HDF5 at its start"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match=reason):
+            model.load_weights(path)
+    path.write_bytes(whole)
+    model.load_weights(path)
+
+
+def test_types_that_numpy_does_not_have(tmp_path: Path) -> None:
+    path, model = tmp_path / "a.weights.h5", dense(3)
+    model.save_weights(path)
+    # of a float32: offset, bits; place and size of exponent and mantissa; bias
+    layout = "<HHBBBBI"
+    float32 = struct.pack(layout, 0, 32, 23, 8, 0, 23, 127)
+    odd = struct.pack(layout, 0, 32, 23, 8, 0, 23, 1 << 20)
+    path.write_bytes(path.read_bytes().replace(float32, odd))
+    with pytest.raises(CheckpointError, match="Insufficient precision"):
+        model.load_weights(path)
+
+    model.save_weights(path)
+    with h5py.File(path, "a") as file:
+        del file["layers/dense/vars/1"]
+        file["layers/dense/vars/1"] = np.full(3, b"x", "S77")
+    # texts of 77 bytes, filled with zeros; 0 is ASCII, 1 UTF-8
+    coded = {code: struct.pack("<BBxxI", 0x13, code << 4 | 1, 77) for code in (0, 2)}
+    path.write_bytes(path.read_bytes().replace(coded[0], coded[2]))
+    with pytest.raises(CheckpointError, match="Unknown string encoding"):
+        model.load_weights(path)
+
+
+def test_weights_in_other_files_are_not_read(tmp_path: Path) -> None:
+    """A file could name any other that the user may read, and have it published."""
+    path, model = tmp_path / "a.weights.h5", dense(3)
+    other = tmp_path / "other.h5"
+    place = "layers/dense/vars/1"
+    (tmp_path / "secret").write_bytes(bytes(range(12)))
+    with h5py.File(other, "w") as file:
+        file[place] = np.zeros(3, np.float32)
+    virtual = h5py.VirtualLayout((3,), np.float32)
+    virtual[:] = h5py.VirtualSource(other, place, (3,))
+
+    def add_outside(file: Any) -> None:
+        outside = [(str(tmp_path / "secret"), 0, 12)]
+        file.create_dataset(place, (3,), np.float32, external=outside)
+
+    def add_link(file: Any) -> None:
+        file[place] = h5py.ExternalLink(other, place)
+
+    def add_group(file: Any) -> None:
+        del file["layers"]
+        file["layers"] = h5py.ExternalLink(other, "layers")
+
+    def add_virtual(file: Any) -> None:
+        file.create_virtual_dataset(place, virtual)
+
+    for add, reason in (
+        (add_outside, "vars/1 is kept in another file"),
+        (add_virtual, "vars/1 is kept in another file"),
+        (add_link, "vars/1 is a link"),
+        (add_group, "vars/0 is a link"),
+    ):
+        model.save_weights(path)
+        with h5py.File(path, "a") as file:
+            del file[place]
+            add(file)
+        with pytest.raises(CheckpointError, match=reason):
+            model.load_weights(path)
+
+
 def test_names_and_the_missing_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +330,18 @@ def test_files_of_keras_2(tmp_path: Path, inside: bool) -> None:
     model.load_weights(path)
     for a, b in zip(model.get_weights(), values, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+    with h5py.File(path, "a") as file:
+        (file["model_weights"] if inside else file).attrs["layer_names"] = b"three"
+    with pytest.raises(CheckpointError, match="there is no three"):
+        model.load_weights(path)
+    with h5py.File(path, "a") as file:
+        group = file["model_weights"] if inside else file
+        kind = h5py.vlen_dtype(np.uint8)
+        lists = np.empty(1, object)
+        lists[0] = np.zeros(3, np.uint8)
+        group.attrs.create("layer_names", lists, dtype=kind)
+    with pytest.raises(CheckpointError, match="layer_names is of type object, not"):
+        model.load_weights(path)
     old_file(path, {"other": values[:1], "two": [v + 1 for v in values[6:]]}, inside)
     with pytest.raises(CheckpointError, match="2 layers with weights where the model"):
         model.load_weights(path)

@@ -7,6 +7,7 @@ like ``1e6`` is an integer where an integer is wanted.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -649,6 +650,10 @@ class Checkpoint(Section):
         default=None, description="Steps between checkpoints; null: none on the way."
     )
     keep: Count = Field(default=2, description="Newest checkpoints that are kept.")
+    keep_every: Count | None = Field(
+        default=None,
+        description="Besides them those of each multiple of so many steps, for good.",
+    )
     at_end: bool = Field(
         default=True, description="Save once more after the last step."
     )
@@ -871,7 +876,8 @@ class _Untitled(GenerateJsonSchema):
         return False
 
 
+@cache  # it takes longer than the rest of reading a job that has a fault
 def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a job file, for editors."""
+    """Return the JSON Schema of a job file, for editors; not to be changed."""
     schema = Job.model_json_schema(schema_generator=_Untitled)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 
 from fastserve.core import Array, Layer
-from fastserve.errors import ArgumentError, CheckpointError, StateError
+from fastserve.errors import ArgumentError, CheckpointError, FastserveError, StateError
 from fastserve.layers.attention import MultiHeadAttention
 from fastserve.layers.graph import snake_case
 from fastserve.layers.recurrent import Recurrent
+from fastserve.models import hdf5
 from fastserve.training.files import clean, replace, sync, writing
 
 ENDING = ".weights.h5"
@@ -153,9 +154,9 @@ def load(
     another model.
     """
     with _opened(path) as file:
-        old = file.get("model_weights", file)
+        old = _member(file, "model_weights") or file
         if "layer_names" in old.attrs:
-            found, faults = _old_weights(path, old, root, by_name)
+            found, faults = _old_weights(old, root, by_name)
         elif by_name:
             raise ArgumentError(
                 "load_weights: expected by_name with files of Keras 2 alone",
@@ -168,7 +169,7 @@ def load(
             raise _foreign(path, faults)
         if faults:
             log.warning("%s: left as they are: %s", path, "; ".join(faults))
-        values = [(target, _read(path, dataset)) for target, dataset in found]
+        values = [(target, _read(dataset)) for target, dataset in found]
     for target, value in values:
         target[...] = value
 
@@ -180,10 +181,9 @@ def _weights(file: Any, root: Layer) -> tuple[list[tuple[Array, Any]], list[str]
     expected = set()
     for entry in entries(root):
         place = f"{entry.path}/vars" if entry.path else "vars"
-        group = file.get(place, {})
         for i, array in enumerate(entry.arrays):
             expected.add(f"{place}/{i}")
-            dataset = group.get(str(i))
+            dataset = _member(file, f"{place}/{i}")
             fault = _fault(f"{place}/{i}", array, dataset)
             if fault is None:
                 found.append((array, dataset))
@@ -196,13 +196,14 @@ def _weights(file: Any, root: Layer) -> tuple[list[tuple[Array, Any]], list[str]
 
 
 def _old_weights(
-    path: Path, group: Any, root: Layer, by_name: bool
+    group: Any, root: Layer, by_name: bool
 ) -> tuple[list[tuple[Array, Any]], list[str]]:
     saved = []
-    for name in map(_text, group.attrs["layer_names"]):
-        weights = [_text(weight) for weight in group[name].attrs["weight_names"]]
+    for name in _texts(group, "layer_names"):
+        inside = _known(group, name)
+        weights = [_known(inside, w) for w in _texts(inside, "weight_names")]
         if weights:
-            saved.append((name, [group[name][weight] for weight in weights]))
+            saved.append((name, weights))
     layers = [(name, arrays) for name, arrays in _old_layers(root) if arrays]
     faults: list[str] = []
     if by_name:
@@ -223,7 +224,7 @@ def _old_weights(
             faults.append(f"{name} has {len(datasets)} weights, not {len(arrays)}")
             continue
         if _is_cudnn(arrays, datasets):
-            datasets = _from_cudnn([_read(path, dataset) for dataset in datasets])
+            datasets = _from_cudnn([_read(dataset) for dataset in datasets])
         for i, (array, dataset) in enumerate(zip(arrays, datasets, strict=True)):
             fault = _fault(f"{name}, weight {i}", array, dataset)
             if fault is None:
@@ -237,6 +238,8 @@ def _is_cudnn(arrays: list[Array], datasets: list[Any]) -> bool:
     """Return whether these are the weights of a CuDNNLSTM for an LSTM."""
     shapes = [array.shape for array in arrays]
     if len(shapes) != 3 or shapes[2] != (4 * shapes[1][0],):
+        return False
+    if not all(map(_is_array, datasets)) or any(d.dtype.kind != "f" for d in datasets):
         return False
     return [d.shape for d in datasets] == [*shapes[:2], (2 * shapes[2][0],)]
 
@@ -262,14 +265,55 @@ def _old_layers(root: Layer) -> Iterator[tuple[str, list[Array]]]:
         yield layer.name or snake_case(layer.label), arrays
 
 
+def _is_array(dataset: Any) -> bool:
+    return hasattr(dataset, "shape")  # a group has none
+
+
 def _fault(name: str, array: Array, dataset: Any) -> str | None:
-    if dataset is None or not hasattr(dataset, "shape"):
+    if not _is_array(dataset):
         return f"{name} is missing"
     if dataset.shape != array.shape:
         return f"{name} has shape {dataset.shape}, not {array.shape}"
     if dataset.dtype.kind not in "fiu":
         return f"{name} is of type {dataset.dtype}"
     return None
+
+
+def _member(group: Any, name: str) -> Any | None:
+    """Return the group or the dataset at a path, None if there is none.
+
+    Raises OSError for links, and for what is kept in another file: the one that is
+    read could name any.
+    """
+    h5py = _library()
+    item = group
+    for part in name.strip("/").split("/"):
+        link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise OSError(f"{name} is a link")
+        item = item[part]
+    if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
+        raise OSError(f"{name} is kept in another file")
+    return item
+
+
+def _known(group: Any, name: str) -> Any:
+    """Return a member that the file itself says it has."""
+    if (item := _member(group, name)) is None:
+        raise KeyError(f"there is no {name}")
+    return item
+
+
+def _texts(group: Any, attribute: str) -> list[str]:
+    kept = group.attrs.get_id(attribute)
+    if kept.shape == (0,):  # of numbers, as nothing says what it would be
+        return []
+    if _library().check_string_dtype(kept.dtype) is None:
+        # damaged lists of other things crash HDF5 2.0 when it reads them
+        raise ValueError(f"{attribute} is of type {kept.dtype}, not texts")
+    return [_text(name) for name in np.atleast_1d(group.attrs[attribute])]
 
 
 def _names(file: Any) -> list[str]:
@@ -289,11 +333,8 @@ def _is_ignored(name: str) -> bool:
     return others or "seed_generator" in rest
 
 
-def _read(path: Path, dataset: Any) -> Array:
-    try:
-        return np.asarray(dataset[()])
-    except (OSError, ValueError, KeyError) as error:
-        raise _damaged(path, str(error)) from error
+def _read(dataset: Any) -> Array:
+    return np.asarray(dataset[()])
 
 
 @contextmanager
@@ -304,16 +345,14 @@ def _opened(path: Path) -> Iterator[Any]:
             f"expected a file of weights: {path}", "there is none", "check the name"
         )
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise _damaged(path, str(error)) from error
-    with file:
-        try:
+        hdf5.check(path)
+        with h5py.File(path, "r") as file:
             yield file
-        except (OSError, KeyError, RuntimeError, UnicodeError) as error:
-            if isinstance(error, (CheckpointError, StateError)):
-                raise
-            raise _damaged(path, str(error)) from error
+    except FastserveError:
+        raise
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        # h5py has each of these for a file, TypeError and ValueError for types of data
+        raise _damaged(path, str(error)) from error
 
 
 def _text(name: Any) -> str:

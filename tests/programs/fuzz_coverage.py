@@ -10,6 +10,7 @@ with status 1 then.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -29,7 +30,8 @@ class Search:
     """Counts what the fuzzer tries on a reader.
 
     Args:
-        count: inputs to try; the fuzzer doesn't come back from its last one.
+        count: inputs to try; the fuzzer doesn't come back from its last one. SIGTERM
+            ends it after fewer, and says how many.
     """
 
     def __init__(self, reader: str, count: int, folder: Path) -> None:
@@ -38,6 +40,7 @@ class Search:
         self._tried = self._refused = self._wrong = 0
         self._kinds: set[str] = set()
         self._start = time.perf_counter()
+        signal.signal(signal.SIGTERM, lambda *_: self._end())
 
     def try_one(self, content: bytes) -> None:
         found = fuzz.examine(self.reader, self.case, self._path, content)
@@ -79,10 +82,11 @@ def search(reader: str, count: int, seed: int, folder: Path, kept: Path) -> NoRe
     words = [
         f"-seed={seed + 1}",  # 0 is a random one
         f"-runs={count}",
-        f"-timeout={int(4 * fuzz.SECONDS)}",  # in C code, where try_one can't end it
+        f"-timeout={int(20 * fuzz.SECONDS)}",  # of waiting, or of code in C
         f"-rss_limit_mb={fuzz.MEMORY >> 20}",
         f"-max_len={len(made.case.content) + LONGEST}",
         f"-dict={folder / 'pieces'}",
+        "-handle_term=0",
         f"-artifact_prefix={folder}/fault-",
         "-verbosity=0",
         str(kept),
@@ -96,7 +100,7 @@ def search(reader: str, count: int, seed: int, folder: Path, kept: Path) -> NoRe
 
 def run(reader: str, count: int, seed: int, corpus: Path | None) -> bool:
     """Return whether a reader is without fault."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=fuzz.FOLDER) as name:
         folder = Path(name)
         kept = corpus / reader if corpus else folder / "corpus"
         sys.stdout.flush()
