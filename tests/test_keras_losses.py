@@ -152,6 +152,10 @@ def test_targets_that_cannot_be_trained_on(
     [
         (lambda: losses.Huber(delta=0), "delta above 0"),
         (lambda: losses.BinaryCrossentropy(label_smoothing=1.5), "in 0..1"),
+        (
+            lambda: losses.SparseCategoricalCrossentropy(label_smoothing=-0.1),
+            "in 0..1",
+        ),
         (lambda: losses.BinaryCrossentropy(axis=1), "axis=-1, the last"),
         (lambda: losses.MeanSquaredError("average"), "reduction"),
         (lambda: losses.Tversky(alpha=-1), "alpha of 0 or more"),
@@ -218,6 +222,32 @@ def test_ignored_labels_do_not_count() -> None:
     with pytest.raises(DataError, match="label -2"):
         loss.check_targets(np.where(y == -1, -2, y), (3, 5))
     assert metrics.MeanLoss(loss)(y, x) == pytest.approx(1.9907957, rel=1e-6)
+
+
+@pytest.mark.parametrize("case", ["cce smoothed", "cce logits smoothed"])
+def test_smoothed_labels_are_as_kerass_smoothed_rows(case: str) -> None:
+    one_hot, x = inputs(case)
+    y, arguments = one_hot.argmax(-1), cases.LOSSES[case][1]
+    make = losses.SparseCategoricalCrossentropy
+    each = make(**arguments, reduction=None)(y, x)
+    np.testing.assert_allclose(each, REFERENCE[f"{case}/each"], 1e-5, 1e-6)
+    dy = np.full_like(x, np.nan)
+    make(**arguments).sum_and_gradient(y, x, None, 0.5, dy)
+    np.testing.assert_allclose(dy, 0.5 * REFERENCE[f"{case}/gradient"], 1e-5, 1e-6)
+    of_a_job = losses.get({"SparseCategoricalCrossentropy": arguments})
+    assert of_a_job(y, x) == pytest.approx(REFERENCE[f"{case}/mean"], rel=1e-5)
+
+
+def test_ignored_labels_are_not_smoothed() -> None:
+    x = np.random.default_rng(2).standard_normal((6, 5)).astype(np.float32)
+    y = np.array([0, -1, 4, 2, -1, 3])
+    keep, arguments = y != -1, {"from_logits": True, "label_smoothing": 0.2}
+    loss = losses.SparseCategoricalCrossentropy(ignore_class=-1, **arguments)
+    alone = losses.SparseCategoricalCrossentropy(**arguments)
+    assert loss(y, x) == pytest.approx(alone(y[keep], x[keep]), rel=1e-6)
+    dy = np.full_like(x, np.nan)
+    loss.sum_and_gradient(y, x, None, 1.0, dy)
+    assert not dy[~keep].any() and dy[keep].all()
 
 
 def test_training_with_ignored_labels_is_that_without_them() -> None:

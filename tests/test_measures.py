@@ -34,6 +34,8 @@ def test_what_has_no_perplexity() -> None:
     entropy = SparseCategoricalCrossentropy(from_logits=True)
     assert language_measures(1.0, entropy, tokens, None) == {"perplexity": math.e}
     assert language_measures(1.0, MeanSquaredError(), tokens, 1.0) == {}
+    smoothed = SparseCategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    assert language_measures(1.0, smoothed, tokens, 1.0) == {}
     table = ArraySource(np.ones((2, 3)), np.ones(2))
     assert language_measures(1.0, entropy, table, 1.0) == {}
 

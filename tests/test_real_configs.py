@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mpi_environments import run, variables
-from real_data import FOLDER, real
+from real_data import real
 
 from fastserve.config import load_job
 
@@ -50,13 +51,13 @@ def load_kind(path: Path) -> str:
 def test_a_few_steps(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real(NAMES[name], monkeypatch)
+    real(NAMES[name], monkeypatch)  # it sets the folder
     words = [part for override in FEW for part in ("--set", override)]
     done = run(
         [sys.executable, "-m", "fastserve", str(CONFIGS / f"{name}.yaml"), *words],
         120,
         cwd=tmp_path,
-        env=variables(FASTSERVE_DATA_DIR=str(FOLDER)),
+        env=variables(FASTSERVE_DATA_DIR=os.environ["FASTSERVE_DATA_DIR"]),
     )
     assert done.returncode == 0, done.stderr
     run_dir = tmp_path / "runs" / name

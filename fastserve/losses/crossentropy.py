@@ -53,7 +53,7 @@ class _Smoothed(Loss):
 
 
 class _OfClasses(_Smoothed):
-    """What the cross-entropies over classes share."""
+    """What the cross-entropies over classes share: -Σ t log p, for targets t."""
 
     def __init__(
         self,
@@ -81,12 +81,36 @@ class _OfClasses(_Smoothed):
     def logits(
         self, y: Array, x: Array, losses: Array, dx: Array | None, factor: Array
     ) -> None:
-        raise NotImplementedError(f"{type(self).__name__}.logits")
+        t = self.like(y, x)
+        e = self.exp_memory(x, dx)
+        sums, shift = self.exponentials(x, e)
+        mass = np.matmul(t, ones(x.shape[1], x.dtype))
+        np.log(sums, out=losses, dtype=np.float64)
+        if shift is not None:
+            losses += shift
+        losses *= mass
+        losses -= np.einsum("ij,ij->i", t, x)
+        if dx is not None:
+            np.multiply(e, (factor * mass / sums)[:, None], out=dx)
+            scaled = self.kept("scaled", x.shape, x.dtype)
+            np.multiply(t, column(factor), out=scaled)
+            np.subtract(dx, scaled, out=dx)
 
     def probabilities(
         self, y: Array, x: Array, losses: Array, dx: Array | None, factor: Array
     ) -> None:
-        raise NotImplementedError(f"{type(self).__name__}.probabilities")
+        t = self.like(y, x)
+        total = x.sum(axis=1)
+        q = np.divide(x, total[:, None], out=self.kept("q", x.shape, x.dtype))
+        p, inside = self.clipped(q)
+        if dx is not None:
+            np.divide(t, p, out=dx)
+            np.multiply(dx, inside, out=dx)
+            dot = np.einsum("ij,ij->i", dx, q)
+            np.subtract(dot[:, None], dx, out=dx)
+            np.multiply(dx, (factor / total)[:, None], out=dx)
+        np.log(p, out=p)
+        np.negative(np.einsum("ij,ij->i", t, p), out=losses)
 
     def exponentials(self, x: Array, e: Array) -> tuple[Array, Array | None]:
         """Write e (R, C) = exp(x - shift); return its sums (R) and the shift (R).
@@ -123,6 +147,8 @@ class SparseCategoricalCrossentropy(_OfClasses):
         from_logits: whether ``y_pred`` holds logits z or probabilities q.
         ignore_class: positions with this label, which may be out of range, don't
             count: their loss is 0, and means are over the others.
+        label_smoothing: s; the label's target is 1 - s + s / C, each other class' s / C
+            (as in PyTorch; Keras has it for one-hot targets alone).
 
     Shapes: y_true (B, ...) or (B, ..., 1), y_pred (B, ..., C), a loss for each label.
     """
@@ -137,8 +163,9 @@ class SparseCategoricalCrossentropy(_OfClasses):
         reduction: str | None = "sum_over_batch_size",
         axis: int = -1,
         name: str | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(from_logits, 0.0, axis, reduction, name)
+        super().__init__(from_logits, label_smoothing, axis, reduction, name)
         self.ignore_class = ignore_class
 
     def counted(self, y_true: Any) -> Array | None:
@@ -170,9 +197,19 @@ class SparseCategoricalCrossentropy(_OfClasses):
         places += np.arange(0, x.size, x.shape[1])
         return places
 
+    def one_hot(self, y: Array, x: Array) -> Array:
+        """Return (R, C) with 1 at each row's label, in the type of x."""
+        rows = self.kept("one_hot", x.shape, x.dtype)
+        rows.fill(0)
+        rows.reshape(-1)[self.places(y, x)] = 1
+        return rows
+
     def logits(
         self, y: Array, x: Array, losses: Array, dx: Array | None, factor: Array
     ) -> None:
+        if self.smoothing:
+            super().logits(self.one_hot(y, x), x, losses, dx, factor)
+            return
         e = self.exp_memory(x, dx)
         sums, shift = self.exponentials(x, e)
         places = self.places(y, x)
@@ -187,6 +224,9 @@ class SparseCategoricalCrossentropy(_OfClasses):
     def probabilities(
         self, y: Array, x: Array, losses: Array, dx: Array | None, factor: Array
     ) -> None:
+        if self.smoothing:
+            super().probabilities(self.one_hot(y, x), x, losses, dx, factor)
+            return
         places = self.places(y, x)
         total = x.sum(axis=1)
         q = x.reshape(-1)[places] / total
@@ -217,40 +257,6 @@ class CategoricalCrossentropy(_OfClasses):
 
     def check_values(self, y: Array, classes: int, first: int = 0) -> None:
         check_probabilities(self.name, y, first)
-
-    def logits(
-        self, y: Array, x: Array, losses: Array, dx: Array | None, factor: Array
-    ) -> None:
-        t = self.like(y, x)
-        e = self.exp_memory(x, dx)
-        sums, shift = self.exponentials(x, e)
-        mass = np.matmul(t, ones(x.shape[1], x.dtype))
-        np.log(sums, out=losses, dtype=np.float64)
-        if shift is not None:
-            losses += shift
-        losses *= mass
-        losses -= np.einsum("ij,ij->i", t, x)
-        if dx is not None:
-            np.multiply(e, (factor * mass / sums)[:, None], out=dx)
-            scaled = self.kept("scaled", x.shape, x.dtype)
-            np.multiply(t, column(factor), out=scaled)
-            np.subtract(dx, scaled, out=dx)
-
-    def probabilities(
-        self, y: Array, x: Array, losses: Array, dx: Array | None, factor: Array
-    ) -> None:
-        t = self.like(y, x)
-        total = x.sum(axis=1)
-        q = np.divide(x, total[:, None], out=self.kept("q", x.shape, x.dtype))
-        p, inside = self.clipped(q)
-        if dx is not None:
-            np.divide(t, p, out=dx)
-            np.multiply(dx, inside, out=dx)
-            dot = np.einsum("ij,ij->i", dx, q)
-            np.subtract(dot[:, None], dx, out=dx)
-            np.multiply(dx, (factor / total)[:, None], out=dx)
-        np.log(p, out=p)
-        np.negative(np.einsum("ij,ij->i", t, p), out=losses)
 
 
 class BinaryCrossentropy(_Smoothed, ElementwiseLoss):

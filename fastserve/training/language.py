@@ -24,10 +24,12 @@ def language_measures(
 ) -> dict[str, float]:
     """Return perplexity and, if the length of a token is known, bits per byte.
 
-    Nothing where ``source`` holds no tokens, or ``function`` isn't their cross-entropy.
+    Nothing where ``source`` holds no tokens, or ``function`` isn't their cross-entropy,
+    as one with smoothed labels isn't.
     """
-    entropy = isinstance(function, SparseCategoricalCrossentropy)
-    if not source.tokens_per_sample or not entropy:
+    if not source.tokens_per_sample:
+        return {}
+    if not isinstance(function, SparseCategoricalCrossentropy) or function.smoothing:
         return {}
     found = {"perplexity": perplexity(loss)}
     if bytes_per_token:
