@@ -15,7 +15,7 @@ from fastserve.errors import CheckpointError, ConfigError
 from fastserve.models import GPT
 from fastserve.models.huggingface import load_pretrained
 from fastserve.models.huggingface import save_pretrained as save
-from fastserve.summary import opening
+from fastserve.summary import opening, several
 from fastserve.trained import name_of, open_job, open_model, open_tokenizer
 from fastserve.training import checkpoint, files
 
@@ -59,9 +59,9 @@ def import_run(folder: str, run: str, overrides: Sequence[str] = ()) -> str:
             files.put_folder(made, target)
     o = model.options_of_gpt
     said = [
-        f"imported {o['variant']}, {o['n_layer']} layers, width {o['n_embd']}, context "
-        f"{o['block_size']}, {o['vocab_size']:,} tokens: {model.count_params():,} "
-        "weights"
+        f"imported {o['variant']}, {several(o['n_layer'], 'layer')}, width "
+        f"{o['n_embd']}, context {o['block_size']}, {o['vocab_size']:,} tokens: "
+        f"{model.count_params():,} weights"
     ]
     if tokenizer is None:
         said.append(f"no {_TOKENIZER} in {folder}: generate needs one for text")

@@ -429,7 +429,7 @@ def _check_config(lr: float, steps: int, warmup_steps: int, min_lr: float) -> No
             raise ArgumentError(
                 f"schedule: expected {wanted}",
                 received,
-                "change the schedule, or the optimizer's lr",
+                "change the schedule or the optimizer's lr, or train for more steps",
             )
 
 

@@ -37,17 +37,16 @@ def introduction(
     shape = ""
     if m.type == "gpt":
         shape = (
-            f", {_several(m.n_layer, 'layer')}, {_several(m.n_head, 'head')}, "
+            f", {several(m.n_layer, 'layer')}, {several(m.n_head, 'head')}, "
             f"width {m.n_embd}, context {m.block_size}, variant {m.variant}"
         )
-    passes = steps * job.train.global_batch / sampler.samples
     lines = [
         f"model    {m.type}{shape}: {_weights(model)}",
         f"data     {data.summary}",
         *(f"         {note}" for note in data.notes),
         f"ranks    {_ranks(comm)}",
         f"batch    {_split(job, comm)}",
-        f"steps    {steps}, {passes:.3g} passes over the data",
+        f"steps    {steps}, {sampler.passes(steps):.3g} passes over the data",
         f"compute  {_compute()}",
         f"run      {short(run_dir)}",
     ]
@@ -60,7 +59,8 @@ def introduction(
     return "\n".join(lines)
 
 
-def _several(count: int, name: str) -> str:
+def several(count: int, name: str) -> str:
+    """Return a count with its noun: 1 layer, 2 layers."""
     return f"{count} {name}{'s' if count != 1 else ''}"
 
 

@@ -152,17 +152,18 @@ def title(name: str) -> str:
 
 
 def _label(name: str, runs: Sequence[Run]) -> str:
-    kinds = {run.value("model", "type") for run in runs}
-    if name == "loss":
-        losses = {run.value("model", "loss") for run in runs if _plain_loss(run)}
-        if kinds == {"gpt"}:
-            return "loss (nats per token)"
-        return f"loss ({title(losses.pop())})" if len(losses) == 1 else "loss"
-    return title(name)
+    if name != "loss":
+        return title(name)
+    kinds = {_kind_of_loss(run) for run in runs}
+    kind = kinds.pop()
+    return f"loss ({kind})" if kind and not kinds else "loss"
 
 
-def _plain_loss(run: Run) -> bool:
-    return isinstance(run.value("model", "loss"), str)
+def _kind_of_loss(run: Run) -> str:
+    if run.value("model", "type") == "gpt":
+        return "nats per token"
+    loss = run.value("model", "loss")
+    return title(loss) if isinstance(loss, str) else ""
 
 
 def _curves(
@@ -262,6 +263,9 @@ def _start(run: Run) -> float:
 def steps_per_epoch(run: Run) -> float:
     """Return the steps of a pass over the run's training data.
 
+    A job with train.steps fills every batch, the last one of a pass from the next; one
+    of epochs has a short one there, as `fit` has.
+
     Raises ArgumentError if neither a checkpoint nor the job tells.
     """
     for path in sorted(run.folder.glob("checkpoints/*/state.json"), reverse=True):
@@ -269,7 +273,8 @@ def steps_per_epoch(run: Run) -> float:
         state = state if isinstance(state, dict) else {}
         samples, batch = state.get("samples"), state.get("global_batch")
         if isinstance(samples, int) and isinstance(batch, int) and batch > 0:
-            return float(-(-samples // batch))
+            full = run.value("train", "steps") is not None
+            return samples / batch if full else float(-(-samples // batch))
     steps, epochs = run.end.get("steps"), run.value("train", "epochs")
     whole = run.state == ENDED and "stopped" not in run.end
     if whole and isinstance(steps, int) and isinstance(epochs, int) and epochs > 0:

@@ -253,6 +253,7 @@ def plan_program(
         allocation=inside.job if inside else None,
         notes=(
             *([allocation.note] if allocation and allocation.note else []),
+            *_idle(hosts, places, ranks),
             *_notes(found_mpi, places, machine, cores or {}, chosen),
         ),
         details=details,
@@ -471,6 +472,17 @@ def _notes(
     if len(crowded) > 1:
         crowded = [f"{crowded[0]} (and so on {len(crowded) - 1} more hosts)"]
     return (*notes, *crowded)
+
+
+def _idle(hosts: Sequence[Host], places: Sequence[Place], ranks: int) -> list[str]:
+    """Say which of the hosts that were asked for take no part."""
+    used = {part.host.name for part in places}
+    left = [host.name for host in hosts if host.name not in used]
+    if not left:
+        return []
+    slots = sum(host.slots for host in hosts)
+    several = f"{ranks} rank{'s' if ranks > 1 else ''}"
+    return [f"no rank on {shown(left)}: the job has {several}; -n {slots} fills all"]
 
 
 def _crowd(part: Place, cores: int) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import selectors
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -26,7 +27,7 @@ from typing import Any
 from fastserve.errors import LaunchError
 
 from .agent import BEAT, MARK, PATIENCE
-from .hosts import Host, UnreachableError, is_here
+from .hosts import Host, UnreachableError, is_here, shown
 
 _LAST_LINES = 8  # of an agent's other output, to tell why it doesn't answer
 _CLOSE_SECONDS = 1.0
@@ -109,6 +110,7 @@ class Agents:
         self._selector = selectors.DefaultSelector()
         self._number = 0
         self._closed = False
+        _need_ssh(hosts)
         program = [python, "-u", "-m", "launch.agent", str(cwd or Path.cwd())]
         variables = [f"{name}={value}" for name, value in (env or {}).items()]
         self._agents = {
@@ -360,6 +362,18 @@ class Agents:
                 event = Event(agent.host.name, "lost", text=text, time=time.time())
                 self._events.append(event)
             self._changed.notify_all()
+
+
+def _need_ssh(hosts: Sequence[Host]) -> None:
+    """Raise LaunchError if there are other hosts and no ssh to reach them with."""
+    others = [host.name for host in hosts if not is_here(host.name)]
+    if others and shutil.which("ssh") is None:
+        raise LaunchError(
+            f"expected the program ssh on PATH, to reach {shown(others)}",
+            "none there",
+            "install OpenSSH's client (Debian: openssh-client; Red Hat: "
+            "openssh-clients), or start on this host alone, without -H and --hostfile",
+        )
 
 
 def _ssh(

@@ -234,6 +234,16 @@ def test_every_host_that_fails_is_named(ssh: Callable[[str], None]) -> None:
         assert list(agents.ask("disk", path="/")) == ["three.invalid"]
 
 
+def test_without_ssh_there_is_no_other_host(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        LaunchError, match=r"(?s)program ssh.*reach far.*openssh-client"
+    ):
+        Agents([HERE, Host("far.invalid")])
+
+
 def test_a_login_that_asks_is_not_waited_for(ssh: Callable[[str], None]) -> None:
     ssh("sleep 60")
     since = time.monotonic()

@@ -257,6 +257,12 @@ def test_refused_yaml(text: str | bytes, fault: str) -> None:
     assert str(caught.value).startswith("job.yaml: 1 fault\n")
 
 
+def test_a_tab_is_told_as_such() -> None:
+    with pytest.raises(ConfigError, match="indent with spaces") as caught:
+        load_yaml("a:\n\tb: 1\n", "job.yaml")
+    assert caught.value.faults[0].startswith("line 2: the file: expected YAML")
+
+
 def test_a_duplicate_key_names_both_lines() -> None:
     text = JOB + "seed: 4\n"
     assert faults(text) == [

@@ -68,6 +68,13 @@ def test_wrapped_batches_are_full_and_go_on_in_the_next_epoch(
         assert sorted(rows[epochs == epoch]) == list(range(samples))
 
 
+def test_the_passes_of_some_steps() -> None:
+    short, full = (Sampler(57, 8, 1, True, wrap) for wrap in (False, True))
+    assert short.passes(40) == 5  # of 8 steps each
+    assert full.passes(57) == 8
+    assert full.passes(3) == pytest.approx(24 / 57)
+
+
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     one, two = (Sampler(50, 7, 3, shuffle=True, wrap=True) for _ in range(2))
     jumped = two.step(40)  # as after a resume, without the steps before

@@ -22,6 +22,7 @@ from fastserve.core.initializers import RandomNormal
 from fastserve.data.tokenizers import BPETokenizer, CharTokenizer
 from fastserve.errors import CheckpointError, ConfigError, DataError, FastserveError
 from fastserve.models import GPT
+from fastserve.summary import several
 from launch import cli, jobs
 
 FOLDERS = Path(__file__).parent / "references" / "huggingface"
@@ -259,6 +260,7 @@ def test_the_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "prepare_process", lambda: None)
     said = command("import", "small", "--to", "runs/a", "--set", "seed=3")
     assert "imported gpt2, 2 layers, width 16, context 16" in said
+    assert several(1, "layer") == "1 layer"
     assert "fastserve generate runs/a" in said
     assert load_job("runs/a/config.yaml", files=False).seed == 3
     words = ("--dtype", "bfloat16", "--max-shard-size", "8KB")

@@ -421,6 +421,15 @@ def test_slots_are_kept_unless_told_otherwise(mpi: FoundMPI) -> None:
     assert made.notes[0].startswith("4 ranks share 2 cores of node1")
 
 
+@BOTH
+def test_hosts_without_a_rank_are_told(mpi: FoundMPI) -> None:
+    made = plan(job(2), mpi, hosts="node1:2,node2:2", names="node1", cores=2)
+    assert made.notes == ("no rank on node2: the job has 2 ranks; -n 4 fills all",)
+    assert [part.host.name for part in made.places] == ["node1"]
+    full = plan(job(3), mpi, hosts="node1:2,node2:2", names="node1", cores=2)
+    assert full.notes == ()
+
+
 def test_hosts_need_an_mpi() -> None:
     with pytest.raises(LaunchError, match=r"1 rank on a list of hosts"):
         plan(job(1), None, hosts="node2")

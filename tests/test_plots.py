@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from run_folders import make_run
+from run_folders import make_run, write_json
 
 from fastserve.errors import (
     ArgumentError,
@@ -162,6 +162,30 @@ def test_long_times_are_in_minutes(tmp_path: Path) -> None:
     made, unit = curves.panels([read_run(run)], "time")
     assert unit == "time (min)"
     assert made[0].curves[0].x[-1] == pytest.approx(495 / 60)
+
+
+@pytest.mark.parametrize(
+    ("train", "steps"), [({"steps": 100}, 81 / 8), ({"epochs": 9}, 11), ({}, 11)]
+)
+def test_the_last_batch_of_a_pass(
+    run: Path, train: dict[str, int], steps: float
+) -> None:
+    (run / "config.yaml").write_text(f"train: {train}")
+    state = {"state": {"samples": 81, "global_batch": 8}}
+    write_json(run / "checkpoints" / "step-00000100" / "state.json", state)
+    assert curves.steps_per_epoch(read_run(run)) == steps
+
+
+def test_runs_of_different_losses_share_no_name(run: Path, tmp_path: Path) -> None:
+    model = {"type": "gpt"}
+    two = [read_run(run), read_run(make_run(tmp_path / "gpt", model=model))]
+    for runs, label in (
+        (two, "loss"),
+        (two[:1] * 2, "loss (mse)"),
+        (two[1:], "loss (nats per token)"),
+    ):
+        made, _ = curves.panels(runs)
+        assert made[0].label == label
 
 
 def test_epochs_without_a_checkpoint(run: Path) -> None:

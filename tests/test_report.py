@@ -99,6 +99,18 @@ def test_a_report_has_all_parts(run: Path) -> None:
     assert [p.name for p in run.glob(".report*")] == []
 
 
+def test_checkpoints_have_the_loss_of_their_step(run: Path) -> None:
+    for step in (40, 50):
+        path = run / "checkpoints" / f"step-{step:08d}" / "state.json"
+        write_json(path, {"step": step, "state": {}, "files": {}})
+    report(run)
+    texts = read(run / "report.html").texts
+    place = texts.index("step-00000040")
+    assert texts[place + 1 : place + 3] == ["40", "0.5"]  # |0.4 - 0.8| + 0.1
+    place = texts.index("step-00000050")  # not validated there
+    assert texts[place + 1] == "50" and texts[place + 2].startswith("20")
+
+
 STATUS = {
     "version": 1,
     "state": "ended",

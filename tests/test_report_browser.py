@@ -87,6 +87,16 @@ def test_it_fits_and_is_quiet(
     assert (colour == "rgb(20, 23, 27)") == dark
 
 
+@pytest.mark.parametrize("width", [400, 1400])
+def test_words_of_the_state_stay_whole(
+    browser: Browser, comparison: Path, width: int
+) -> None:
+    browser.open(comparison, width)
+    boxes = "[...document.querySelectorAll('td .state')].map(e => e.clientHeight)"
+    heights = browser.value(boxes)
+    assert len(heights) == 9 and all(0 < height < 30 for height in heights)
+
+
 def test_texts_of_a_run_stay_texts(browser: Browser, page: Path) -> None:
     browser.open(page)
     assert browser.value("document.body.innerText.includes('<script>alert(1)')")

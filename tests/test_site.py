@@ -176,3 +176,9 @@ def test_a_formula_that_is_not_understood_ends_the_build(build: ModuleType) -> N
         check=False,
     )
     assert "LatexError" in made.stderr, made.stderr
+
+
+def test_bounds_of_a_number_are_told_apart(build: ModuleType) -> None:
+    node = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
+    assert build.reference._kind(node, {}) == "number ≥ 0, < 1"
+    assert build.reference._kind({"type": "boolean"}, {}) == "`true`, `false`"

@@ -133,10 +133,12 @@ def _kind(node: Node, definitions: Node) -> str:
     ]
     words = {"boolean": "`true`, `false`", "object": "mapping", "string": "text"}
     words["string"] = node.get("format", "text").replace("-", " ")
-    return " ".join([words.get(kind, kind), *limits])
+    return " ".join([words.get(kind, kind), ", ".join(limits)]).rstrip()
 
 
 # --- the commands -------------------------------------------------------------
+
+WIDTH = 84  # characters of a line of code that a page shows without scrolling
 
 
 def commands() -> str:
@@ -159,8 +161,8 @@ def _all_commands(
         context = click.Context(
             command,
             info_name=f"fastserve {' '.join(words)}",
-            terminal_width=100,
-            max_content_width=100,
+            terminal_width=WIDTH,
+            max_content_width=WIDTH,
         )
         yield words, command, context
         if isinstance(command, click.Group):

@@ -149,7 +149,8 @@ def _compose(text: str) -> yaml.Node | None:
         problem = " ".join(filter(None, (error.problem, error.context)))
         line = mark.line + 1 if mark else 1
         received = f"a fault in its form: {problem}"
-        raise _Refused(line, expected, received) from error
+        hint = "indent with spaces" if r"'\t'" in problem else ""
+        raise _Refused(line, expected, received, hint) from error
     except (ValueError, OverflowError) as error:  # an impossible \U escape or %YAML
         raise _Refused(1, expected, f"a fault in its form: {error}") from error
 

@@ -68,6 +68,12 @@ class Sampler:
         """Number of steps in which every sample comes once (rounded up)."""
         return -(-self.samples // self.batch)
 
+    def passes(self, steps: int) -> float:
+        """Return how many times ``steps`` steps go through the samples."""
+        if self.wrap:
+            return steps * self.batch / self.samples
+        return steps / self.steps_per_epoch
+
     def order(self, epoch: int) -> Array:
         """Return the epoch's order of samples; the last two epochs' are kept."""
         if epoch not in self._orders:

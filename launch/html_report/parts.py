@@ -273,7 +273,8 @@ def checkpoints(run: Run) -> Section | None:
     folders = sorted(f for f in folders if not f.name.startswith("."))
     if not folders:
         return None
-    rows = [_checkpoint(folder) for folder in folders[-_CHECKPOINTS:]]
+    validated = dict(zip(*series(run.metrics, "val_loss"), strict=True))
+    rows = [_checkpoint(folder, validated) for folder in folders[-_CHECKPOINTS:]]
     head = ["checkpoint", "step", "validation loss", "written", "size (MB)"]
     note = ""
     if len(folders) > _CHECKPOINTS:
@@ -281,10 +282,13 @@ def checkpoints(run: Run) -> Section | None:
     return section("Checkpoints", table(head, rows, (1, 2, 4)), note=note)
 
 
-def _checkpoint(folder: Path) -> list[str]:
+def _checkpoint(folder: Path, validated: dict[int, float]) -> list[str]:
+    """Return a row; ``validated`` holds the validation's loss after some steps."""
     body = read_object(folder / "state.json")
-    kept = body.get("state")
+    kept, step = body.get("state"), body.get("step")
     loss = kept.get("val_loss") if isinstance(kept, dict) else None
+    if loss is None and is_number(step):
+        loss = validated.get(int(step))
     files = body.get("files")
     size, whole = 0, isinstance(files, dict)
     for name, told in files.items() if isinstance(files, dict) else ():
@@ -299,7 +303,6 @@ def _checkpoint(folder: Path) -> list[str]:
         written = date((folder / "state.json").stat().st_mtime)
     except OSError:
         written = ""
-    step = body.get("step")
     return [
         folder.name + ("" if whole else " (damaged)"),
         f"{step:,}" if is_number(step) else "",
