@@ -42,7 +42,7 @@ def estimate(config: str, overrides: Sequence[str], rows: int) -> dict[str, Any]
         trainer.train(data.train, sampler, len(taken) + 1)
         taken.append(time.perf_counter() - start)
     return {
-        "parameters": int(model.store.values.size),
+        "parameters": sum(p.size for p in model.store.parameters),
         "rows": rows,
         "seconds": statistics.median(taken),
         "tokens": data.train.tokens_per_sample or 0,

@@ -1,7 +1,8 @@
 """Learning rates as pure functions of the step: ``schedule(step) -> float``.
 
 ``step`` is the number of updates that were made before, so the first call is with 0.
-The classes are Keras', arguments and formulas (``name`` is a label); ``from_config``
+The classes are Keras', arguments and formulas (``initial_learning_rate`` is the rate of
+the first step, ``name`` a label); ``from_config``
 makes the schedules of the job's YAML, which add a linear warm-up to each.
 """
 
@@ -45,7 +46,7 @@ def _check_rate(schedule: object, name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class Constant(LearningRateSchedule):
-    """The same rate at every step."""
+    """``learning_rate`` at every step."""
 
     learning_rate: float
 
@@ -131,7 +132,7 @@ class PolynomialDecay(LearningRateSchedule):
 
 
 class LinearDecay(PolynomialDecay):
-    """A straight line from the initial rate to the end's, which is 0 unless given."""
+    """A straight line down to ``end_learning_rate``, within ``decay_steps`` steps."""
 
     def __init__(
         self,

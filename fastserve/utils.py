@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
 
 
 def to_categorical(x: Any, num_classes: int | None = None) -> Array:
-    """Return one-hot rows (..., num_classes), float64, of labels (...) or (..., 1).
+    """Return one-hot rows (..., num_classes), float64, of labels x (...) or (..., 1).
 
     ``num_classes`` is the largest label + 1 if it isn't given. Raises DataError for
     labels that aren't in 0..num_classes-1.
@@ -73,7 +73,7 @@ def pad_sequences(
 
     ``padding`` says on which side ``value`` fills up short ones, ``truncating`` on
     which side long ones are cut: 'pre' or 'post'. ``maxlen`` is the longest length if
-    it isn't given.
+    it isn't given, ``dtype`` the type of the array.
 
     Raises UnknownNameError for another side, DataError for what isn't a list of
     sequences, ShapeError for elements of different shapes.

@@ -81,6 +81,7 @@ from fastserve.training.status_file import mark_failed
 from fastserve.training.trace import Tracing
 
 USAGE = 2
+UNRECORDED = 74  # why it failed can't be written into the run folder
 STOPPED_EARLY = 75
 _MEETING_SECONDS = 60.0
 log = logging.getLogger("fastserve")
@@ -158,6 +159,8 @@ def _report(
             if comm.rank == 0:
                 mark_failed(started[0], environment.setting("JOB"))
         log.info("%s", describe_error(error))
+        if not recorded:
+            status = UNRECORDED  # the launcher knows by it that the reason is shown
     else:
         status = USAGE  # refused before there is a run; the reason is shown below
     if not recorded or environment.setting("JOB") is None:
@@ -244,9 +247,8 @@ def _train(
     folder = run_dir / "checkpoints"
     compare = job.comm.check_every > 0
     lock = _held[-1] if _held else None
-    saver = Saver(
-        folder, trainer.store, trainer.optimizer, comm, compare, lock, trainer.timing
-    )
+    parts = folder, trainer.store, trainer.optimizer, comm, compare, lock
+    saver = Saver(*parts, trainer.timing, metrics.path, job.checkpoint.keep_every)
     status = Status(run_dir / STATUS)
     best, trace = BestCheckpoint(saver, state), run_dir / "trace.json"
     callbacks: list[Callback] = [
@@ -532,19 +534,26 @@ def _compare_ranks(job: config.Job, comm: Communicator) -> None:
     odd = odd_rank(comm)
     if odd is None:
         return
-    if job.comm.algorithm == "exact":
+    if job.comm.algorithm != "exact":
+        if comm.rank == 0:
+            log.warning("ranks compute with other rounding: %s", odd)
+        return
+    if comm.rank == 0:
         raise CommError(
             "expected the same NumPy, BLAS, kernels and threads on all ranks, with "
             "comm.algorithm exact",
             odd,
-            "install the same versions, set launch.threads and OPENBLAS_CORETYPE",
+            "install the same versions, set launch.threads and OPENBLAS_CORETYPE; for "
+            "SIMD name what the others haven't in NPY_DISABLE_CPU_FEATURES",
         )
-    if comm.rank == 0:
-        log.warning("ranks compute with other rounding: %s", odd)
+    comm.barrier()  # rank 0, which says it once, ends all
 
 
 def _compare_numerics(job: config.Job, saved: Any, own: Numerics) -> None:
-    found = differences(saved, own) if isinstance(saved, dict) else ""
+    if not isinstance(saved, dict):
+        return
+    # an older version has recorded less
+    found = differences(saved, {k: v for k, v in own.items() if k in saved})
     if found:
         means = "results will be the same but for rounding"
         if job.comm.algorithm == "exact":

@@ -318,6 +318,8 @@ def _disk(
     rows = []
     free = agents.ask("disk", hosts=[writer], path=str(plan.run_dir))[writer]
     kept = (job.checkpoint.keep or 1) + 1
+    if job.checkpoint.keep_every:
+        kept += (job.train.steps or 0) // job.checkpoint.keep_every
     weights = cost.parameters * 4 * 3 if isinstance(cost, Estimate) else 0
     faults = []
     if free < _DISK_TIMES * kept * weights:

@@ -26,10 +26,12 @@ from .noise import NoiseFilter
 from .plan import THIS_HOST, LaunchPlan
 from .records import (
     ErrorRecord,
+    LogMark,
     completed,
     crashes,
     describe_errors,
     error_records,
+    logs,
     stopped,
 )
 from .restart import Loss
@@ -40,6 +42,7 @@ from .watch import Watch
 REFUSED = 2
 STOPPED_EARLY = 75
 NOT_COMPLETED = 70
+UNRECORDED = 74  # of a rank that says why it fails, but can't write it down
 # SIGUSR1 is what Slurm is told to send before a job's time is over.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 # Slurm kills a cancelled job after 30 s: be done before.
@@ -49,7 +52,6 @@ _FAILED_SECONDS = 5.0
 _SILENT_SECONDS = 3.0  # that a job may go on without one of its ranks
 _NOTICED_SECONDS = 0.5
 _TICK = 0.1
-_LATENCY = 1.0  # by which the clock of a file server may be late
 
 
 class Event(Protocol):
@@ -116,8 +118,9 @@ def run_plan(
     with _caught_signals() as caught:
         if cluster:
             cluster.agents.watch(plan.token)
+        before = logs(plan.run_dir)
         process = _start(plan)
-        run = _Run(plan, process, caught, started, grace, screen, cluster, loss)
+        run = _Run(plan, process, caught, started, before, grace, screen, cluster, loss)
         try:
             run.watch()
         finally:
@@ -165,6 +168,7 @@ class _Run:
         process: subprocess.Popen[bytes],
         caught: list[int],
         started: float,
+        before: Mapping[Path, LogMark],
         grace: float,
         screen: Screen,
         cluster: Cluster | None = None,
@@ -172,6 +176,7 @@ class _Run:
     ) -> None:
         self.loss = loss or Loss()
         self.plan, self.process, self.started = plan, process, started
+        self._logs_before = before
         self.screen = self.say = screen
         self._started = time.monotonic()  # the other is to compare with records
         self._ended_since: float | None = None  # monotonic; of the first rank
@@ -267,11 +272,13 @@ class _Run:
             self.loss.note(list(self.sight.lost))
             self.screen.error(str(lost))
             return NOT_COMPLETED
+        follows = bool(records) and records[0].type == FOLLOWS
+        if status == UNRECORDED and plan.split is not None and (follows or not records):
+            return status
         noises = [output.noise for output in self._outputs]
         words = b"".join(noise.held + noise.follows for noise in noises)
-        crashed = crashes(plan.run_dir, self.started - _LATENCY)
+        crashed = crashes(self._logs())
         silent = silent_rank(plan, records, self.sight, words, crashed)
-        follows = bool(records) and records[0].type == FOLLOWS
         # A rank that fails by itself says so: without a word one was lost, though it
         # may not be known which, as on the other nodes of a Slurm job.
         unsaid = status != 0 and not records and self._began()
@@ -302,8 +309,12 @@ class _Run:
 
     def _began(self) -> bool:
         """Whether ranks came as far as to write logs."""
-        logs = (self.plan.run_dir / "logs").glob("rank-*.log")
-        return any(log.stat().st_mtime >= self.started - _LATENCY for log in logs)
+        return bool(self._logs())
+
+    def _logs(self) -> list[Path]:
+        """Return the logs that this job has written to, whatever the clocks say."""
+        now, before = logs(self.plan.run_dir), self._logs_before
+        return [path for path, mark in now.items() if mark != before.get(path)]
 
     def _blind(self) -> tuple[str, ...]:
         return self.cluster.blind if self.cluster else ()

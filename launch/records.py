@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 _CRASH = re.compile(rb"^Fatal Python error: (.*)$", re.MULTILINE)
 _TAIL = 1 << 16  # bytes at the end of a log
+
+
+LogMark = tuple[int, int, int]  # inode, bytes, time of the last change in ns
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,21 @@ def _recorded(path: Path, token: str, ranks: int) -> bool:
     return record.get("job") == token and record.get("ranks") == ranks
 
 
-def crashes(run_dir: Path, since: float) -> dict[int, str]:
-    """Return how ranks crashed that left a stack in their log, by rank."""
+def logs(run_dir: Path) -> dict[Path, LogMark]:
+    """Return the ranks' logs, each with what changes when it is written to."""
     found = {}
     for path in run_dir.glob("logs/rank-*.log"):
+        with suppress(OSError):
+            seen = path.stat()
+            found[path] = seen.st_ino, seen.st_size, seen.st_mtime_ns
+    return found
+
+
+def crashes(paths: Iterable[Path]) -> dict[int, str]:
+    """Return how ranks crashed that left a stack in their log, by rank."""
+    found = {}
+    for path in paths:
         try:
-            if path.stat().st_mtime < since:
-                continue
             with path.open("rb") as file:
                 file.seek(max(0, path.stat().st_size - _TAIL))
                 told = _CRASH.findall(file.read())

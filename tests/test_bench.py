@@ -72,7 +72,7 @@ def test_a_step_over_ranks() -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["ranks"], result["hosts"], result["batch"]) == (2, 1, 4)
-    assert {"fastserve", "rank 0 alone"} <= set(result["sides"])
+    assert {"fastserve", "exact", "rank 0 alone"} <= set(result["sides"])
     assert all(side["seconds"] > 0 for side in result["sides"].values())
     done = run([*command, "--batch", "5"], 60, env=variables())
     assert done.returncode == 2

@@ -10,9 +10,16 @@ import pytest
 
 import fastserve as fs
 from fastserve.comm import Communicator, run_threads
-from fastserve.errors import ArgumentError
+from fastserve.errors import ArgumentError, ReplicaError
 from fastserve.models import load_model
-from fastserve.training.callbacks import EarlyStopping, ModelCheckpoint
+from fastserve.training.callbacks import (
+    BackupAndRestore,
+    Callback,
+    EarlyStopping,
+    LambdaCallback,
+    ModelCheckpoint,
+)
+from fastserve.training.step import Options
 
 
 class Values(fs.callbacks.Callback):
@@ -175,3 +182,53 @@ def test_checkpoints_on_ranks_are_those_of_one(tmp_path: Path) -> None:
     one, three = (load_model(tmp_path / f"{n}.safetensors") for n in (1, 3))
     for a, b in zip(one.get_weights(), three.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def savers(folder: Path) -> dict[str, Callback]:
+    return {
+        "model": ModelCheckpoint(folder / "model" / "{epoch}.safetensors"),
+        "weights": ModelCheckpoint(
+            folder / "weights" / "{epoch}.safetensors", save_weights_only=True
+        ),
+        "backup": BackupAndRestore(folder / "backup", delete_checkpoint=False),
+    }
+
+
+@pytest.mark.parametrize("kind", ["model", "weights", "backup"])
+def test_what_differs_between_ranks_is_not_saved(kind: str, tmp_path: Path) -> None:
+    """A bit of a weight of rank 1 flips in the second epoch's last step."""
+
+    def program(comm: Communicator, check_every: int) -> str:
+        x, y, model = regression()
+        model.options = Options(check_every=check_every)
+        steps = iter(range(4))
+
+        def flip(batch: int, logs: Any) -> None:
+            if next(steps) == 3 and comm.rank == 1:
+                model.store.values.view(np.uint32)[1] ^= 1
+
+        callbacks = [
+            LambdaCallback(on_train_batch_end=flip),
+            savers(tmp_path / str(check_every))[kind],
+        ]
+        try:
+            model.fit(x, y, 20, 2, 0, callbacks)
+        except ReplicaError as error:
+            return str(error)
+        return ""
+
+    def saved(check_every: int) -> set[str]:
+        found = (tmp_path / str(check_every) / kind).iterdir()
+        return {path.name for path in found} - {"latest"}
+
+    said = run_threads(3, lambda comm: program(comm, 1000))
+    assert said == [said[0]] * 3
+    assert said[0].startswith("step 4: expected the same parameters on every rank")
+    assert " differs on rank 1 (" in said[0]
+    first, second = "1.safetensors", "2.safetensors"
+    if kind == "backup":
+        first, second = "step-00000002", "step-00000004"
+    assert saved(1000) == {first}
+    # 0 turns the comparison off; of backups the newest is kept
+    assert run_threads(3, lambda comm: program(comm, 0)) == [""] * 3
+    assert saved(0) == ({second} if kind == "backup" else {first, second})

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from small_disks import small_disk
 
 from fastserve.core import Layer, ParameterStore, Shape, initializers
 from fastserve.errors import ArgumentError, CheckpointError
@@ -101,9 +103,16 @@ def contents(store: ParameterStore, optimizer: Slots | None = None) -> dict[str,
     }
 
 
-def save(folder: Path, step: int, seed: int | None = None, keep: int = 9) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    seed: int | None = None,
+    keep: int = 9,
+    keep_every: int | None = None,
+) -> Path:
     store, optimizer = make(step if seed is None else seed)
-    return checkpoint.save(folder, step, store, optimizer, STATE, keep)
+    parts = store, optimizer, STATE, keep, None, keep_every
+    return checkpoint.save(folder, step, *parts)
 
 
 def names(folder: Path) -> list[str]:
@@ -173,6 +182,22 @@ def test_keep_counts_complete_checkpoints_of_earlier_steps(tmp_path: Path) -> No
     assert names(tmp_path) == ["latest", *steps, "step-notes"]
     save(tmp_path, 400, keep=1)
     assert names(tmp_path) == ["latest", "step-00000400", "step-notes"]
+
+
+def test_every_nth_is_kept_for_good(tmp_path: Path) -> None:
+    for step in range(2, 27, 2):
+        save(tmp_path, step, keep=2, keep_every=8)
+    steps = [f"step-{step:08d}" for step in (8, 16, 24, 26)]
+    assert names(tmp_path) == ["latest", *steps]
+    save(tmp_path, 24, keep=1, keep_every=8)  # one of them is replaced as others are
+    assert names(tmp_path) == ["latest", *steps]
+    shutil.copytree(tmp_path / steps[0], tmp_path / f"{steps[0]}.old")
+    (tmp_path / steps[1]).rename(tmp_path / f"{steps[1]}.old")
+    save(tmp_path, 28, keep=1, keep_every=8)
+    steps = [steps[0], f"{steps[1]}.old", steps[2], "step-00000028"]
+    assert names(tmp_path) == ["latest", *steps]
+    save(tmp_path, 30, keep=1)
+    assert names(tmp_path) == ["latest", "step-00000030"]
 
 
 def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
@@ -587,16 +612,7 @@ def test_no_space_left_for_a_small_file(
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if mounted.returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
+    with small_disk(tmp_path / "disk", "64k") as disk:
         save(disk, 1)
         (disk / "filler").write_bytes(b"x" * 45_000)
         with pytest.raises(CheckpointError, match="No space left on device"):
@@ -605,8 +621,6 @@ def test_a_full_disk(tmp_path: Path) -> None:
         (disk / "filler").unlink()
         save(disk, 2, keep=1)
         assert names(disk) == ["latest", "step-00000002"]
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 # As root everything may be written, so a child becomes nobody. It enters the folder

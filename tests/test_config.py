@@ -548,8 +548,21 @@ FAULTS = [
         2,
         "checkpoint:",
         2,
-        "checkpoint: expected a section with the keys every, keep, at_end or best, "
-        "received nothing (null)",
+        "checkpoint: expected a section with the keys every, keep, keep_every, at_end "
+        "or best, received nothing (null)",
+    ),
+    (
+        2,
+        "checkpoint: {every: 4, keep_every: 6}",
+        2,
+        "checkpoint.keep_every: expected a multiple of checkpoint.every (4), received "
+        "6",
+    ),
+    (
+        2,
+        "checkpoint: {keep_every: 6}",
+        2,
+        "checkpoint.keep_every: expected checkpoint.every beside it, received 6",
     ),
     (
         2,

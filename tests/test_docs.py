@@ -24,7 +24,7 @@ from typing import Any
 import click
 import pytest
 
-from fastserve.config import load_job
+from fastserve.config import json_schema, load_job
 from fastserve.config.strict_yaml import dump_yaml, parse
 from launch.cli import cli
 
@@ -165,6 +165,39 @@ def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text("utf-8")
     for link in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#[^)]*)?\)", text):
         assert not link or (page.parent / link).exists(), link
+
+
+KEY = re.compile(
+    r"(?<![\w./])(?:train|comm|launch|checkpoint|data|optimizer|schedule)(?:\.\w+)+(?![\w(])"
+)
+
+
+def _keys() -> set[str]:
+    """Return all keys of a job, of all kinds of its sections: ``launch.slurm.mpi``."""
+    schema, found = json_schema(), set()
+
+    def walk(node: Any, path: str) -> None:
+        for kind in [node, *node.get("oneOf", ()), *node.get("anyOf", ())]:
+            name = kind.get("$ref", "").rpartition("/")[2]
+            section = schema["$defs"].get(name, schema if node is schema else {})
+            for key, value in section.get("properties", {}).items():
+                found.add(f"{path}{key}")
+                walk(value, f"{path}{key}.")
+
+    walk(schema, "")
+    return found
+
+
+def test_the_keys_that_pages_name_are_there() -> None:
+    known, seen = _keys(), 0
+    for page in EVERY:
+        prose = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.S | re.M)
+        for code in re.findall(r"`([^`\n]+)`", prose):
+            for key in KEY.findall(code):
+                if not key.endswith((".py", ".bin")):
+                    assert key in known, f"{page.name}: {key}"
+                    seen += 1
+    assert seen > 100
 
 
 def test_every_page_is_in_the_index() -> None:

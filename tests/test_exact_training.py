@@ -198,7 +198,7 @@ def test_blas_has_one_thread_unless_told() -> None:
     model.options = Options(algorithm="exact")
     model.train_on_batch(*CASES["mlp"][1:])
     assert numerics()["threads"] == "1"
-    assert numerics().keys() == {"NumPy", "BLAS", "kernels", "threads"}
+    assert numerics().keys() == {"NumPy", "SIMD", "BLAS", "kernels", "threads"}
 
 
 def test_a_rank_that_rounds_otherwise_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

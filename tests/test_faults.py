@@ -19,6 +19,7 @@ from fastserve.errors import CheckpointError, NonFiniteError, ReplicaError
 from fastserve.printing import Printer
 from fastserve.training import checkpoint, files, saver
 from fastserve.training.step import Options
+from launch.process import UNRECORDED
 
 JOB = """
 name: tiny
@@ -155,17 +156,22 @@ def test_a_run_folder_that_vanishes(what: str, tmp_path: Path) -> None:
         assert checkpoint.newest(tmp_path / "elsewhere/checkpoints") is not None
 
 
-def test_a_disk_that_turns_read_only_ends_all_ranks(
+def test_an_error_that_cannot_be_written_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(files, "replace", refuse)
+    monkeypatch.setenv("FASTSERVE_JOB", "token")  # a launcher that would read it
     error = CheckpointError("expected to be able to write a", "it can't be")
-    comm = SingleCommunicator()
-    assert worker._report(error, comm, [tmp_path], Printer()) == 1
+    report = error, SingleCommunicator(), [tmp_path], Printer()
+    assert worker._report(*report) == worker.UNRECORDED == UNRECORDED
     assert "expected to be able to write a" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setenv("FASTSERVE_JOB", "token")
+    assert worker._report(*report) == 1
+    assert capsys.readouterr().err == ""
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(CheckpointError, match="Read-only file system"):
         files.hold(tmp_path)

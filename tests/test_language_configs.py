@@ -22,7 +22,8 @@ from fastserve.errors import DataError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EVERY = sorted(CONFIGS.glob("*.yaml"))
-HEADED = [path for path in EVERY if path.stem != "quickstart"]
+QUICKSTART = CONFIGS / "quickstart.yaml"
+HEADED = [path for path in EVERY if path != QUICKSTART]
 FEW = {
     "train.epochs": "null",
     "train.steps": "3",
@@ -111,7 +112,24 @@ def test_every_config_is_run_by_a_test() -> None:
         assert f'"{path.stem}"' in here + labelled, path.stem
 
 
-@pytest.mark.parametrize("path", HEADED, ids=lambda p: p.stem)
+def test_the_quickstart_s_comments_have_the_schema_s_defaults() -> None:
+    """They are in words of their own, as the first that a newcomer reads."""
+    text, section, seen = QUICKSTART.read_text("utf-8"), "", 0
+    data = parse(text)[0]
+    for line in text.splitlines():
+        if found := re.match(r"(\w+):", line):
+            section = found[1]
+        if not (found := re.match(r"  (\w+): .*# (.*)$", line)):
+            continue
+        kind = comment(f"{section}.{found[1]}", data).partition(". ")[0]
+        if (default := re.search(r" = (.*)$", kind)) and "required" not in found[2]:
+            said = re.search(r" = (\[.*?\]|[^ ;:]+)", found[2])
+            assert said and parse(said[1])[0] == parse(default[1])[0], line
+            seen += 1
+    assert seen > 50
+
+
+@pytest.mark.parametrize("path", EVERY, ids=lambda p: p.stem)
 def test_the_head_says_how_to_run_it_and_what_comes_out(path: Path) -> None:
     head = re.match(r"(?:#.*\n)+", path.read_text("utf-8"))
     assert head

@@ -9,11 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from mpi_environments import FLAVOURS, ROOT, Started, environments, require, variables
 
-from launch.process import job_processes, kill_job
+from launch.process import _Run, job_processes, kill_job
+from launch.records import crashes, logs
 
 DRIVER = ROOT / "tests" / "launch_driver.py"
 LIMIT = 10.0  # seconds until a job that fails, or is stopped, must have ended
@@ -249,3 +252,21 @@ def test_a_grace_that_is_no_number(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "expected FASTSERVE_GRACE to be" in done.stderr
     assert not (tmp_path / "pids").exists()
+
+
+def test_logs_are_known_whatever_the_clock_says(tmp_path: Path) -> None:
+    """Those that the job has written to, though their times are before its start."""
+    (tmp_path / "logs").mkdir()
+    idle, used, new = (tmp_path / f"logs/rank-0000{i}.log" for i in range(3))
+    for path in (idle, used):
+        path.write_text("before\n")
+    run: Any = SimpleNamespace(
+        plan=SimpleNamespace(run_dir=tmp_path), _logs_before=logs(tmp_path)
+    )
+    assert _Run._logs(run) == []
+    used.write_text("before\nFatal Python error: Aborted\n")
+    new.write_text("")
+    for path in (used, new):
+        os.utime(path, (1e9, 1e9))
+    assert sorted(_Run._logs(run)) == [used, new]
+    assert crashes(_Run._logs(run)) == {1: f"Aborted, see {used}"}

@@ -86,7 +86,7 @@ def run(tmp_path: Path) -> Path:
 def test_a_report_has_all_parts(run: Path) -> None:
     write_json(run / "status.json", STATUS)
     write_json(run / "environment.json", {"numpy": "9.9", "command": ["fastserve"]})
-    assert report(run).output == f"{run / 'report.html'}\n"
+    assert report(run).stdout == f"{run / 'report.html'}\n"
     page = read(run / "report.html")
     for text in (
         *("one", "ended", "Results", "Curves", "Timing", "Checkpoints", "Environment"),
@@ -278,7 +278,7 @@ def test_several_runs_are_compared(tmp_path: Path, monkeypatch: Any) -> None:
     one = make_run(tmp_path / "one", train={"steps": 100, "epochs": None}, seed=1)
     two = make_run(tmp_path / "two", steps=60, seed=2)
     monkeypatch.chdir(tmp_path)
-    assert report(one, two).output == "comparison.html\n"
+    assert report(one, two).stdout == "comparison.html\n"
     page = read(tmp_path / "comparison.html")
     for text in ("one and two", "seed", "train.steps", "1", "2", "60", "100"):
         assert text in page.texts, text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from mpi_environments import FLAVOURS, Started, require
+from mpi_environments import FLAVOURS, ROOT, Started, require, variables
 
 from fastserve.comm import SingleCommunicator
 from fastserve.training.files import write_atomically
@@ -207,15 +208,109 @@ def test_a_killed_rank_costs_nothing_but_time(mpi: str, tmp_path: Path) -> None:
         done = started.finish(120)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("restart ") == 2, done.stderr
-    name = "checkpoints/step-00000150/state.json"
-    one, other = (
-        json.loads((tmp_path / f"runs/{n}" / name).read_text())["files"]
-        for n in ("whole", "tiny")
-    )
-    assert one == other
-    lines = (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()
-    steps = [json.loads(x)["step"] for x in lines if "grad_norm" in x]
-    assert steps == list(range(1, 151))
+    _same_files(tmp_path / "runs/whole", tmp_path / "runs/tiny", 150)
+
+
+OWN = """
+import time
+import numpy as np, fastserve as fs
+
+class Slow(fs.layers.Layer):
+    def forward(self, x, training=False):
+        time.sleep(0.02)  # so that a kill comes in time
+        return x
+
+    def backward(self, dy, done=None):
+        return dy
+
+def make_data(rows):
+    x = np.random.default_rng(0).standard_normal((rows, 3))
+    return (x, x.sum(axis=1, keepdims=True)), None
+
+def make_model(units):
+    model = fs.models.Sequential([
+        fs.layers.Dense(units, "tanh"), fs.layers.Dropout(0.2), Slow(),
+        fs.layers.Dense(1),
+    ])
+    model.compile("adam", "mse")
+    return model
+"""
+OWN_JOB = """
+name: tiny
+model: {type: python, file: own.py, arguments: {units: 5}}
+data: {type: python, file: own.py, arguments: {rows: 50}}
+train: {global_batch: 8, micro_batch: 2, steps: 100, log_every: 1, baseline: false}
+checkpoint: {every: 5}
+comm: {algorithm: exact}
+launch: {ranks: 2, oversubscribe: true, max_restarts: 1}
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("mpi", FLAVOURS)
+def test_a_model_of_the_users_own_file_goes_on(mpi: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "job.yaml").write_text(OWN_JOB)
+    command = [str(require(mpi) / "bin" / "python"), "-m", "launch.cli", "run"]
+    whole = [*command, "job.yaml", "-n", "1", "--set", "name=whole"]
+    with Started(whole, cwd=tmp_path) as started:
+        done = started.finish(60)
+        assert done.returncode == 0, done.stderr
+    with Started([*command, "job.yaml"], cwd=tmp_path) as started:
+        pid = _rank_that_trains(tmp_path / "runs/tiny", time.time())
+        os.kill(pid, signal.SIGKILL)
+        done = started.finish(60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("restart 1 of at most 1, from checkpoint step-") == 1
+    _same_files(tmp_path / "runs/whole", tmp_path / "runs/tiny", 100)
+
+
+# sitecustomize.py, which every Python imports at its start
+CLOCK = """
+import os, time
+true = time.time
+time.time = lambda: true() + 7200.0 * (not os.path.exists(os.environ["SET_BACK"]))
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("mpi", FLAVOURS)
+def test_a_clock_that_is_set_back(mpi: str, tmp_path: Path) -> None:
+    """By two hours: a killed rank is restarted, and a signal still saves."""
+    (tmp_path / "job.yaml").write_text(JOB)
+    (tmp_path / "sitecustomize.py").write_text(CLOCK)
+    run_dir, set_back = tmp_path / "runs/tiny", tmp_path / "set-back"
+    env = variables(SET_BACK=str(set_back), PYTHONPATH=f"{tmp_path}:{ROOT}")
+    command = [str(require(mpi) / "bin" / "python"), "-m", "launch.cli", "run"]
+    longer = [*command, "job.yaml", "--set", "train.steps=100000"]
+    with Started(longer, cwd=tmp_path, env=env) as started:
+        killed = _rank_that_trains(run_dir, time.time())
+        set_back.touch()
+        os.kill(killed, signal.SIGKILL)
+        _rank_that_trains(run_dir, time.time())
+        started.process.send_signal(signal.SIGTERM)
+        done = started.finish(60)
+    assert done.returncode == 75, done.stderr
+    said = "restart 1 of at most 2, from checkpoint step-"
+    assert done.stderr.count(said) == 1, done.stderr
+    text = (run_dir / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    made = [line["step"] for line in lines if "grad_norm" in line]
+    assert made == list(range(1, len(made) + 1))
+    times = [line["time"] for line in lines]
+    assert min(b - a for a, b in itertools.pairwise(times)) < -7000  # it was set
+    newest = max(run_dir.glob("checkpoints/step-*/state.json"))
+    assert json.loads(newest.read_text())["step"] == made[-1]
+
+
+def _same_files(one: Path, other: Path, steps: int) -> None:
+    """Compare the checksums of two runs' last checkpoints, and see all lines there."""
+    name = f"checkpoints/step-{steps:08d}/state.json"
+    states = [json.loads((run_dir / name).read_text()) for run_dir in (one, other)]
+    assert states[0]["files"] == states[1]["files"]
+    lines = (other / "metrics.jsonl").read_text().splitlines()
+    made = [json.loads(x)["step"] for x in lines if "grad_norm" in x]
+    assert made == list(range(1, steps + 1))
 
 
 def _rank_that_trains(run_dir: Path, since: float) -> int:

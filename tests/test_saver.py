@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -153,6 +154,61 @@ def test_ranks_save_the_same_as_one(tmp_path: Path, shard: bool) -> None:
         checkpoint.read_state(tmp_path / str(n) / "step-00000001") for n in (1, 2)
     )
     assert one == two == {"step": 1}
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_what_is_kept_for_good(tmp_path: Path, shard: bool) -> None:
+    def program(comm: Communicator) -> None:
+        made = fs.models.Sequential([fs.layers.Dense(2, input_shape=(6,))], seed=1)
+        made.compile("adam", "mse")
+        made.options = Options(shard_optimizer=shard)
+        made.train_on_batch(X, Y)
+        assert made.trainer is not None
+        parts = made.store, made.trainer.optimizer, comm
+        save = Saver(tmp_path, *parts, keep_every=2)
+        for step in range(1, 6):
+            save.save(step, {}, 1)
+        save.finish()
+
+    run_threads(2, program)
+    names = sorted(path.name for path in tmp_path.glob("step-*"))
+    assert names == [f"step-{step:08d}" for step in (2, 4, 5)]
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_the_history_is_on_the_disk_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: bool
+) -> None:
+    """As a machine that loses its power leaves it."""
+    history = tmp_path / "metrics.jsonl"
+    synced: list[str] = []
+    true = os.fsync
+
+    def noted(number: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
+        true(number)
+
+    def program(comm: Communicator) -> None:
+        made = fs.models.Sequential([fs.layers.Dense(2, input_shape=(6,))], seed=1)
+        made.compile("adam", "mse")
+        made.options = Options(shard_optimizer=shard)
+        made.train_on_batch(X, Y)
+        assert made.trainer is not None
+        parts = made.store, made.trainer.optimizer, comm
+        save = Saver(tmp_path / "checkpoints", *parts, history=history)
+        for step in (1, 2):
+            save.save(step, {}, 2)
+            save.finish()
+            comm.barrier()
+            if comm.rank == 0:
+                history.write_text("{}")  # not there for the first one
+        comm.barrier()
+
+    monkeypatch.setattr(os, "fsync", noted)
+    run_threads(2, program)
+    assert synced.count("metrics.jsonl") == 1
+    states = [i for i, name in enumerate(synced) if name == "state.json"]
+    assert states[0] < synced.index("metrics.jsonl") < states[1]
 
 
 HOLD = """

@@ -159,10 +159,14 @@ def trained_alone(shard: bool) -> np.ndarray:
 
 
 def test_resume_on_other_numbers_of_ranks(tmp_path: Path) -> None:
-    """2 ranks, then 3, then one, then 2 unsharded, as without any interruption."""
+    """2 ranks, then 3, then one, then 2 unsharded, as without any interruption.
+
+    With a small epsilon the first steps of Adam are nearly the signs of the gradients,
+    which makes the rounding of a sum near zero as large as the step.
+    """
 
     def program(comm: Communicator, first: int, sharded: bool) -> np.ndarray:
-        model, x, y = model_and_data()
+        model, x, y = model_and_data(optimizers.AdamW(epsilon=1e-3))
         model.options = Options(shard_optimizer=sharded)
         trainer = model.prepare(ArraySource(x, y))
         store, optimizer = trainer.store, trainer.optimizer

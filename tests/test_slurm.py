@@ -242,7 +242,7 @@ def test_the_script_waits_for_the_ranks_and_requeues(
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
         subprocess.run(["kill", f"-{number}", str(process.pid)], check=True)
-        out, _ = process.communicate(timeout=10)
+        out, _ = process.communicate(timeout=60)
     assert out.startswith("saved\n")
     assert process.returncode == (0 if requeued else status)
     asked = tmp_path / "asked"

@@ -1,4 +1,5 @@
-"""The messages that docs/troubleshooting.md explains are those of the program."""
+"""The messages that docs/troubleshooting.md explains, and that other pages quote, are
+those of the program."""
 
 from __future__ import annotations
 
@@ -40,4 +41,29 @@ def test_the_program_says_so(message: str) -> None:
 
 
 def test_there_are_many() -> None:
-    assert len(MESSAGES) > 35
+    assert len(MESSAGES) > 50
+
+
+# `expected ...` in a line's code, with what stands in backticks inside of it, and lines
+# of blocks
+INLINE = re.compile(r"``(expected .+?)``|`(expected [^`]+)`")
+SHOWN = re.compile(r"^(?:step \d+: )?(expected .+)$", re.M)
+BLOCK = re.compile(r"^```(?!python).*?^```", re.M | re.S)
+
+
+def _quoted() -> list[tuple[str, str]]:
+    found = []
+    for path in sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]):
+        text = path.read_text("utf-8")
+        shown = SHOWN.findall("\n".join(BLOCK.findall(text)))
+        inline = INLINE.findall(BLOCK.sub("", text))
+        found += [(path.stem, m) for m in [*shown, *map("".join, inline)]]
+    return found
+
+
+@pytest.mark.parametrize(("page", "message"), _quoted())
+def test_a_quoted_message_is_the_program_s(page: str, message: str) -> None:
+    """Numbers and names of hosts, which a quotation has, are values there."""
+    words = re.sub(r"\d[\d.]*|\.\.\.", VALUE, message.strip())
+    pattern = re.escape(words).replace(VALUE, "[^\n]*?")
+    assert re.search(pattern, SAID), f"{page}.md: {message}"

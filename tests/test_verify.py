@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mpi_environments import FLAVOURS, require, run
 
@@ -20,6 +21,26 @@ train: {global_batch: 10, micro_batch: 2, steps: 8, eval_every: 2, eval_batches:
         clip_norm: 0.1, baseline: false}
 checkpoint: {every: 4}
 comm: {algorithm: exact, check_every: 1}
+"""
+
+
+LAYERS = {
+    "mlp": "[Dense: {units: 9, activation: gelu}, Dropout: {rate: 0.3}, Dense: "
+    "{units: 3, activation: softmax}]",
+    "cnn": "[Conv2D: {filters: 4, kernel_size: 3}, BatchNormalization, Activation: "
+    "{activation: relu}, Flatten, Dropout: {rate: 0.3}, Dense: {units: 3, "
+    "activation: softmax}]",
+    "lstm": "[LSTM: {units: 5, dropout: 0.2}, Dense: {units: 3, activation: softmax}]",
+}
+SHAPES = {"mlp": (6,), "cnn": (6, 6, 2), "lstm": (7, 4)}
+SEQUENTIAL = """
+name: tiny
+model: {type: sequential, layers: LAYERS, loss: sparse_categorical_crossentropy,
+        metrics: [accuracy]}
+data: {type: arrays, file: data.npz, validation_split: 0.2}
+train: {global_batch: 16, micro_batch: 2, steps: 8, eval_every: 3, clip_norm: 0.1,
+        baseline: false}
+comm: {algorithm: exact, overlap: "on", check_every: 1}
 """
 
 
@@ -55,6 +76,39 @@ def test_a_job_has_the_same_bits_on_any_number_of_ranks(
     status, said = fastserve(mpi, tmp_path, "verify", "runs/tiny", *options)
     assert status == 2, said
     assert "expected a run with comm.algorithm exact" in said
+
+
+@pytest.mark.mpi
+@BOTH
+@pytest.mark.parametrize(
+    ("ranks", "models"), [(4, "cnn lstm"), (6, "lstm mlp"), (8, "mlp cnn")]
+)
+def test_many_ranks(mpi: str, ranks: int, models: str, tmp_path: Path) -> None:
+    """Short last batches and shards, evaluations, clipping, dropout, overlap."""
+    model = models.split()[FLAVOURS.index(mpi)]
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((59, *SHAPES[model])).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=rng.integers(0, 3, 59))
+    kept = tmp_path / "runs/tiny/config.yaml"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(SEQUENTIAL.replace("LAYERS", LAYERS[model]))
+    options = ["--ranks", f"1,{ranks}", "--steps", "7"]
+    status, said = fastserve(mpi, tmp_path, "verify", "runs/tiny", *options)
+    assert status == 0, said
+    assert f"the same bits on 1, {ranks} ranks, after 7 steps" in said
+
+
+@pytest.mark.mpi
+def test_other_bits_are_seen(tmp_path: Path) -> None:
+    """A ring gives them: the way that the command refuses to go."""
+    (tmp_path / "job.yaml").write_text(JOB.replace("exact", "ring"))
+    code = (
+        "from pathlib import Path; from launch.verify import verify; "
+        "raise SystemExit(5 * verify(Path('job.yaml'), [1, 3], 5, [], print))"
+    )
+    done = run([str(require("openmpi") / "bin/python"), "-c", code], 60, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "other bits than on 1 on 3 ranks, after 5 steps" in done.stdout
 
 
 @pytest.mark.mpi

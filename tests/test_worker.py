@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -202,6 +203,14 @@ def test_resume_from_an_earlier_step(folder: Path) -> None:
     nowhere = rank_program(folder, "--resume", "runs/nowhere")
     assert nowhere.returncode == 2
     assert "--resume: expected a run folder" in nowhere.stderr
+
+
+def test_every_nth_checkpoint_is_kept(folder: Path) -> None:
+    keys = ["checkpoint={every: 2, keep: 1, keep_every: 6}", "train.eval_every=null"]
+    done = rank_program(folder, *(word for key in keys for word in ("--set", key)))
+    assert done.returncode == 0, done.stderr
+    saved = (folder / "runs/tiny/checkpoints").glob("step-*")
+    assert {int(path.name[5:]) for path in saved} == {6, 12}
 
 
 def test_resume_with_another_plan_is_refused(folder: Path) -> None:
@@ -563,3 +572,51 @@ def test_secrets_of_the_environment_are_not_stored(flavour: str, folder: Path) -
     assert "hunter2" not in done.stdout + done.stderr
     for path in (folder / "runs").rglob("*"):
         assert path.is_dir() or b"hunter2" not in path.read_bytes(), path
+
+
+@pytest.mark.mpi
+def test_secrets_are_in_no_file_and_no_output(folder: Path) -> None:
+    """Of a job that ends well and one that fails; files have the modes of the umask."""
+    (folder / "job.yaml").write_text(JOB + "launch: {env: {TOKEN: hunter2}}\n")
+    given = ("--set", "launch.env.OTHER=hunter3")
+    failing = ("--overwrite", "--set", "optimizer.lr=1e30", "--set", "name=failing")
+    before = os.umask(0o027)
+    try:
+        done = [
+            launch(folder, "openmpi", 2, *given, "--trace"),
+            launch(folder, "openmpi", 2, *given, *failing),
+        ]
+        assert [job.returncode for job in done] == [0, 1], done
+        done += [
+            command(folder, "openmpi", *words)
+            for words in (
+                ("report", "runs/tiny"),
+                ("report", "runs/failing"),
+                ("runs",),
+                ("check", "job.yaml", *given),
+                ("submit", "job.yaml", "--print"),
+                ("run", "job.yaml", "--dry-run", *given),
+            )
+        ]
+    finally:
+        os.umask(before)
+    for each in done:
+        assert "hunter" not in each.stdout + each.stderr, each.args
+    assert [each.returncode for each in done[2:]] == [0] * 6, done
+    found = set()
+    for path in (folder / "runs").rglob("*"):
+        found.add(path.name)
+        assert path.is_dir() or b"hunter" not in path.read_bytes(), path
+        wanted = 0o750 if path.is_dir() else 0o640
+        assert path.stat().st_mode & 0o777 == wanted, path
+    assert found >= {
+        *("environment.json", "trace.json", "report.html", "status.json"),
+        *("metrics.jsonl", "config.yaml", "rank-00001.log", "rank-00000.json"),
+    }
+
+
+def command(
+    folder: Path, flavour: str, *words: str
+) -> subprocess.CompletedProcess[str]:
+    python = str(require(flavour) / "bin" / "python")
+    return run([python, "-m", "launch.cli", *words], 60, cwd=folder, env=variables())

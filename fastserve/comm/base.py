@@ -86,7 +86,8 @@ class Communicator(ABC):
     def start(
         self, send: Array, dest: int, recv: Array, source: int, tag: int
     ) -> Pending:
-        """Begin a ``sendrecv``; neither array may be touched until it is done.
+        """Begin a ``sendrecv``, with its arguments; neither array may be touched until
+        it is done.
 
         It meets the exchange that has the same ``tag`` (0 to 32767) on the other ranks;
         with several of one tag, the order counts. For arrays of at most MESSAGE_BYTES.
@@ -138,11 +139,11 @@ class Communicator(ABC):
 
     @abstractmethod
     def gather_obj(self, obj: Any, root: int = 0) -> list[Any] | None:
-        """Return every rank's object in a list on ``root``, None elsewhere."""
+        """Return every rank's ``obj`` in a list on ``root``, None elsewhere."""
 
     @abstractmethod
     def broadcast_obj(self, obj: Any, root: int = 0) -> Any:
-        """Return the object of ``root``."""
+        """Return the ``obj`` of ``root``, a small Python object, on all ranks."""
 
     @abstractmethod
     def abort(self, status: int) -> NoReturn:

@@ -334,6 +334,17 @@ def _exact(job: _Keys) -> None:
         job.fault("launch.ranks", expected, ranks, cure)
 
 
+def _kept_checkpoints(job: _Keys) -> None:
+    every, kept = job["checkpoint.every"], job["checkpoint.keep_every"]
+    if kept is None:
+        return
+    if every is None:
+        job.fault("checkpoint.keep_every", "checkpoint.every beside it", kept)
+    elif kept % every:
+        expected = f"a multiple of checkpoint.every ({show(every)})"
+        job.fault("checkpoint.keep_every", expected, kept)
+
+
 def _environment(job: _Keys) -> None:
     for name in job["launch.env"]:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
@@ -464,6 +475,7 @@ _CHECKS = (
     _overlap,
     _wire,
     _shards,
+    _kept_checkpoints,
     _environment,
     _hosts,
     _chosen_hosts,

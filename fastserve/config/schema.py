@@ -650,6 +650,10 @@ class Checkpoint(Section):
         default=None, description="Steps between checkpoints; null: none on the way."
     )
     keep: Count = Field(default=2, description="Newest checkpoints that are kept.")
+    keep_every: Count | None = Field(
+        default=None,
+        description="Besides them those of each multiple of so many steps, for good.",
+    )
     at_end: bool = Field(
         default=True, description="Save once more after the last step."
     )

@@ -76,7 +76,7 @@ class _OfNorms(Constraint):
 
 @dataclass(frozen=True)
 class MaxNorm(_OfNorms):
-    """Vectors along ``axis`` are scaled down to this Euclidean norm."""
+    """Vectors along ``axis`` are scaled down to the Euclidean norm ``max_value``."""
 
     max_value: float = 2.0
     axis: Axis = 0
@@ -98,7 +98,10 @@ class UnitNorm(_OfNorms):
 
 @dataclass(frozen=True)
 class MinMaxNorm(_OfNorms):
-    """Vectors along ``axis`` move by ``rate`` to a norm within the two values."""
+    """Vectors along ``axis`` move to a norm from ``min_value`` to ``max_value``.
+
+    ``rate`` is the share of the way that each update makes them go.
+    """
 
     min_value: float = 0.0
     max_value: float = 1.0

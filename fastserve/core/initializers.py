@@ -28,7 +28,7 @@ Initializer = Callable[[tuple[int, ...], np.random.Generator], "Array | float"]
 
 @dataclass(frozen=True)
 class Constant:
-    """The same value everywhere."""
+    """``value`` everywhere."""
 
     value: float = 0.0
 
@@ -37,14 +37,14 @@ class Constant:
 
 
 class Zeros(Constant):
-    """Zeros."""
+    """Zero everywhere."""
 
     def __init__(self) -> None:
         super().__init__(0.0)
 
 
 class Ones(Constant):
-    """Ones."""
+    """One everywhere."""
 
     def __init__(self) -> None:
         super().__init__(1.0)
@@ -52,7 +52,7 @@ class Ones(Constant):
 
 @dataclass(frozen=True)
 class RandomNormal:
-    """Normal distribution of the given mean and standard deviation."""
+    """Normal distribution of mean ``mean`` and standard deviation ``stddev``."""
 
     mean: float = 0.0
     stddev: float = 0.05
@@ -68,7 +68,7 @@ class RandomNormal:
 
 @dataclass(frozen=True)
 class TruncatedNormal:
-    """Normal distribution; values beyond two standard deviations are drawn again."""
+    """``RandomNormal``; values beyond two standard deviations are drawn again."""
 
     mean: float = 0.0
     stddev: float = 0.05
@@ -102,7 +102,14 @@ class RandomUniform:
 
 @dataclass(frozen=True)
 class VarianceScaling:
-    """Variance ``scale / n``, where ``n`` is fan_in, fan_out or their mean."""
+    """Numbers of mean 0 and variance ``scale / n``.
+
+    Args:
+        scale: a number above 0.
+        mode: what n is: 'fan_in', 'fan_out', or 'fan_avg', their mean.
+        distribution: 'truncated_normal' (also 'normal'), 'untruncated_normal' or
+            'uniform'.
+    """
 
     scale: float = 1.0
     mode: str = "fan_in"

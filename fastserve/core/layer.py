@@ -155,12 +155,17 @@ class Layer(Weighted):
         )
 
     def forward(self, x: Any, training: Training = False) -> Any:
+        """Return the output for x (batch, ...); ``training`` tells how, see above."""
         if self._graph is None:
             raise NotImplementedError(f"{type(self).__name__}.forward")
         self._graph.mask = self.mask
         return self._graph.forward(x, training)
 
     def backward(self, dy: Any, done: Done = nothing) -> Any:
+        """Fill the parameters' ``grad``; return the gradient dx of the last input.
+
+        ``dy`` is the gradient of the last output, and has its shape.
+        """
         if self._graph is None:
             raise NotImplementedError(f"{type(self).__name__}.backward")
         self._graph.input_gradient = self.input_gradient
@@ -271,7 +276,17 @@ class Layer(Weighted):
         regularizer: Regularizer | None = None,
         constraint: Constraint | None = None,
     ) -> Parameter:
-        """Make a parameter; unless told, it decays if it is a matrix or more."""
+        """Make a parameter, for ``build``.
+
+        Args:
+            name: the last word of its path.
+            shape: of the array.
+            init: makes its values; one of ``fs.initializers``.
+            decay: whether weight decay applies; None: if it has two axes or more.
+            regularizer, constraint: of ``fs.regularizers``, ``fs.constraints``.
+
+        Returns a Parameter, whose ``value`` and ``grad`` are arrays once it is built.
+        """
         decay = len(shape) >= 2 if decay is None else decay
         shape = tuple(map(int, shape))
         for rule in (regularizer, constraint):
@@ -285,8 +300,9 @@ class Layer(Weighted):
     def state(self, name: str, shape: tuple[int, ...], init: Initializer) -> Parameter:
         """Make a weight that isn't trained, but that ``forward`` may change.
 
-        It is saved like the others. What ``forward`` makes of it in a step differs
-        between ranks, so afterwards each gets the mean, weighted by the ranks' rows.
+        ``init`` makes its values. It is saved like the others. What ``forward`` makes
+        of it in a step differs between ranks, so afterwards each gets the mean,
+        weighted by the ranks' rows.
         """
         parameter = Parameter(name, tuple(map(int, shape)), init, decay=False)
         parameter.trainable, parameter.moving = False, True
@@ -315,7 +331,8 @@ class Layer(Weighted):
     ) -> Array:
         """Return the layer's array of this name: the same memory every step.
 
-        It only grows, and holds garbage until written.
+        It only grows, and holds garbage until written. ``dtype`` is the layer's unless
+        given.
         """
         dtype = self.dtype if dtype is None else np.dtype(dtype)
         kept = self._buffers.get(name)
@@ -335,7 +352,10 @@ class Layer(Weighted):
         self._buffers, self._blocks = other._buffers, other._blocks
 
     def scratch(self, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Array:
-        """Return an array of the model's pool; it goes back when it is dropped."""
+        """Return an array of the model's pool; it goes back when it is dropped.
+
+        ``dtype`` is the layer's unless given.
+        """
         return self.memory.take(shape, self.dtype if dtype is None else dtype)
 
     # -- what callers use ------------------------------------------------------
@@ -388,9 +408,11 @@ class Layer(Weighted):
         """Do what a layer must that has others which ``walk`` doesn't find."""
 
     def own_parameters(self) -> list[Parameter]:
+        """Return the parameters of this layer without those of its children."""
         return self._parameters
 
     def children(self) -> dict[str, Layer]:
+        """Return the layers that this one is made of, by their names."""
         return self._children
 
     def parameters(self) -> Iterator[Parameter]:

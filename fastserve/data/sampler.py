@@ -34,6 +34,7 @@ class Sampler:
     Args:
         samples: number of samples in the data.
         batch: global batch, over all ranks.
+        shuffle: another order in each epoch; false: that of the data.
         first_epoch: number of the first epoch's order; a later call of ``fit`` goes on
             with orders that were not used yet.
         wrap: True makes every batch full, the last one of an epoch with samples of

@@ -164,6 +164,10 @@ class TokenSource(Source):
 
     Args:
         tokens: (n,) integers, also memory-mapped, also in shards.
+        seed: of the offsets.
+        shift: false: every pass starts at the first token, as a validation does.
+
+    Raises DataError for other arrays, and for too few tokens for a window.
     """
 
     def __init__(

@@ -1,4 +1,22 @@
-"""Layers by Keras' names."""
+"""Layers by Keras' names.
+
+Shapes are given with the batch; those of ``input_shape`` and ``build`` are without it.
+Arguments that many layers have, with the same meaning in each:
+
+- ``input_shape``: shape of one sample, for the first layer of a ``Sequential``; None:
+  it is taken from the layer before or the first batch. ``name``: for ``get_layer`` and
+  the functional API; None: one is made from the class.
+- ``activation``: a name such as 'relu', or None. ``use_bias``: whether to add a bias.
+- ``kernel_initializer`` and others that end in ``_initializer``: what the weight begins
+  with; ``_regularizer``: a penalty on it that joins the loss; ``_constraint``: what
+  holds for it after each update. Names or objects of ``fs.initializers``,
+  ``fs.regularizers``, ``fs.constraints``.
+- ``seed``: of random numbers; None: the model's.
+- ``data_format``: only 'channels_last' (None is that).
+
+What doesn't fit raises ArgumentError when the layer is made, or ShapeError when it is
+built or called; names that aren't known raise UnknownNameError.
+"""
 
 from fastserve.core.layer import Layer
 from fastserve.layers.activations import ELU, LeakyReLU, PReLU, ReLU, Softmax

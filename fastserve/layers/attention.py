@@ -296,6 +296,7 @@ class TransformerBlock(Block):
         ff_dim: width of the hidden layer of the MLP; by default 4 x features.
         activation: of the hidden layer; 'swiglu' makes it a gated one.
         causal: positions look at themselves and at earlier ones alone.
+        epsilon: of the norms.
         residual_initializer: of the two layers that write to the residual stream.
         num_kv_heads, rope_theta: see ``MultiHeadAttention``.
         norm: 'layer', or 'rms' for RMSNormalization.

@@ -138,7 +138,7 @@ class Dropout(Layer):
 
 
 class SpatialDropout1D(Dropout):
-    """Dropout of whole features of (batch, time, features), at all times alike.
+    """Dropout of a share ``rate`` of features of (batch, time, features), at all times.
 
     Tompson et al., "Efficient object localization using convolutional networks", 2014.
     """
@@ -161,7 +161,7 @@ class SpatialDropout1D(Dropout):
 
 
 class SpatialDropout2D(SpatialDropout1D):
-    """Dropout of whole channels of (batch, height, width, channels).
+    """Dropout of a share ``rate`` of channels of (batch, height, width, channels).
 
     Tompson et al., "Efficient object localization using convolutional networks", 2014.
     """

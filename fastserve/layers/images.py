@@ -75,10 +75,12 @@ class Resizing(Layer):
     """Images resized to (batch, height, width, channels).
 
     Args:
+        height, width: of the new images, in pixels.
         interpolation: 'bilinear' or 'nearest'.
         crop_to_aspect_ratio: use the largest part in the middle that has the new
             proportions, instead of stretching the image.
-        pad_to_aspect_ratio: put ``fill_value`` beside the image instead.
+        pad_to_aspect_ratio: put ``fill_value`` beside the image instead; ``fill_mode``
+            must be 'constant'.
         antialias: a smaller image is made of means of all pixels.
     """
 

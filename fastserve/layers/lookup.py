@@ -383,6 +383,7 @@ class StringLookup(IndexLookup):
         max_tokens: the vocabulary's largest size, with the special tokens.
         num_oov_indices: 1, or 0 to refuse strings that aren't in the vocabulary.
         mask_token: stands for a place that doesn't count: index 0 of 'int' output.
+        oov_token: stands for what isn't in the vocabulary.
         vocabulary, idf_weights: see ``set_vocabulary``.
         output_mode: 'int'; 'one_hot', for each string; 'multi_hot', 'count' or
             'tf_idf', for the strings of the last axis together.
@@ -439,8 +440,9 @@ class StringLookup(IndexLookup):
 class IntegerLookup(IndexLookup):
     """Integers of a vocabulary -> indices, or with ``invert`` back; any shape.
 
-    The arguments are those of ``StringLookup``. With several ``num_oov_indices`` a
-    number outside of the vocabulary has that of its remainder.
+    The arguments are those of ``StringLookup``, and ``vocabulary_dtype``, which must be
+    'int64'. With several ``num_oov_indices`` a number outside of the vocabulary has
+    that of its remainder.
     """
 
     def __init__(

@@ -462,37 +462,37 @@ class Dot(Layer):
 
 
 def add(inputs: Any, name: str | None = None) -> Any:
-    """Call ``Add`` on a list of tensors."""
+    """Call ``Add`` on ``inputs``, a list of tensors; return one."""
     return Add(name=name)(inputs)
 
 
 def subtract(inputs: Any, name: str | None = None) -> Any:
-    """Call ``Subtract`` on a list of two tensors."""
+    """Call ``Subtract`` on ``inputs``, a list of two tensors; return one."""
     return Subtract(name=name)(inputs)
 
 
 def multiply(inputs: Any, name: str | None = None) -> Any:
-    """Call ``Multiply`` on a list of tensors."""
+    """Call ``Multiply`` on ``inputs``, a list of tensors; return one."""
     return Multiply(name=name)(inputs)
 
 
 def average(inputs: Any, name: str | None = None) -> Any:
-    """Call ``Average`` on a list of tensors."""
+    """Call ``Average`` on ``inputs``, a list of tensors; return one."""
     return Average(name=name)(inputs)
 
 
 def maximum(inputs: Any, name: str | None = None) -> Any:
-    """Call ``Maximum`` on a list of tensors."""
+    """Call ``Maximum`` on ``inputs``, a list of tensors; return one."""
     return Maximum(name=name)(inputs)
 
 
 def minimum(inputs: Any, name: str | None = None) -> Any:
-    """Call ``Minimum`` on a list of tensors."""
+    """Call ``Minimum`` on ``inputs``, a list of tensors; return one."""
     return Minimum(name=name)(inputs)
 
 
 def concatenate(inputs: Any, axis: int = -1, name: str | None = None) -> Any:
-    """Call ``Concatenate`` on a list of tensors."""
+    """Call ``Concatenate`` on ``inputs``, a list of tensors; return one."""
     return Concatenate(axis, name=name)(inputs)
 
 
@@ -502,7 +502,7 @@ def dot(
     normalize: bool = False,
     name: str | None = None,
 ) -> Any:
-    """Call ``Dot`` on a list of two tensors."""
+    """Call ``Dot`` on ``inputs``, a list of two tensors; return one."""
     return Dot(axes, normalize, name=name)(inputs)
 
 

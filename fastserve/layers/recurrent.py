@@ -46,26 +46,10 @@ LINE = 16  # rows of the layout begin at multiples of so many numbers
 class Recurrent(Layer):
     """What the recurrent layers share: the loop over time, states, masks, dropout.
 
-    Input (batch, time, features), or a tuple of it and the initial states (batch,
-    units), which are zeros otherwise. Output (batch, time, units) with
-    ``return_sequences``, else (batch, units), the last one; with ``return_state`` a
-    tuple of it and the last states.
-
-    As in Keras:
-
-    - Where the mask (batch, time) is false, the state stays and the output is that of
-      the step before; zeros with ``zero_output_for_mask``.
-    - ``go_backwards`` begins with the last step; outputs come in the order in which
-      they are computed.
-    - ``dropout`` and ``recurrent_dropout`` drop parts of x and h, the same ones in all
-      steps of a sample; with ``recurrent_dropout`` LSTM and GRU have other ones for
-      each gate.
-    - ``stateful``: the states at the end of a batch are where the next one begins, row
-      by row, until ``reset_states()``. Backward stops there. The rows of a rank keep
-      their place: every batch must have the same size, without micro-batches.
+    ``SimpleRNN`` tells shapes and arguments, which are Keras'.
 
     Weights: ``kernel`` (features, G units), ``recurrent_kernel`` (units, G units), and
-    ``bias``. ``unroll`` changes nothing here.
+    ``bias``.
     """
 
     gates = 1
@@ -575,7 +559,29 @@ def states_kept(root: Layer) -> Iterator[None]:
 
 
 class SimpleRNN(Recurrent):
-    """h = φ(x W + h' U + b) (Elman, 1990); see ``Recurrent`` for the options."""
+    """h = φ(x W + h' U + b), where φ is ``activation`` (Elman, 1990).
+
+    Input (batch, time, features), or a tuple of it and the initial states (batch,
+    units), which are zeros otherwise. Output (batch, time, units) with
+    ``return_sequences``, else (batch, units), the last one. Weights: ``kernel``
+    (features, units), ``recurrent_kernel`` (units, units), ``bias`` (units).
+
+    Args:
+        units: numbers in a state.
+        dropout, recurrent_dropout: shares of x and of h that are dropped in training,
+            the same ones in all steps of a sample; LSTM and GRU have other ones of h
+            for each gate.
+        return_sequences: give the outputs of all steps.
+        return_state: give a tuple of the output and the last states.
+        go_backwards: begin with the last step; outputs come in the order in which they
+            are computed.
+        stateful: begin each batch where the last one ended, row by row, until
+            ``reset_states()``. Backward stops there; every batch must have the same
+            size, without micro-batches.
+        unroll: changes nothing here.
+        zero_output_for_mask: where the mask (batch, time) is false give zeros, instead
+            of the output of the step before; the state stays in both.
+    """
 
     def _begin(self, training: bool) -> None:
         batch, time, _ = self.saved(self._shape)
@@ -620,8 +626,9 @@ class LSTM(Recurrent):
 
     i, f, o = σ(x W + h' U + b), c = f c' + i φ(x W + h' U + b), h = o φ(c), where φ is
     ``activation`` and σ ``recurrent_activation``. States h, c. The columns of the
-    weights are i, f, c, o; ``bias`` is (4 units), 1 for f at first with
-    ``unit_forget_bias``. See ``Recurrent`` for the options.
+    weights, (features, 4 units) and (units, 4 units), are i, f, c, o; ``bias`` is (4
+    units), 1 for f at first with ``unit_forget_bias``. Shapes and other arguments are
+    those of ``SimpleRNN``.
     """
 
     gates = 4
@@ -765,8 +772,8 @@ class GRU(Recurrent):
     z, r = σ(x W + b + h' U + b'), h = z h' + (1 - z) n, where n is, with φ
     ``activation`` and σ ``recurrent_activation``: φ(x W + b + r (h' U + b')) with
     ``reset_after``, else φ(x W + b + (r h') U). The columns of the weights are z, r, n;
-    ``bias`` is (2, 3 units), b and b', with ``reset_after``, else (3 units). See
-    ``Recurrent`` for the options.
+    ``bias`` is (2, 3 units), b and b', with ``reset_after``, else (3 units). Shapes and
+    other arguments are those of ``SimpleRNN``.
     """
 
     gates = 3

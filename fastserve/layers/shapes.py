@@ -65,7 +65,8 @@ def Input(
     """Return the tensor that a model starts with, for samples of ``shape``.
 
     ``Input(shape=(784,))`` may also be the first of a Sequential's layers. A batch may
-    have any size, so ``batch_size`` must stay None.
+    have any size, so ``batch_size`` must stay None. ``dtype`` is 'int32', 'string' or
+    the like; None: integers if a layer behind it takes them, else numbers.
     """
     if batch_size is not None:
         raise ArgumentError(

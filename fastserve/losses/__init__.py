@@ -1,4 +1,16 @@
-"""Losses, by Keras' names: classes, and functions that return each row's loss."""
+"""Losses, by Keras' names: classes, and functions that return each row's loss.
+
+Targets ``y_true`` and outputs ``y_pred`` are (batch, ..., values) unless a class says
+otherwise; ``loss(y_true, y_pred, sample_weight)`` returns the mean of the losses.
+Arguments that most classes have:
+
+- ``reduction``: 'sum_over_batch_size' ('mean') or 'sum'; a direct call also takes
+  'mean_with_sample_weight' and None, which returns each row's loss.
+- ``axis``: of the classes; only the last one, -1, but where the class says otherwise.
+- ``name``: a label.
+
+Shapes that don't fit raise ShapeError, labels out of range DataError.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +59,7 @@ def _function(cls: type[Loss], name: str) -> Function:
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = (
-        f"Return each loss of ``{cls.__name__}``, which has the keywords."
+        f"Return each row's loss of ``{cls.__name__}``, which has the ``arguments``."
     )
     _OF_FUNCTION[function] = cls
     return function

@@ -79,7 +79,10 @@ class Targets:
 
 
 def row_count(y_pred_shape: tuple[int, ...]) -> int:
-    """Return the number of losses in a batch: B for (B, C), B x T for (B, T, C)."""
+    """Return the number of losses in a batch.
+
+    ``y_pred_shape`` (B, C) has B, (B, T, C) has B x T.
+    """
     return math.prod(y_pred_shape[:-1]) if len(y_pred_shape) > 1 else y_pred_shape[0]
 
 
@@ -88,7 +91,8 @@ def spread_weights(
 ) -> None:
     """Write to out (R) the weights of the rows, from (B,) or one for each row.
 
-    Raises ShapeError if ``weights`` has another shape.
+    ``y_pred_shape`` is that of the outputs. Raises ShapeError, which names ``owner``,
+    if ``weights`` has another shape.
     """
     w = np.asarray(weights)
     own = y_pred_shape[:-1] if len(y_pred_shape) > 1 else y_pred_shape
@@ -107,7 +111,10 @@ def spread_weights(
 
 
 def check_labels(owner: str, y: Array, classes: int, first: int = 0) -> None:
-    """Raise DataError unless all of y are whole numbers in 0..classes-1."""
+    """Raise DataError unless all of y are whole numbers in 0..classes-1.
+
+    The message names ``owner``, a loss, and the place in y, counted from ``first``.
+    """
     if y.size == 0:
         return
     whole = y.dtype.kind != "f" or bool((y == np.floor(y)).all())

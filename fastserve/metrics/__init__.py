@@ -1,4 +1,10 @@
-"""Metrics, by Keras' names."""
+"""Metrics, by Keras' names.
+
+``m.update_state(y_true, y_pred, sample_weight)`` adds samples, ``m.result()`` is the
+value of all of them, ``m.reset_state()`` begins anew. States are sums, so that those of
+several ranks add up to the value of all samples. ``name`` is that in the logs; None:
+made from the class. What doesn't fit raises ArgumentError, ShapeError or DataError.
+"""
 
 from __future__ import annotations
 
@@ -134,7 +140,9 @@ MetricLike = str | Metric | type[Metric] | Callable[..., Any]
 
 
 def make(entry: Mapping[str, Any]) -> Metric:
-    """Return the metric of ``{"Precision": {"class_id": 1}}``, named after its class.
+    """Return the metric of an ``entry`` such as ``{"Precision": {"class_id": 1}}``.
+
+    Its name is made from its class.
 
     Raises UnknownNameError for other names, ArgumentError for other arguments.
     """
@@ -178,8 +186,12 @@ def get_all(
     y_true_shape: Shape,
     output_shape: Shape,
 ) -> list[Metric]:
-    """Return all metrics; see ``get``. A weighted one with the name of another gets
-    ``weighted_`` in front; two of one name otherwise raise ArgumentError."""
+    """Return all metrics; see ``get``, which has the other arguments.
+
+    One of ``weighted`` with the name of another gets ``weighted_`` in front; two of one
+    name otherwise raise ArgumentError. ``loss``, ``y_true_shape`` and ``output_shape``,
+    with the batch, decide what 'accuracy' is.
+    """
     made = [get(m, loss, y_true_shape, output_shape) for m in metrics]
     for metric in weighted:
         one = get(metric, loss, y_true_shape, output_shape)

@@ -51,8 +51,8 @@ class Metric:
         self.state = np.zeros(self.size)
 
     def build(self, y_true_shape: Shape, output_shape: Shape) -> None:
-        """Make the state for these shapes (without the batch); it is kept if there is
-        one that fits. Most metrics have nothing to do."""
+        """Make the state for ``y_true_shape`` and ``output_shape``, without the batch;
+        it is kept if there is one that fits. Most metrics have nothing to do."""
 
     def update(self, y_true: Any, y_pred: Any, weights: Any = None) -> None:
         """Add a batch; the arrays are only read."""
@@ -63,12 +63,15 @@ class Metric:
         raise NotImplementedError(f"{type(self).__name__}.result")
 
     def reset(self) -> None:
+        """Forget all that was added."""
         self.state.fill(0)
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Add a batch of targets, outputs and weights: (batch,), or one a row."""
         self.update(y_true, y_pred, sample_weight)
 
     def reset_state(self) -> None:
+        """Forget all that was added; Keras' name."""
         self.reset()
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
@@ -223,7 +226,10 @@ class FunctionMetric(Averaged):
 
 
 def row_weights(weights: Any, shape: tuple[int, ...], owner: str) -> Array | None:
-    """Return the weights (N) of the rows of y_pred's ``shape``, in float64, or None."""
+    """Return the weights (N) of the rows of y_pred's ``shape``, in float64, or None.
+
+    Raises ShapeError, which names ``owner``, for weights of another shape.
+    """
     if weights is None:
         return None
     spread = np.empty(row_count(shape))

@@ -24,7 +24,7 @@ _NEVER = -1e10  # a prediction that isn't among the top k, and the threshold for
 
 
 class Counts(Metric):
-    """What all of them share.
+    """True and false positives and negatives; what the metrics made of them share.
 
     Args:
         thresholds: a number or several; as many results.
@@ -166,7 +166,10 @@ class _Count(Counts):
 
 
 class TruePositives(_Count):
-    """Weighted number of predictions above the threshold whose target isn't 0."""
+    """Weighted number of predictions above ``thresholds`` whose target isn't 0.
+
+    ``thresholds`` is a number, by default 0.5, or several with a result each.
+    """
 
     name = "true_positives"
 
@@ -175,7 +178,10 @@ class TruePositives(_Count):
 
 
 class FalsePositives(_Count):
-    """Weighted number of predictions above the threshold whose target is 0."""
+    """Weighted number of predictions above the threshold whose target is 0.
+
+    ``thresholds``: see ``TruePositives``.
+    """
 
     name = "false_positives"
 
@@ -184,7 +190,10 @@ class FalsePositives(_Count):
 
 
 class TrueNegatives(_Count):
-    """Weighted number of other predictions whose target is 0."""
+    """Weighted number of other predictions whose target is 0.
+
+    ``thresholds``: see ``TruePositives``.
+    """
 
     name = "true_negatives"
 
@@ -193,7 +202,10 @@ class TrueNegatives(_Count):
 
 
 class FalseNegatives(_Count):
-    """Weighted number of other predictions whose target isn't 0."""
+    """Weighted number of other predictions whose target isn't 0.
+
+    ``thresholds``: see ``TruePositives``.
+    """
 
     name = "false_negatives"
 
@@ -205,7 +217,7 @@ class Precision(Counts):
     """Share of the positive predictions whose target is positive; 0 if there are none.
 
     Shapes: y_true, of 0 and 1, and y_pred (B, ..., C); a last axis of 1 may be missing
-    in y_true.
+    in y_true. The arguments are those of ``Counts``.
     """
 
     name = "precision"
@@ -218,7 +230,7 @@ class Precision(Counts):
 class Recall(Counts):
     """Share of the positive targets whose prediction is positive; 0 if there are none.
 
-    Shapes: see ``Precision``.
+    Shapes and arguments: see ``Precision``.
     """
 
     name = "recall"
@@ -281,7 +293,11 @@ class _Best(Counts):
 
 
 class SensitivityAtSpecificity(_Best):
-    """Largest recall where at least so large a share of negatives is found."""
+    """Largest recall where at least the share ``specificity`` of negatives is found.
+
+    ``arguments`` and ``options``: num_thresholds, of thresholds from 0 to 1 that are
+    tried, by default 200; class_id, as in ``Counts``; name.
+    """
 
     name = "sensitivity_at_specificity"
 
@@ -293,7 +309,10 @@ class SensitivityAtSpecificity(_Best):
 
 
 class SpecificityAtSensitivity(_Best):
-    """Largest share of negatives that is found, at a recall of at least so much."""
+    """Largest share of negatives that is found, at a recall of ``sensitivity`` or more.
+
+    ``arguments`` and ``options``: see ``SensitivityAtSpecificity``.
+    """
 
     name = "specificity_at_sensitivity"
 
@@ -305,7 +324,10 @@ class SpecificityAtSensitivity(_Best):
 
 
 class PrecisionAtRecall(_Best):
-    """Largest precision at a recall of at least so much."""
+    """Largest precision at a recall of at least ``recall``, in 0..1.
+
+    ``arguments`` and ``options``: see ``SensitivityAtSpecificity``.
+    """
 
     name = "precision_at_recall"
 
@@ -317,7 +339,10 @@ class PrecisionAtRecall(_Best):
 
 
 class RecallAtPrecision(_Best):
-    """Largest recall at a precision of at least so much."""
+    """Largest recall at a precision of at least ``precision``, in 0..1.
+
+    ``arguments`` and ``options``: see ``SensitivityAtSpecificity``.
+    """
 
     name = "recall_at_precision"
 

@@ -129,11 +129,13 @@ class IoU(Matrix):
     Classes that neither targets nor predictions have aren't counted.
 
     Args:
+        num_classes: number of classes, in targets and predictions.
         target_class_ids: these classes.
         ignore_class: places with this target aren't counted.
         sparse_y_true: targets are classes, not one-hot rows.
         sparse_y_pred: predictions are classes, not scores of each class (the last
             axis), of which the largest counts.
+        axis: of the scores and one-hot rows; only the last one, -1.
 
     Shapes: y_true and y_pred (B, ...), or (B, ..., C) where they aren't sparse.
     """
@@ -185,7 +187,10 @@ class IoU(Matrix):
 
 
 class BinaryIoU(IoU):
-    """IoU of two classes; predictions of ``threshold`` and more are class 1."""
+    """``IoU`` of two classes, or of those of them that ``target_class_ids`` names.
+
+    Predictions of ``threshold`` and more are class 1.
+    """
 
     name = "binary_io_u"
 
@@ -204,7 +209,7 @@ class BinaryIoU(IoU):
 
 
 class MeanIoU(IoU):
-    """IoU, mean of all classes."""
+    """Mean of all classes' ``IoU``, whose arguments it has."""
 
     name = "mean_io_u"
 
@@ -229,7 +234,7 @@ class MeanIoU(IoU):
 
 
 class OneHotIoU(IoU):
-    """IoU of one-hot targets and scores."""
+    """``IoU``, whose arguments it has, of one-hot targets and of scores."""
 
     name = "one_hot_io_u"
 
@@ -254,7 +259,7 @@ class OneHotIoU(IoU):
 
 
 class OneHotMeanIoU(MeanIoU):
-    """IoU of one-hot targets and scores, mean of all classes."""
+    """Mean of all classes' ``OneHotIoU``, whose arguments it has."""
 
     name = "one_hot_mean_io_u"
 

@@ -14,7 +14,7 @@ from fastserve.metrics.base import MeanLoss, RowMetric
 
 
 class BinaryCrossentropy(MeanLoss):
-    """Mean of ``losses.BinaryCrossentropy``."""
+    """Mean of ``losses.BinaryCrossentropy``, which has the other arguments."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class BinaryCrossentropy(MeanLoss):
 
 
 class CategoricalCrossentropy(MeanLoss):
-    """Mean of ``losses.CategoricalCrossentropy``."""
+    """Mean of ``losses.CategoricalCrossentropy``; ``axis`` is -1."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class CategoricalCrossentropy(MeanLoss):
 
 
 class SparseCategoricalCrossentropy(MeanLoss):
-    """Mean of ``losses.SparseCategoricalCrossentropy``."""
+    """Mean of ``losses.SparseCategoricalCrossentropy``; ``axis`` is -1."""
 
     def __init__(
         self, name: str | None = None, from_logits: bool = False, axis: int = -1
@@ -131,7 +131,10 @@ class RootMeanSquaredError(_Plain):
 
 
 class CosineSimilarity(_Plain):
-    """Mean of the cosines of the angles between targets and predictions."""
+    """Mean of the cosines of the angles between targets and predictions.
+
+    ``axis`` of the vectors: only the last one, -1.
+    """
 
     name = "cosine_similarity"
     of = losses.CosineSimilarity

@@ -1,4 +1,4 @@
-"""Models: ``Sequential``, ``GPT``, and ``load_model``."""
+"""Models: ``Sequential``, ``Model``, ``GPT``, and ``load_model``."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def load_model(
     """Return the model that ``model.save`` wrote, with its weights.
 
     Args:
+        filepath: the file; any ending.
         custom_objects: classes of the user's own layers by their names.
 
     Raises CheckpointError if the file is damaged, holds weights alone, or is Keras'.
@@ -60,6 +61,10 @@ def model_from_json(
 ) -> Model:
     """Return a model of the architecture that ``model.to_json()`` gave, with new
     weights.
+
+    Args:
+        json_string: that text.
+        custom_objects: classes of the user's own layers by their names.
 
     Raises DataError if the text isn't one, UnknownNameError for a layer that is
     neither this library's nor among ``custom_objects``.

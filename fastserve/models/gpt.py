@@ -45,9 +45,12 @@ class GPT(Model):
     Args:
         vocab_size: number of different tokens.
         block_size: longest context, in tokens.
+        n_layer, n_head: transformer blocks, and heads of attention in each of them.
         n_embd: width; ``n_head`` must divide it.
         dropout: share dropped of the embedding, of the attention's weights, and of
             what each part adds to the residual stream.
+        seed: determines the initial weights, the order of samples and dropout.
+        dtype: 'float32' or 'float64', in which all is computed.
         variant: 'gpt2' or 'llama'; it gives the options below that are None.
         n_kv_head: heads of keys and values, a divisor of n_head; by default n_head.
         ff_dim: width of the MLP's hidden layer; by default 4 x n_embd, with swiglu
@@ -243,7 +246,10 @@ class GPT(Model):
         self._renew_store()
 
     def save_lora(self, path: str | Path) -> None:
-        """Write the corrections alone, as safetensors with LoRA's options."""
+        """Write the corrections alone to the file ``path``, with LoRA's options.
+
+        Raises StateError without LoRA.
+        """
         if self.options_of_lora is None:
             raise StateError(
                 "expected a model with LoRA", "one without", "add it first"
@@ -254,7 +260,9 @@ class GPT(Model):
         world().barrier()
 
     def load_lora(self, path: str | Path) -> None:
-        """Read what ``save_lora`` wrote; adds LoRA with its options if there is none.
+        """Read the file ``path`` that ``save_lora`` wrote.
+
+        Without LoRA in the model, it is added with the file's options.
 
         Raises CheckpointError if the file is damaged, or is for another model.
         """

@@ -72,6 +72,8 @@ class Model(Lists):
         inputs, outputs: tensors, or lists or dicts of them; see ``Graph``.
         name: of the model as a layer of others.
         seed: determines the initial weights, the order of samples and dropout.
+        dtype: 'float32' or 'float64', in which all is computed.
+        trainable: false freezes all layers.
         root: the network, in place of inputs and outputs.
     """
 
@@ -212,7 +214,7 @@ class Model(Lists):
         return list(self.root.children().values() if known is None else known)
 
     def get_layer(self, name: str | None = None, index: int | None = None) -> Layer:
-        """Return a layer by its name, or by its place in ``layers``.
+        """Return a layer by its name, or by its place ``index`` in ``layers``.
 
         Raises UnknownNameError or ArgumentError if there is none.
         """
@@ -316,6 +318,7 @@ class Model(Lists):
         """Choose optimizer, loss and metrics, by name or as objects.
 
         Args:
+            optimizer: a name, or one of ``fs.optimizers``.
             loss: of a model with several outputs one for all, or a list or dict with
                 one for each, None for those without.
             loss_weights: a list or dict of factors of the losses in their sum.
@@ -324,7 +327,8 @@ class Model(Lists):
                 ``evaluate`` returns it.
             weighted_metrics: metrics that count samples by their weights.
 
-        Raises UnknownNameError for a name that isn't known.
+        Raises UnknownNameError for a name that isn't known, ArgumentError without a
+        loss.
         """
         if loss is None:
             raise ArgumentError(
@@ -404,9 +408,12 @@ class Model(Lists):
             y: targets, as the loss wants.
             batch_size: the global batch, over all ranks.
             epochs: number of the final epoch, not of epochs to add.
-            verbose: 0 silent, 1 a bar, 2 a line an epoch; 'auto' is 1 on a terminal.
+            verbose: 0 silent, 1 a bar (where there is a terminal, else 2), 2 a line an
+                epoch; 'auto' is 1 on a terminal.
+            callbacks: one or several, told of each moment of the training.
             validation_split: share of the rows, the last ones before shuffling.
             validation_data: (x, y), (x, y, sample_weight), or what x may be.
+            shuffle: whether each epoch has another order of the samples.
             class_weight: class -> weight of its samples' losses.
             sample_weight: (samples,) weights of the losses.
             steps_per_epoch: an epoch has so many batches; None: all that there are. A
@@ -420,8 +427,12 @@ class Model(Lists):
         Returns:
             History with ``history['loss']`` and so on, one value an epoch.
 
-        Raises StateError if the model isn't compiled, DataError and ShapeError for
-        data that can't be used, NonFiniteError when the loss becomes NaN.
+        Raises:
+            StateError: the model isn't compiled.
+            ArgumentError: arguments out of range, or that don't go together.
+            DataError, ShapeError: data that can't be used.
+            NonFiniteError: the loss became NaN; the weights are those before.
+            ReplicaError: the ranks' weights differ.
         """
         self._compiled("fit")
         if epochs < 1 or not 0 <= initial_epoch < max(1, epochs):
@@ -493,8 +504,20 @@ class Model(Lists):
     ) -> Any:
         """Return the loss, or [loss, *metrics], or a dict; every sample counts once.
 
-        ``x`` may be what ``fit`` takes; ``steps``: only so many batches. Metrics may be
-        arrays, such as a confusion matrix.
+        Metrics may be arrays, such as a confusion matrix. On several ranks all call it,
+        and get the same.
+
+        Args:
+            x, y, sample_weight: what ``fit`` takes.
+            batch_size: the global batch, over all ranks.
+            verbose: 0 silent, 1 the results, and on a terminal a bar, 2 the results
+                alone; 'auto' is 1 on a terminal, else 2.
+            steps: only so many batches.
+            callbacks: told of each batch, and of begin and end.
+            return_dict: return a dict of the names.
+
+        Raises StateError if the model isn't compiled, DataError and ShapeError for
+        data that can't be used.
         """
         _check_counts("evaluate", batch_size=batch_size, steps=steps)
         source = source_of(self, "evaluate", x, y, sample_weight)
@@ -526,6 +549,10 @@ class Model(Lists):
             batch_size: the global batch, over all ranks; None: 32.
             verbose: 0 silent, 1 a bar, 2 a line; 'auto' is 1 on a terminal, else 0.
             steps: only so many batches.
+            callbacks: told of each batch, and of begin and end.
+
+        Raises ShapeError for inputs of another shape, StateError for a model that
+        doesn't know the shape of its input.
         """
         comm = world()
         batch_size = 32 if batch_size is None else batch_size
@@ -542,7 +569,7 @@ class Model(Lists):
             return self._arranged(predict(self.forward, alike, comm, call))
 
     def predict_on_batch(self, x: Any) -> Any:
-        """Return the outputs of one batch; see ``predict``."""
+        """Return the outputs of the one batch x; see ``predict``."""
         return self.predict(x, max(map(len, flatten(inputs_of(self, x)))), 0)
 
     def _callbacks(
@@ -560,8 +587,9 @@ class Model(Lists):
         return CallbackList([*shown, *callbacks], self, {"verbose": level, "steps": of})
 
     def forward(self, x: Any) -> Any:
-        """Return the output for one batch in the model's own memory: the next call
-        writes over it. A tuple of several inputs gives, a tuple of outputs."""
+        """Return the output for one batch x in the model's own memory: the next call
+        writes over it. x is a tuple for several inputs, the output for several outputs.
+        """
         takes: Any = self.root.takes_integers
         if isinstance(x, tuple):
             each = takes if isinstance(takes, tuple) else (takes,) * len(x)
@@ -586,6 +614,12 @@ class Model(Lists):
         """Make one step on this global batch; return its loss, or [loss, *metrics].
 
         On several ranks each gives the whole batch, and computes its share.
+
+        Args:
+            x, y, sample_weight, class_weight: as for ``fit``, of one batch.
+            return_dict: return a dict of the names.
+
+        Raises what ``fit`` raises.
         """
         source: Source = source_of(self, "train_on_batch", x, y, sample_weight)
         if class_weight is not None:
@@ -600,7 +634,10 @@ class Model(Lists):
     def test_on_batch(
         self, x: Any, y: Targets, sample_weight: Any = None, return_dict: bool = False
     ) -> Any:
-        """Return the loss, or [loss, *metrics], or a dict, of one batch."""
+        """Return the loss, or [loss, *metrics], or a dict, of one batch.
+
+        ``x``, ``y``, ``sample_weight`` and ``return_dict`` are as for ``evaluate``.
+        """
         rows = len(flatten(x)[0]) if isinstance(x, (tuple, dict)) else len(x)
         if isinstance(x, list) and isinstance(x[0], np.ndarray):
             rows = len(x[0])
@@ -616,10 +653,11 @@ class Model(Lists):
         return list({id(p): p for p in self._built_root().parameters()}.values())
 
     def save_weights(self, filepath: str | Path, overwrite: bool = True) -> None:
-        """Write the weights: as safetensors, under the paths of the parameters, or,
-        with the ending ``.weights.h5``, as Keras 3 does, which can read them.
+        """Write the weights to ``filepath``: as safetensors, by the parameters' paths,
+        or, with the ending ``.weights.h5``, as Keras 3 does, which can read them.
 
-        Raises CheckpointError if the file is there and ``overwrite`` is false.
+        Raises CheckpointError if it can't be written, or is there and ``overwrite`` is
+        false.
         """
         saving.save_weights(self, Path(filepath), overwrite)
 
@@ -628,17 +666,19 @@ class Model(Lists):
     ) -> None:
         """Read what ``save_weights`` or ``save`` wrote; all of it or nothing.
 
-        A file that ends in ``.h5`` or ``.hdf5`` is one of Keras 3, or of Keras 2.
+        A ``filepath`` that ends in ``.h5`` or ``.hdf5`` is one of Keras 3 or 2.
 
         Args:
             skip_mismatch: of Keras' files: leave weights as they are that the file has
                 not, or in another shape, with a warning.
             by_name: of Keras 2 files: only layers of the same name.
+
+        Raises CheckpointError for a file that is damaged or of another model.
         """
         saving.load_weights(self, Path(filepath), skip_mismatch, by_name)
 
     def save(self, filepath: str | Path, overwrite: bool = True) -> None:
-        """Write weights and architecture to one safetensors file.
+        """Write weights and architecture to one safetensors file, ``filepath``.
 
         Raises CheckpointError if the file is there and ``overwrite`` is false,
         ArgumentError for the ending of Keras' HDF5 files, which hold weights alone.

@@ -22,7 +22,9 @@ class Sequential(Model):
 
     Args:
         layers: the layers; more can follow with ``add``.
+        name: of the model as a layer of others.
         seed: determines the initial weights, the order of samples and dropout.
+        dtype: 'float32' or 'float64', in which all is computed.
     """
 
     def __init__(

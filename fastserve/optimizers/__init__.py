@@ -1,5 +1,14 @@
 """Optimizers, with Keras' names, arguments and formulas.
 
+In the formulas g is the gradient, t the number of this update, from 1 on. Arguments
+that all of them have:
+
+- ``learning_rate``: a number above 0, or a schedule of ``fs.schedules``.
+- ``weight_decay``: see below; None or 0: none.
+- ``options``: those of ``Optimizer``: clipping, a moving average of the weights.
+
+Numbers out of range raise ArgumentError.
+
 What Keras does otherwise than PyTorch, and is done here as in Keras:
 
 - ``weight_decay`` is decoupled for all of them: values *= 1 - lr * weight_decay, before

@@ -71,7 +71,10 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with decoupled decay of matrices (Loshchilov, Hutter, 2017)."""
+    """``Adam``, whose arguments it has, with decay of matrices by default.
+
+    Loshchilov, Hutter, "Decoupled weight decay regularization", 2017.
+    """
 
     name = "adamw"
 

@@ -314,7 +314,7 @@ _RANGES = {
 
 
 def global_norm(grads: Array) -> float:
-    """Return the Euclidean norm of a flat vector.
+    """Return the Euclidean norm of ``grads``, a flat vector.
 
     Squares are added pairwise within pieces, and the pieces' sums in float64, always
     in the same order: every rank, CPU and number of threads gets the same bits.
@@ -329,7 +329,7 @@ def global_norm(grads: Array) -> float:
 
 
 def quick_norm(grads: Array) -> float:
-    """Return the Euclidean norm, its last bits by the CPU and the number of threads."""
+    """Return ``grads``' norm, its last bits by the CPU and the number of threads."""
     total = 0.0
     with np.errstate(all="ignore"):
         for start in range(0, grads.size, FLAT):

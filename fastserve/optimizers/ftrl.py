@@ -18,7 +18,9 @@ class Ftrl(Optimizer):
     With n' = n + g², s = (n'^-power - n^-power) / lr and l2' = l2 + beta / (2 lr):
     z += g + 2 * shrinkage * values - s * values, then
     values = (clip(z, -l1, l1) - z) / (n'^-power / lr + 2 * l2'), where power is
-    ``learning_rate_power`` and n begins with ``initial_accumulator_value``.
+    ``learning_rate_power`` and n begins with ``initial_accumulator_value``; l1, l2 and
+    shrinkage are ``l1_regularization_strength``, ``l2_regularization_strength`` and
+    ``l2_shrinkage_regularization_strength``.
     """
 
     name = "ftrl"

@@ -100,6 +100,7 @@ def save(
     state: dict[str, Any],
     keep: int | None,
     vectors: Iterable[Array] | None = None,
+    keep_every: int | None = None,
 ) -> Path:
     """Write the checkpoint of ``step`` and return its folder.
 
@@ -112,6 +113,7 @@ def save(
         keep: None writes ``best`` instead, which nothing removes but the next one.
         vectors: the optimizer's state vectors, whole, one after the other if they
             don't all fit into memory; None: those that it has.
+        keep_every: those of each multiple of so many steps are never removed.
 
     Raises:
         CheckpointError: it can't be written (no space, no permission, a state that
@@ -146,7 +148,7 @@ def save(
             discard(target.with_name(f"{BEST}.old"))
         else:
             replace(target.parent / LATEST, lambda p: write(p, f"{target.name}\n"))
-            _prune(target, keep)
+            _prune(target, keep, keep_every)
     return target
 
 
@@ -623,8 +625,9 @@ def _places(folder: Path, name: str) -> list[Path]:
     return [folder / name, folder / f"{name}.old"]
 
 
-def _prune(target: Path, keep: int) -> None:
-    """Remove what is older than the newest ``keep`` complete checkpoints.
+def _prune(target: Path, keep: int, keep_every: int | None) -> None:
+    """Remove what is older than the newest ``keep`` complete checkpoints, but not those
+    of the multiples of ``keep_every`` steps.
 
     A damaged one doesn't count, and stays until it is that old: perhaps it just can't
     be read at the moment.
@@ -634,7 +637,17 @@ def _prune(target: Path, keep: int) -> None:
     if target not in found:
         raise FileNotFoundError(f"{target} is gone as soon as it was written")
     for path in found[found.index(target) + 1 :]:
-        if room == 0 or path.name == f"{target.name}.old":
+        replaced = path.name == f"{target.name}.old"
+        if replaced or (room == 0 and not _for_good(path, keep_every)):
             discard(path)
-        elif _complete(path):
+        elif room and _complete(path):
             room -= 1
+
+
+def _for_good(path: Path, keep_every: int | None) -> bool:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None  # it is a candidate
+    if keep_every is None or int(match[1]) % keep_every:
+        return False
+    # .old was left by a kill while it was replaced, unless it is the only one
+    return match[2] is None or not path.with_suffix("").exists()

@@ -49,6 +49,7 @@ def describe_environment(comm: Communicator) -> dict[str, Any] | None:
         "fastserve": fastserve.__version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
+        "simd": own.get("SIMD"),
         "mpi4py": environment.version("mpi4py"),
         "mpi": comm.library or None,
         "blas": own.get("BLAS"),

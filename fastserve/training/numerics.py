@@ -2,7 +2,9 @@
 
 OpenBLAS 0.3.31 was measured: products of a few shapes give other bits with another
 number of threads (3 of 38 with SkylakeX kernels, 21 of 38 with Haswell's), and most
-give others with another family of kernels (31 of 38).
+give others with another family of kernels (31 of 38). NumPy's own functions use the
+CPU's vector instructions: without AVX-512 expm1, log1p and power give other bits, and
+without AVX2 exp, log and tanh too (NumPy 2.4).
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ Numerics = dict[str, str]
 
 
 def numerics() -> Numerics:
-    """Return this process's NumPy, BLAS, kernel family and number of BLAS threads."""
+    """Return this process's NumPy, the vector instructions that it uses beyond those
+    of every CPU, BLAS, kernel family and number of BLAS threads."""
     from threadpoolctl import threadpool_info
 
-    found = {"NumPy": np.__version__}
+    simd = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", ())
+    found = {"NumPy": np.__version__, "SIMD": " ".join(simd) or "baseline"}
     for pool in threadpool_info():
         if pool["user_api"] == "blas":
             found["BLAS"] = f"{pool['internal_api']} {pool['version']}"

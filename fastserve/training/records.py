@@ -252,6 +252,20 @@ class _ScreenFormatter(logging.Formatter):
         return line
 
 
+class _LogFile(logging.FileHandler):
+    """Says once that it can't be written, instead of a traceback for each line."""
+
+    _said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._said:
+            self._said = True
+            print(f"can't write {self.baseFilename}: {error}", file=sys.stderr)
+
+
 def start_logs(folder: Path, comm: Communicator) -> None:
     """Send the library's messages to the rank's own file and to standard error.
 
@@ -262,7 +276,7 @@ def start_logs(folder: Path, comm: Communicator) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     log.setLevel(logging.INFO)
     log.propagate = False
-    file = logging.FileHandler(folder / f"rank-{comm.rank:05d}.log", encoding="utf-8")
+    file = _LogFile(folder / f"rank-{comm.rank:05d}.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     screen = logging.StreamHandler(sys.stderr)
     prefix = f"[rank {comm.rank} {comm.host}] " if comm.size > 1 else ""

@@ -79,7 +79,9 @@ class Saver:
     With ``compare`` nothing is saved that isn't the same on all ranks: ``save`` raises
     ReplicaError then. ``lock`` is what ``files.hold`` returned for the run folder: one
     that was removed isn't made again, ``save`` raises CheckpointError. ``timing`` notes
-    the time that training waits for.
+    the time that training waits for. The lines of the file ``history``, if it is there,
+    are on the disk before a checkpoint that comes after them is. ``keep_every`` is
+    that of ``checkpoint.save``.
     """
 
     def __init__(
@@ -91,9 +93,11 @@ class Saver:
         compare: bool = True,
         lock: IO[str] | None = None,
         timing: Timing | None = None,
+        history: Path | None = None,
+        keep_every: int | None = None,
     ) -> None:
-        self.folder, self._comm = folder, comm
-        self._timing = timing or Timing()
+        self.folder, self._comm, self._history = folder, comm, history
+        self._timing, self._keep_every = timing or Timing(), keep_every
         self._compare, self._lock = compare and comm.size > 1, lock
         self._store, self._optimizer = store, optimizer
         self._snapshot: Snapshot | None = None
@@ -112,8 +116,11 @@ class Saver:
         if self._comm.rank == 0:
             files.check_there(self.folder.parent, self._lock)
         if self._optimizer.own is not None:
+            with self._comm.after_rank_0():
+                if self._comm.rank == 0:
+                    self._sync_history()
             parts = self._store, self._optimizer, state, keep, self._comm
-            shards.save(self.folder, step, *parts)
+            shards.save(self.folder, step, *parts, self._keep_every)
         elif self._comm.rank == 0:
             if self._snapshot is None:
                 self._snapshot = Snapshot(self._store, self._optimizer)
@@ -129,9 +136,17 @@ class Saver:
         try:
             held: Any = self._snapshot
             with self._timing.on_thread(THREAD, "write checkpoint", step=step):
-                checkpoint.save(self.folder, step, held, held, state, keep)
+                self._sync_history()
+                parts = held, held, state, keep, None, self._keep_every
+                checkpoint.save(self.folder, step, *parts)
         except BaseException as error:  # noqa: BLE001  raised in the training's thread
             self._error = error
+
+    def _sync_history(self) -> None:
+        """Else a machine that loses its power keeps a checkpoint without the lines."""
+        if self._history is not None and self._history.exists():
+            with files.writing(self._history):
+                files.sync(self._history)
 
     def settle(self, error: BaseException) -> None:
         """Let rank 0 write to its end what it is writing, before ``error`` ends the

@@ -30,6 +30,7 @@ def save(
     state: dict[str, Any],
     keep: int | None,
     comm: Communicator,
+    keep_every: int | None = None,
 ) -> None:
     """As ``checkpoint.save``, called by all ranks; the gradients are lost if the
     optimizer is sharded."""
@@ -38,7 +39,8 @@ def save(
         if optimizer.own is not None:
             vectors = _gathered(store, optimizer, optimizer.own, comm)
         if comm.rank == 0:
-            checkpoint.save(folder, step, store, optimizer, state, keep, vectors)
+            parts = store, optimizer, state, keep, vectors, keep_every
+            checkpoint.save(folder, step, *parts)
         elif vectors is not None:
             for _ in vectors:
                 pass

@@ -77,7 +77,7 @@ def archive(known: Known) -> Path | None:
 
 
 def find(known: Known) -> Path:
-    """Return the path of the data set, or of an archive that holds it.
+    """Return the path of the data set ``known``, or of an archive that holds it.
 
     Raises DataError that says how to get it if it is nowhere.
     """

@@ -42,12 +42,15 @@ class Callback:
 
     @property
     def rank(self) -> int:
+        """This process' number among the ranks; files are rank 0's to write."""
         return world().rank
 
     def set_model(self, model: Trainable) -> None:
+        """Be told the model, before the first moment."""
         self.model = model
 
     def set_params(self, params: dict[str, Any]) -> None:
+        """Be told ``params``, before the first moment."""
         self.params = params
 
     def get_state(self) -> Any:
@@ -64,13 +67,17 @@ class Callback:
     def set_arrays(self, arrays: dict[str, Array]) -> None:
         """Let the next training start from what ``get_arrays`` returned."""
 
-    def on_train_begin(self, logs: Logs | None = None) -> None: ...
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        """Before the first epoch."""
 
-    def on_train_end(self, logs: Logs | None = None) -> None: ...
+    def on_train_end(self, logs: Logs | None = None) -> None:
+        """After the last epoch; not after an error."""
 
-    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None: ...
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        """Before the first batch of an epoch, which is counted from 0."""
 
-    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None: ...
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        """After an epoch and its validation."""
 
     def on_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
         """Another name of ``on_train_batch_begin``."""
@@ -79,26 +86,36 @@ class Callback:
         """Another name of ``on_train_batch_end``."""
 
     def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        """Before a batch, which is counted from 0 in its epoch."""
         self.on_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        """After a batch; ``logs`` has the means of the epoch so far."""
         self.on_batch_end(batch, logs)
 
-    def on_test_begin(self, logs: Logs | None = None) -> None: ...
+    def on_test_begin(self, logs: Logs | None = None) -> None:
+        """Before a validation, and at the begin of ``evaluate``."""
 
-    def on_test_end(self, logs: Logs | None = None) -> None: ...
+    def on_test_end(self, logs: Logs | None = None) -> None:
+        """After a validation, and at the end of ``evaluate``."""
 
-    def on_test_batch_begin(self, batch: int, logs: Logs | None = None) -> None: ...
+    def on_test_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        """Before a batch of a validation or of ``evaluate``."""
 
-    def on_test_batch_end(self, batch: int, logs: Logs | None = None) -> None: ...
+    def on_test_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        """After such a batch."""
 
-    def on_predict_begin(self, logs: Logs | None = None) -> None: ...
+    def on_predict_begin(self, logs: Logs | None = None) -> None:
+        """Before the first batch of ``predict``."""
 
-    def on_predict_end(self, logs: Logs | None = None) -> None: ...
+    def on_predict_end(self, logs: Logs | None = None) -> None:
+        """After the last batch of ``predict``."""
 
-    def on_predict_batch_begin(self, batch: int, logs: Logs | None = None) -> None: ...
+    def on_predict_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        """Before a batch of ``predict``."""
 
-    def on_predict_batch_end(self, batch: int, logs: Logs | None = None) -> None: ...
+    def on_predict_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        """After a batch of ``predict``."""
 
 
 class History(Callback):
@@ -179,8 +196,10 @@ class Monitor(Callback):
 class LambdaCallback(Callback):
     """Calls the functions that it is given, by the moments' names; as Keras'.
 
-    They take what the methods of ``Callback`` take: ``(epoch, logs)``, ``(batch,
-    logs)`` or ``(logs)``.
+    The moments are ``on_epoch_begin``, ``on_epoch_end``, ``on_train_begin``,
+    ``on_train_end``, ``on_train_batch_begin``, ``on_train_batch_end`` and, among
+    ``others``, all that ``Callback`` has. A function takes what the method takes:
+    ``(epoch, logs)``, ``(batch, logs)`` or ``(logs)``.
 
     Raises ArgumentError for a name that isn't one of a moment.
     """
@@ -217,7 +236,11 @@ class LambdaCallback(Callback):
 
 
 class CallbackList:
-    """Calls the same method of several callbacks, in order."""
+    """Calls the same method of several callbacks, in order.
+
+    Each is given the ``model`` and ``params`` (epochs, steps, verbose) first. Raises
+    ArgumentError for what is no ``Callback``.
+    """
 
     def __init__(
         self, callbacks: Sequence[Callback], model: Trainable, params: dict[str, Any]

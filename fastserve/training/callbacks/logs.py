@@ -21,6 +21,8 @@ class CSVLogger(Callback):
     one that a killed process has left is cut off.
 
     Args:
+        filename: the file.
+        separator: what stands between two columns, one letter.
         append: go on with a file that is there.
 
     Raises CheckpointError if it can't be written.
