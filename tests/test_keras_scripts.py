@@ -3,7 +3,9 @@ metrics and losses of one's own, names, seeds."""
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,45 @@ def test_a_layer_has_weights_before_its_model_has_seen_data() -> None:
     assert unknown.layers[0].get_weights() == []
     with pytest.raises(StateError, match="the shape of its input"):
         unknown.layers[0].output  # noqa: B018
+
+
+def test_layers_of_another_sequential_stay_that_ones_too() -> None:
+    whole = fs.Sequential([fs.Input((4,)), L.Dense(3), L.Dense(5), L.Dense(1)])
+    part = fs.Sequential([*whole.layers[1:], L.Dense(2)])
+    assert [layer.name for layer in whole.layers] == ["dense", "dense_1", "dense_2"]
+    assert whole.get_layer("dense_1") is whole.layers[1]
+    assert [layer.name for layer in part.layers] == ["dense_1", "dense_2", "dense"]
+    middle = fs.Model(whole.inputs, whole.get_layer("dense_1").output)
+    assert middle.predict(X, verbose=0).shape == (24, 5)
+    other = fs.Sequential([L.Dense(2)])
+    both = fs.Sequential([whole.layers[0], other.layers[0]])
+    assert both.get_layer("dense_1") is other.get_layer("dense") is other.layers[0]
+    unknown = fs.Sequential([L.Dense(2)])
+    known = fs.Sequential([fs.Input((4,)), *unknown.layers])
+    assert known.layers[0].get_weights()[0].shape == (4, 2)
+
+
+@pytest.mark.parametrize("kind", ["sequential", "functional"])
+@pytest.mark.parametrize(
+    "made", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
+def test_a_copied_model_is_whole(kind: str, made: Any) -> None:
+    model: fs.Model = small()
+    if kind == "functional":
+        start = fs.Input((4,))
+        model = fs.Model(start, L.Dense(1)(L.Dense(8, name="hidden")(start)))
+    model.compile("sgd", "mse")
+    model.fit(X, Y, verbose=0)
+    wanted = model.get_layer("hidden").output.shape
+    twin = made(model)
+    hidden = twin.get_layer("hidden")
+    assert hidden.output.shape == wanted
+    model.layers[-1].set_weights([np.zeros((8, 1)), np.zeros(1)])
+    part = fs.Model(twin.inputs, hidden.output)
+    kernel, bias = twin.layers[-1].get_weights()
+    y = part.predict(X, verbose=0) @ kernel + bias
+    y = y if kind == "functional" else 1 / (1 + np.exp(-y))
+    np.testing.assert_allclose(twin.predict(X, verbose=0), y, rtol=1e-5)
 
 
 def test_a_layer_in_no_model_has_no_output() -> None:

@@ -165,6 +165,11 @@ class Layer(Weighted):
     def name(self, name: str | None) -> None:
         self.given_name = name
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has, also by pickle: not its calls and its model, which
+        a model that is copied gives to its layers anew."""
+        return {**self.__dict__, "_called": [], "within": None}
+
     # -- what a subclass writes ------------------------------------------------
 
     def build(self, input_shape: Any) -> Any:

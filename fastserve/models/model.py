@@ -183,6 +183,15 @@ class Model(Weighted):
                 if layer.within is None or layer.within() is None:
                     layer.within = weakref.ref(self)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what a copy has, also by pickle; its layers don't know it yet."""
+        self.__dict__.update(state)
+        for layer in self.layers:
+            layer.within = layer.within or weakref.ref(self)
+        for part in (*(part for _, part in self.root.walk()), self._as_graph):
+            for node in part.nodes if isinstance(part, Graph) else ():
+                node.layer._called.append(weakref.ref(node))
+
     @property
     def _graph(self) -> Graph:
         """The network as a graph; of a ``Sequential`` it is made for the purpose."""

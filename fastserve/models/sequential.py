@@ -55,10 +55,22 @@ class Sequential(Model):
         model of a process: ``dense``, ``dense_1``.
         """
         if index is None and name not in self.chain.children():
-            for layer in self.layers:
-                if name == layer.name:
+            for layer, known in zip(self.layers, self._names(), strict=True):
+                if name == known:
                     return layer
         return super().get_layer(name, index)
+
+    def _names(self) -> list[str]:
+        """Return the layers' names, each once: one that is in another model as well
+        keeps the name that it has there, unless that is taken."""
+        names: list[str] = []
+        for layer in self.layers:
+            name, kind, count = layer.name, snake_case(layer.label), 0
+            while name in names and not layer.given_name:
+                count += 1
+                name = f"{kind}_{count}"
+            names.append(name)
+        return names
 
     def add(self, layer: Layer | Model | Tensor) -> None:
         """Append a layer, a model, or what ``Input`` returned.
@@ -79,12 +91,12 @@ class Sequential(Model):
                 "a model with weights",
                 "add all layers before the first fit, predict, summary or build",
             )
-        kind = snake_case(layer.label)
-        before = [one for one in self.chain.layers if not one.given_name]
-        count = sum(snake_case(one.label) == kind for one in before)
         self.chain.append(layer)
-        layer.counted_name = f"{kind}_{count}" if count else kind
-        layer.within = weakref.ref(self)
+        if not isinstance(layer, InputLayer):
+            layer.counted_name = layer.counted_name or self._names()[-1]
+        holder = None if layer.within is None else layer.within()
+        if holder is None or holder.known_input_shape is None:
+            layer.within = weakref.ref(self)
 
     def pop(self) -> Layer:
         """Remove the last layer and return it.
@@ -98,7 +110,8 @@ class Sequential(Model):
                 "make another model of the layers that are wanted",
             )
         layer = self.chain.pop()
-        layer.within = None
+        if layer.within is not None and layer.within() is self:
+            layer.within = None
         return layer
 
     @property
