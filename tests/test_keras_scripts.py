@@ -16,6 +16,7 @@ import pytest
 import fastserve as fs
 from fastserve.comm.thread import run_threads
 from fastserve.errors import ArgumentError, ShapeError, StateError
+from fastserve.training import checkpoint
 
 L = fs.layers
 X = np.random.default_rng(0).random((24, 4)).astype("float32")
@@ -169,7 +170,7 @@ def test_configs_of_layers_make_them_again() -> None:
     assert (wide.units, wide.name) == (3, "wide")
 
 
-def test_vectors_that_are_known_stay() -> None:
+def test_vectors_that_are_known_stay(tmp_path: Path) -> None:
     vectors = np.random.default_rng(1).random((9, 3)).astype("float32")
     known = fs.initializers.Constant(vectors)
     model = fs.Sequential(
@@ -187,6 +188,14 @@ def test_vectors_that_are_known_stay() -> None:
     again = fs.models.model_from_json(model.to_json())
     np.testing.assert_array_equal(again.get_weights()[0], vectors)
     assert not again.layers[0].trainable
+    model.save(tmp_path / "model")
+    header = json.loads(checkpoint.read_metadata(tmp_path / "model")["fastserve"])
+    told = header["layers"][-3]["arguments"]["embeddings_initializer"]
+    assert told["initializer"] == "Constant"
+    assert np.isnan(told["value"])  # else a large table is more than a header may be
+    loaded = fs.models.load_model(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.get_weights()[0], vectors)
+    assert np.isnan(fs.models.clone_model(loaded).get_weights()[0]).all()
     with pytest.raises(ShapeError, match=r"an array of the weight's shape \(8, 3\)"):
         fs.Sequential([fs.Input((5,)), L.Embedding(8, 3, known)]).build((5,))
 

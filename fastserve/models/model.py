@@ -717,6 +717,9 @@ class Model(Weighted):
     def save(self, filepath: str | Path, overwrite: bool = True) -> None:
         """Write weights and architecture to one safetensors file, ``filepath``.
 
+        Arrays of ``initializers.Constant`` aren't in it: new weights of what
+        ``load_model`` returns, as those of a clone, begin with NaN there.
+
         Raises CheckpointError if the file is there and ``overwrite`` is false,
         ArgumentError for the ending of Keras' HDF5 files, which hold weights alone.
         """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fastserve.comm import world
 from fastserve.errors import ArgumentError, CheckpointError
 from fastserve.models import keras_files
+from fastserve.models.serialization import without_arrays
 from fastserve.training import checkpoint
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def save(model: Model, path: Path, overwrite: bool) -> None:
             "take .safetensors, or save_weights for Keras' .weights.h5",
         )
     _check_absent(path, overwrite)
-    metadata = {"fastserve": json.dumps(model.get_config())}
+    with without_arrays():
+        metadata = {"fastserve": json.dumps(model.get_config())}
     comm = world()
     with comm.after_rank_0():
         if comm.rank == 0:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,20 @@ _MODULES = {
     "regularizer": regularizers,
     "constraint": constraints,
 }
+
+
+_with_arrays = ContextVar("_with_arrays", default=True)
+
+
+@contextmanager
+def without_arrays() -> Iterator[None]:
+    """Let what is written inside have NaN for arrays that weights begin with: a file
+    that has the weights needs no table of vectors once more, as text."""
+    token = _with_arrays.set(False)
+    try:
+        yield
+    finally:
+        _with_arrays.reset(token)
 
 
 def layer_config(layer: Layer) -> dict[str, Any]:
@@ -272,6 +289,8 @@ def _to_json(layer: Layer, name: str, value: Any) -> Any:
         return value.name
     if isinstance(value, (list, tuple)):
         return [_to_json(layer, name, v) for v in value]
+    if isinstance(value, initializers.Constant) and not _with_arrays.get():
+        value = value if np.ndim(value.value) == 0 else initializers.Constant(math.nan)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
             k: _to_json(layer, name, v) for k, v in dataclasses.asdict(value).items()
