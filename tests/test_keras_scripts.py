@@ -267,6 +267,7 @@ def test_a_seed_for_all_models() -> None:
         assert drawn == (random.random(), np.random.random())
         np.testing.assert_array_equal(one[0], small(seed=7).get_weights()[0])
         assert not np.array_equal(one[0], other[0])
+        assert fs.models.GPT(8, 4, 1, 1, 8).seed == 7
         with pytest.raises(ArgumentError, match="whole number"):
             fs.utils.set_random_seed(0.5)  # type: ignore[arg-type]
         with pytest.raises(ArgumentError, match="from 0 to"):

@@ -49,7 +49,8 @@ class GPT(Model):
         n_embd: width; ``n_head`` must divide it.
         dropout: share dropped of the embedding, of the attention's weights, and of
             what each part adds to the residual stream.
-        seed: determines the initial weights, the order of samples and dropout.
+        seed: determines the initial weights, the order of samples and dropout; None:
+            that of ``utils.set_random_seed``, or 0.
         dtype: 'float32' or 'float64', in which all is computed.
         variant: 'gpt2' or 'llama'; it gives the options below that are None.
         n_kv_head: heads of keys and values, a divisor of n_head; by default n_head.
@@ -74,7 +75,7 @@ class GPT(Model):
         n_head: int = 4,
         n_embd: int = 128,
         dropout: float = 0.0,
-        seed: int = 0,
+        seed: int | None = None,
         dtype: str = "float32",
         *,
         variant: str = "gpt2",

@@ -66,7 +66,7 @@ def load_pretrained(
     folder: str | Path,
     dropout: float | None = None,
     block_size: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> GPT:
     """Return the model of a folder, in float32, with its weights.
 
