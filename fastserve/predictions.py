@@ -110,11 +110,17 @@ class Predictor:
     def __init__(self, run: str, which: str | None = None, top: int = 1) -> None:
         run_dir, self.job = open_job(run)
         kept = preprocessing.read(run_dir)
-        if kept is None or self.job.model.type == "gpt":
+        if self.job.model.type == "gpt":
+            raise CheckpointError(
+                "predict: expected a run that tells classes or values",
+                f"{run}, a run of a language model",
+                f"use fastserve generate {run}",
+            )
+        if kept is None:
             raise CheckpointError(
                 f"predict: expected a run with a {preprocessing.FILE}",
-                f"{run}, a run of a model of type {self.job.model.type}",
-                "use generate for a language model; train older runs again",
+                f"{run}, which has none",
+                "train it again with this version",
             )
         self.preprocessing: Preprocessing = kept
         self.model = _model(self.job, kept)
@@ -138,7 +144,13 @@ class Predictor:
     def _file(self, path: Path) -> Iterator[Sample]:
         kind = self.preprocessing.input
         if not path.exists():
-            raise DataError("--input: expected a file", f"{path}: no such file")
+            raise DataError(
+                "--input: expected a file or a folder",
+                f"{path}: no such file",
+                "give one that is there; --text takes a text itself"
+                if isinstance(kind, TextEncoder | WordEncoder)
+                else "give one that is there",
+            )
         if isinstance(kind, Columns):
             yield from self._table(path, kind)
         elif isinstance(kind, TextEncoder | WordEncoder):
