@@ -53,6 +53,25 @@ def test_check_prints_the_plan(job: Path) -> None:
     assert "threads     1 per rank" in done.stdout
 
 
+def test_preflight_looks_at_hosts_without_a_job(tmp_path: Path) -> None:
+    done = command(tmp_path, "preflight", "--json")
+    report = json.loads(done.stdout)
+    rows = {row["check"]: row for row in report["checks"]}
+    assert {"ssh", "versions", "cores", "memory", "disk", "run folder"} <= set(rows)
+    assert not {"data files", "model"} & set(rows)
+    assert rows["run folder"]["state"] == "ok", rows
+    assert (report["job"], list(tmp_path.iterdir())) == ([], [])
+    done = command(tmp_path, "preflight", "--set", "seed=3")
+    assert done.returncode == 2
+    assert "expected the job that --set changes" in done.stderr
+
+
+def test_preflight_of_a_job_changes_nothing(job: Path) -> None:
+    done = command(job.parent, "preflight", "job.yaml", "-n", 1)
+    assert "run folder  ok    writable" in done.stdout, done.stderr
+    assert list(job.parent.iterdir()) == [job]
+
+
 def test_the_dry_run_starts_nothing(job: Path) -> None:
     flags = ["--set", "seed=3", "--resume", "auto", "--dry-run"]
     done = command(job.parent, "run", "job.yaml", "-n", 4, *flags)
