@@ -17,7 +17,7 @@ from fastserve import config
 from fastserve.assemble.labelled import table_options
 from fastserve.assemble.model import make_model
 from fastserve.config import labelled
-from fastserve.config.run_folders import run_folder
+from fastserve.config.run_folders import find_run
 from fastserve.core import Array, without_initial_values
 from fastserve.data import preprocessing
 from fastserve.data.columns import BadValue, Columns
@@ -375,7 +375,7 @@ def predict(
 
     Raises DataError for inputs that can't be used; then no output is left.
     """
-    run_folder(run)  # the first thing to be wrong
+    find_run(run)  # the first thing to be wrong
     if not inputs and not texts:
         raise DataError(
             "predict: expected --input FILE, or --text", "neither", "give one"

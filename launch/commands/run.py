@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastserve.config import trace as tracing
-from fastserve.config.new_run import refuse_to_replace
+from fastserve.config.run_folders import refuse_to_replace
 from fastserve.errors import FastserveError
 
 from .. import blas, jobs, plan_text, restart, slurm, start, step_time
