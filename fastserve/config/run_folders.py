@@ -57,6 +57,19 @@ def find_run(folder: Path | str, files: Sequence[str] = (CONFIG,)) -> Path:
     )
 
 
+def find_checkpoints(folder: Path) -> None:
+    """Raise CheckpointError if a folder is neither a checkpoint nor has some."""
+    if (folder / "state.json").is_file() or any(
+        folder.glob("checkpoints/*/state.json")
+    ):
+        return
+    raise CheckpointError(
+        "--resume: expected a run folder or a checkpoint",
+        f"{find_run(folder)}, a run without checkpoints",
+        "start it anew with --overwrite",
+    )
+
+
 def _instead(path: Path) -> str:
     """Return which runs there are to give instead of ``path``."""
     for place in (path, path.parent, _RUNS):
