@@ -17,7 +17,7 @@ from fastserve import config
 from fastserve.assemble.labelled import table_options
 from fastserve.assemble.model import make_model
 from fastserve.config import labelled
-from fastserve.config.run_folders import run_folder
+from fastserve.config.run_folders import find_run
 from fastserve.core import Array, without_initial_values
 from fastserve.data import preprocessing
 from fastserve.data.columns import BadValue, Columns
@@ -110,11 +110,17 @@ class Predictor:
     def __init__(self, run: str, which: str | None = None, top: int = 1) -> None:
         run_dir, self.job = open_job(run)
         kept = preprocessing.read(run_dir)
-        if kept is None or self.job.model.type == "gpt":
+        if self.job.model.type == "gpt":
+            raise CheckpointError(
+                "predict: expected a run that tells classes or values",
+                f"{run}, a run of a language model",
+                f"use fastserve generate {run}",
+            )
+        if kept is None:
             raise CheckpointError(
                 f"predict: expected a run with a {preprocessing.FILE}",
-                f"{run}, a run of a model of type {self.job.model.type}",
-                "use generate for a language model; train older runs again",
+                f"{run}, which has none",
+                "train it again with this version",
             )
         self.preprocessing: Preprocessing = kept
         self.model = _model(self.job, kept)
@@ -138,7 +144,13 @@ class Predictor:
     def _file(self, path: Path) -> Iterator[Sample]:
         kind = self.preprocessing.input
         if not path.exists():
-            raise DataError("--input: expected a file", f"{path}: no such file")
+            raise DataError(
+                "--input: expected a file or a folder",
+                f"{path}: no such file",
+                "give one that is there; --text takes a text itself"
+                if isinstance(kind, TextEncoder | WordEncoder)
+                else "give one that is there",
+            )
         if isinstance(kind, Columns):
             yield from self._table(path, kind)
         elif isinstance(kind, TextEncoder | WordEncoder):
@@ -363,7 +375,7 @@ def predict(
 
     Raises DataError for inputs that can't be used; then no output is left.
     """
-    run_folder(run)  # the first thing to be wrong
+    find_run(run)  # the first thing to be wrong
     if not inputs and not texts:
         raise DataError(
             "predict: expected --input FILE, or --text", "neither", "give one"

@@ -18,7 +18,7 @@ from fastserve.assemble.model import (
 )
 from fastserve.config import schema
 from fastserve.config.labelled import Splits
-from fastserve.config.run_folders import run_folder
+from fastserve.config.run_folders import find_run
 from fastserve.core import without_initial_values
 from fastserve.data import preprocessing
 from fastserve.data.completions import CompletionSource
@@ -35,7 +35,7 @@ from fastserve.training.perplexity import language_measures
 
 def open_job(folder: str, overrides: Sequence[str] = ()) -> tuple[Path, config.Job]:
     """Return a run's folder and its job; raises CheckpointError if it isn't one."""
-    run_dir = run_folder(folder)
+    run_dir = find_run(folder)
     return run_dir, config.load_job(run_dir / "config.yaml", overrides, files=False)
 
 

@@ -29,7 +29,7 @@ from fastserve.assemble.model import (
 from fastserve.comm import Communicator, init
 from fastserve.config import schema
 from fastserve.config.labelled import Splits
-from fastserve.config.new_run import refuse_to_replace, run_folder
+from fastserve.config.run_folders import refuse_to_replace, run_folder
 from fastserve.config.trace import joined, steps_of
 from fastserve.core import without_initial_values
 from fastserve.data import preprocessing

@@ -190,11 +190,21 @@ def disk(cwd: Path, path: str) -> int:
     return state.f_bavail * state.f_frsize
 
 
-def touch(cwd: Path, path: str, text: str) -> None:
-    """Write a file, and the folders above it."""
+def touch(cwd: Path, path: str, text: str) -> str:
+    """Write a file, or one of its name in the nearest folder above that is there.
+
+    Return where it is.
+    """
     place = cwd / path
-    place.parent.mkdir(parents=True, exist_ok=True)
+    while not place.parent.is_dir():
+        place = place.parent.parent / place.name
     place.write_text(text, "utf-8")
+    return str(place)
+
+
+def remove(cwd: Path, path: str) -> None:
+    """Remove a file, if it is there."""
+    (cwd / path).unlink(missing_ok=True)
 
 
 def resolve(cwd: Path, names: Sequence[str]) -> dict[str, list[str]]:
@@ -247,6 +257,7 @@ REQUESTS: dict[str, Callable[..., Any]] = {
     "hash": hashes,
     "disk": disk,
     "touch": touch,
+    "remove": remove,
     "resolve": resolve,
     "route": route,
     "listen": listen,

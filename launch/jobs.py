@@ -134,19 +134,29 @@ def start_program(
     ``said`` is of the launch section; ``check`` gets the number of ranks, to refuse it
     before they start.
     """
+    refuse_as_a_rank()
+    make = program_planner(said, [sys.executable, "-m", module, *words], check)
+    return start.run(make(), make, say)
+
+
+def program_planner(
+    said: dict[str, Any],
+    program: Sequence[str],
+    check: Callable[[int], object] = lambda count: None,
+) -> Callable[..., LaunchPlan]:
+    """Return what makes the plan of a program, as ``planner`` does for a job."""
     from fastserve.config.schema import Launch
 
-    refuse_as_a_rank()
     launch = Launch(
         **{"threads": 1, **{k: v for k, v in said.items() if v is not None}}
     )
     hosts, allocation = start.where(launch)
     check(count_ranks(launch, hosts))
     mpi = _needed_mpi(launch, hosts)
-    make = partial(
+    return partial(
         plan_program,
         launch,
-        [sys.executable, "-m", module, *words],
+        program,
         hosts=hosts,
         found_mpi=mpi,
         machine=_machine(hosts),
@@ -155,7 +165,6 @@ def start_program(
         kernel=blas.choose_kernel(say),
         allocation=slurm.prepare(allocation, launch, mpi),
     )
-    return start.run(make(), make, say)
 
 
 def without_start(arguments: Sequence[str]) -> list[str]:

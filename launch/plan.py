@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastserve import environment
-from fastserve.config.new_run import run_folder
+from fastserve.config.run_folders import run_folder
 from fastserve.errors import LaunchError
 
 from . import local, mpich, openmpi, slurm

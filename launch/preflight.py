@@ -73,15 +73,15 @@ class Report:
 
 
 def look(
-    job: Job,
+    job: Job | None,
     plan: LaunchPlan,
-    measure: Callable[[], Estimate | str],
+    measure: Callable[[], Estimate | str | None],
     env: Mapping[str, str] | None = None,
 ) -> Report:
-    """Make all checks of the hosts of a plan.
+    """Make all checks of the hosts of a plan; without a job, those of the hosts alone.
 
-    ``measure`` returns what a step of the job costs a process. ``env`` are variables
-    that the helpers on the hosts need.
+    ``measure`` returns what a step of the job costs a process; None without a job.
+    ``env`` are variables that the helpers on the hosts need.
     """
     hosts = [part.host for part in plan.places] if plan.remote else [Host("localhost")]
     if not any(is_here(host.name) for host in hosts):
@@ -130,11 +130,11 @@ def table(report: Report, width: int = 88) -> str:
 
 
 def _look(
-    job: Job,
+    job: Job | None,
     plan: LaunchPlan,
     hosts: Sequence[Host],
     agents: Agents,
-    estimate: Future[Estimate | str],
+    estimate: Future[Estimate | str | None],
     pool: ThreadPoolExecutor,
 ) -> Report:
     names = [host.name for host in hosts if host.name not in agents.failed]
@@ -143,7 +143,7 @@ def _look(
         return Report(tuple(rows), (), ())
     kernels = pool.submit(agents.ask, "blas")
     resolved = pool.submit(agents.ask, "resolve", names=[h.name for h in hosts])
-    files = _data_files(job)
+    files = _data_files(job) if job else []
     hashed = pool.submit(agents.ask, "hash", files=files)
     asked = time.time()
     facts = agents.ask("facts")
@@ -151,7 +151,8 @@ def _look(
     rows.append(_names(resolved.result()))
     rows += _versions(facts, kernels.result())
     rows.append(_folder(facts, plan.cwd))
-    rows.append(_files(files, hashed.result()))
+    if job:
+        rows.append(_files(files, hashed.result()))
     rows.append(_cores(plan, facts))
     cost = estimate.result()
     rows.append(_memory(plan, facts, cost))
@@ -165,9 +166,10 @@ def _look(
     if len(names) > 1 and rows[-1].state == OK:
         links = _links(agents, facts, plan.interface, names)
         step_time.remember({(a, b): link for a, b, link in links})
-    rows.append(_model(cost))
+    if cost is not None:
+        rows.append(_model(cost))
     meant: list[str] = []
-    if isinstance(cost, Estimate):
+    if job and isinstance(cost, Estimate):
         meant = _meaning(job, plan, cost, [link for _, _, link in links])
     return Report(tuple(rows), tuple(links), tuple(meant))
 
@@ -290,7 +292,7 @@ def _cores(plan: LaunchPlan, facts: cluster.Facts) -> Row:
     return Row("cores", OK, f"ranks and cores: {', '.join(told)}")
 
 
-def _memory(plan: LaunchPlan, facts: cluster.Facts, cost: Estimate | str) -> Row:
+def _memory(plan: LaunchPlan, facts: cluster.Facts, cost: Estimate | str | None) -> Row:
     each = cost.parameters * 4 * _COPIES if isinstance(cost, Estimate) else 0
     faults, least = [], None
     for part in plan.places:
@@ -309,7 +311,7 @@ def _memory(plan: LaunchPlan, facts: cluster.Facts, cost: Estimate | str) -> Row
 
 
 def _disk(
-    job: Job, plan: LaunchPlan, agents: Agents, cost: Estimate | str
+    job: Job | None, plan: LaunchPlan, agents: Agents, cost: Estimate | str | None
 ) -> list[Row]:
     """Return whether there is room, and whether all hosts see the run folder."""
     writer = plan.places[0].host.name if plan.remote else "localhost"
@@ -317,9 +319,7 @@ def _disk(
         return []
     rows = []
     free = agents.ask("disk", hosts=[writer], path=str(plan.run_dir))[writer]
-    kept = (job.checkpoint.keep or 1) + 1
-    if job.checkpoint.keep_every:
-        kept += (job.train.steps or 0) // job.checkpoint.keep_every
+    kept = _kept(job) if job else 0
     weights = cost.parameters * 4 * 3 if isinstance(cost, Estimate) else 0
     faults = []
     if free < _DISK_TIMES * kept * weights:
@@ -327,22 +327,32 @@ def _disk(
         cure = "free some space, keep fewer (checkpoint.keep), or take another run_dir"
         faults.append((text, cure))
     rows.append(_row("disk", faults, f"{_size(free)} free at {plan.run_dir}"))
-    probe = plan.run_dir.parent / f".preflight-{secrets.token_hex(8)}"
+    above = plan.run_dir.parent if job else plan.cwd
+    probe = above / f".preflight-{secrets.token_hex(8)}"
     try:
-        agents.ask("touch", hosts=[writer], path=str(probe), text="here")
+        probe = Path(
+            agents.ask("touch", hosts=[writer], path=str(probe), text="")[writer]
+        )
         seen = agents.ask("hash", files=[str(probe)])
+        agents.ask("remove", hosts=[writer], path=str(probe))
     except Exception as error:  # noqa: BLE001  said in the table
         cure = "choose a folder that can be written to, with run_dir"
         return [*rows, Row("run folder", FAIL, str(error), cure)]
-    finally:
-        probe.unlink(missing_ok=True)
     blind = [name for name, known in seen.items() if not known[str(probe)]]
     if blind:
         cure = "logs of these hosts stay there; a shared folder has all in one place"
-        found = f"{plan.run_dir.parent} isn't shared with {shown(blind)}"
+        found = f"{above} isn't shared with {shown(blind)}"
         return [*rows, Row("run folder", NOTE, found, cure)]
     shared = "writable" if len(seen) == 1 else "writable, and seen by all hosts"
     return [*rows, Row("run folder", OK, shared)]
+
+
+def _kept(job: Job) -> int:
+    """Return how many checkpoints lie on the disk at the same time."""
+    kept = (job.checkpoint.keep or 1) + 1
+    if job.checkpoint.keep_every:
+        kept += (job.train.steps or 0) // job.checkpoint.keep_every
+    return kept
 
 
 def _clocks(facts: cluster.Facts, skews: Mapping[str, float]) -> Row:

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from fastserve.config.run_folders import CONFIG, METRICS, is_run, run_folder
+from fastserve.config.run_folders import CONFIG, METRICS, find_run, is_run
 
 from .records import ErrorRecord, error_records, read_object
 
@@ -127,7 +127,7 @@ def read_run(folder: Path | str, metrics: list[Line] | None = None) -> Run:
 
     Raises CheckpointError if it isn't one.
     """
-    folder = run_folder(folder, (CONFIG, METRICS))
+    folder = find_run(folder, (CONFIG, METRICS))
     done = read_object(folder / "done.json")
     end = done or read_object(folder / "stopped.json")
     errors = _errors(folder)

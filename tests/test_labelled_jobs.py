@@ -260,7 +260,8 @@ def test_predict_tags(folder: Path) -> None:
     ("arguments", "named"),
     [
         (("runs/texts", []), "--input FILE, or --text"),
-        (("runs/texts", ["none.txt"]), "no such file"),
+        (("runs/texts", ["none.txt"]), "no such file[^$]*--text takes a text"),
+        (("runs/images", ["none.png"]), "no such file\n  to do: give one that"),
         (("runs/images", [], ["a"]), "trained on texts"),
         (("runs/texts", [], ["a"], "o.txt"), "ends in .csv"),
         (("runs/texts", [], ["a"], "none/o.csv"), "an existing folder"),
@@ -275,6 +276,13 @@ def test_predict_needs_a_run_with_preprocessing(folder: Path, tmp_path: Path) ->
     text = (folder / "runs/texts/config.yaml").read_text()
     write(tmp_path / "config.yaml", text)
     with pytest.raises(CheckpointError, match=r"a run with a preprocessing\.json"):
+        said(str(tmp_path), [], ["a"])
+    write(
+        tmp_path / "config.yaml",
+        "name: a\nmodel: {type: gpt}\ndata: {type: text, source: a.txt}\n"
+        "train: {steps: 1}\n",
+    )
+    with pytest.raises(CheckpointError, match="use fastserve generate"):
         said(str(tmp_path), [], ["a"])
 
 

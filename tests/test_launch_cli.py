@@ -53,6 +53,40 @@ def test_check_prints_the_plan(job: Path) -> None:
     assert "threads     1 per rank" in done.stdout
 
 
+def test_preflight_looks_at_hosts_without_a_job(tmp_path: Path) -> None:
+    done = command(tmp_path, "preflight", "--json")
+    report = json.loads(done.stdout)
+    rows = {row["check"]: row for row in report["checks"]}
+    assert {"ssh", "versions", "cores", "memory", "disk", "run folder"} <= set(rows)
+    assert not {"data files", "model"} & set(rows)
+    assert rows["run folder"]["state"] == "ok", rows
+    assert (report["job"], list(tmp_path.iterdir())) == ([], [])
+    done = command(tmp_path, "preflight", "--set", "seed=3")
+    assert done.returncode == 2
+    assert "expected the job that --set changes" in done.stderr
+
+
+def test_a_resume_from_what_is_no_run_starts_nothing(job: Path) -> None:
+    run_dir = job.parent / "runs" / "quick"
+    done = command(job.parent, "run", "job.yaml", "--resume", "runs/quik")
+    assert done.returncode == 2
+    assert "expected the folder of a run" in done.stderr
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.yaml").write_text(JOB)
+    done = command(job.parent, "run", "job.yaml", "--resume", "runs/quik")
+    assert "did you mean runs/quick?" in done.stderr
+    done = command(job.parent, "run", "job.yaml", "--resume", "runs/quick")
+    assert done.returncode == 2
+    assert "runs/quick, a run without checkpoints" in done.stderr
+    assert [path.name for path in run_dir.iterdir()] == ["config.yaml"]
+
+
+def test_preflight_of_a_job_changes_nothing(job: Path) -> None:
+    done = command(job.parent, "preflight", "job.yaml", "-n", 1)
+    assert "run folder  ok    writable" in done.stdout, done.stderr
+    assert list(job.parent.iterdir()) == [job]
+
+
 def test_the_dry_run_starts_nothing(job: Path) -> None:
     flags = ["--set", "seed=3", "--resume", "auto", "--dry-run"]
     done = command(job.parent, "run", "job.yaml", "-n", 4, *flags)

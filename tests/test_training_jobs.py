@@ -14,7 +14,7 @@ import pytest
 from mpi_environments import mpi_command, run, variables
 from test_worker import PYTHON_JOB, launch, losses, metrics, rank_program, weights
 
-from fastserve import exchange, trained
+from fastserve import import_export, trained
 from fastserve.errors import CheckpointError
 from fastserve.training import checkpoint
 
@@ -142,7 +142,7 @@ def test_the_best_checkpoint_is_taken_where_one_was_kept(
         which = "best" if run_dir == kept else "latest"
         assert loss == trained.evaluate(run_dir, which, split="train")["loss"]
         trained.generate(run_dir, "Pack", 3, note=said.append)
-        told = exchange.export_run(run_dir, str(tmp_path / which))
+        told = import_export.export_run(run_dir, str(tmp_path / which))
         said.append(told.split(", to ")[0].removeprefix(f"exported {run_dir}, "))
     trained.generate(kept, "Pack", 3, which=str(last), note=said.append)
     assert said == [

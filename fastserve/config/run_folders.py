@@ -1,15 +1,35 @@
-"""Which folder is a run's, and what to say of one that isn't."""
+"""Where a job's run goes, which folders are runs, and what to say of one that isn't."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastserve.errors import CheckpointError, nearest
+
+if TYPE_CHECKING:
+    from fastserve.config.schema import Job
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 _RUNS = Path("runs")  # where jobs put theirs if they don't say otherwise
 _SHOWN = 10  # names of other runs in a message
+
+
+def run_folder(job: Job, cwd: Path) -> Path:
+    """Return the absolute path of the job's run folder."""
+    return cwd / (job.run_dir or _RUNS / job.name)
+
+
+def refuse_to_replace(folder: Path) -> None:
+    """Raise CheckpointError if a new run in the folder would lose checkpoints."""
+    if any(folder.glob("checkpoints/step-*")) or any(folder.glob("checkpoints/best")):
+        raise CheckpointError(
+            "expected a run folder without checkpoints for a new run",
+            str(folder),
+            "go on with --resume auto, replace it with --overwrite, or take another "
+            "name with --set name=NAME",
+        )
 
 
 def is_run(folder: Path | str, files: Sequence[str] = (CONFIG, METRICS)) -> bool:
@@ -17,7 +37,7 @@ def is_run(folder: Path | str, files: Sequence[str] = (CONFIG, METRICS)) -> bool
     return any((Path(folder) / name).is_file() for name in files)
 
 
-def run_folder(folder: Path | str, files: Sequence[str] = (CONFIG,)) -> Path:
+def find_run(folder: Path | str, files: Sequence[str] = (CONFIG,)) -> Path:
     """Return the path of a run's folder, which has one of ``files``.
 
     Raises CheckpointError if it isn't one; the message names the runs that are near:
@@ -34,6 +54,19 @@ def run_folder(folder: Path | str, files: Sequence[str] = (CONFIG,)) -> Path:
         received = f"{path}, which is a file"
     raise CheckpointError(
         f"expected the folder of a run, with a {wanted}", received, _instead(path)
+    )
+
+
+def find_checkpoints(folder: Path) -> None:
+    """Raise CheckpointError if a folder is neither a checkpoint nor has some."""
+    if (folder / "state.json").is_file() or any(
+        folder.glob("checkpoints/*/state.json")
+    ):
+        return
+    raise CheckpointError(
+        "--resume: expected a run folder or a checkpoint",
+        f"{find_run(folder)}, a run without checkpoints",
+        "start it anew with --overwrite",
     )
 
 

@@ -130,7 +130,9 @@ def _faults() -> tuple[type[BaseException], ...]:
 
 def unreadable(path: Path, reason: str) -> DataError:
     return DataError(
-        "expected a PNG, JPEG, PGM or PPM image", f"{path}: {reason}", "remove it"
+        "expected a PNG, JPEG, PGM or PPM image",
+        f"{path}: {reason}",
+        "convert it, or leave it out",
     )
 
 

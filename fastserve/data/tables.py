@@ -135,7 +135,9 @@ def no_column(path: Path, name: str, known: Sequence[str]) -> DataError:
     return DataError(
         f"{path}: expected a column {name!r}",
         f"{', '.join(known)}",
-        f"did you mean {near!r}?" if near else "change the job's data section",
+        f"did you mean {near!r}?"
+        if near
+        else "change the job's data section, or the header of the file",
     )
 
 

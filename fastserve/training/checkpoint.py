@@ -587,7 +587,11 @@ def _size(path: Path) -> int:
             return path.stat().st_size
     except OSError as error:
         raise _damaged(path, str(error)) from error
-    raise _damaged(path, "there is no such file")
+    raise CheckpointError(
+        f"expected a file as fastserve saved it: {path}",
+        "there is no such file",
+        "give the path of one that is there, or use an earlier checkpoint",
+    )
 
 
 def _check_fingerprint(path: Path, expected: dict[str, Any]) -> None:

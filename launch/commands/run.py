@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastserve.config import trace as tracing
-from fastserve.config.new_run import refuse_to_replace
+from fastserve.config.run_folders import find_checkpoints, refuse_to_replace
 from fastserve.errors import FastserveError
 
 from .. import blas, jobs, plan_text, restart, slurm, start, step_time
@@ -118,6 +119,8 @@ def _run(
         return 0
     if not resume and not overwrite:
         refuse_to_replace(plan.run_dir)
+    if resume and resume != "auto" and not hosts:  # else the ranks look for it
+        find_checkpoints(Path(resume))
 
     began = False
 

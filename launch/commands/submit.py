@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fastserve.config.new_run import refuse_to_replace, run_folder
+from fastserve.config.run_folders import refuse_to_replace, run_folder
 from fastserve.errors import LaunchError
 
 from .. import jobs

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastserve.config.run_folders import CONFIG, run_folder
+from fastserve.config.run_folders import CONFIG, find_run
 from fastserve.errors import LaunchError
 
 from .. import jobs
@@ -49,7 +49,7 @@ def verify(
       fastserve verify runs/job -H node1:2,node2:2
     """
     jobs.refuse_as_a_rank()
-    config = run_folder(run) / CONFIG
+    config = find_run(run) / CONFIG
     ranks = parse_ranks(counts)
     job = jobs.load(str(config), (*ALONE, *overrides), ranks=max(ranks), **where)
     if job.comm.algorithm != "exact":

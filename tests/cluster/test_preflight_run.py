@@ -50,6 +50,17 @@ def test_healthy_hosts(mpi: str, lab: Lab) -> None:
     assert "assumed" in lab.run(mpi, "-H", "node1,node3", "--dry-run").out
 
 
+def test_hosts_without_a_job(lab: Lab) -> None:
+    job = lab.start("openmpi", "preflight", *LIST, "--json")
+    done = lab.finish(job)
+    report = json.loads(done.out)
+    found = [row["check"] for row in report["checks"]]
+    assert found == [name for name in CHECKS if name not in ("data files", "model")]
+    assert report["passed"], report
+    assert (len(report["links"]), report["job"]) == (4, [])
+    assert not (lab.folder / "work" / "runs").exists()
+
+
 def test_the_table_shows_every_row_and_cure(lab: Lab) -> None:
     lab.ssh_off("node3")
     job = lab.start("openmpi", "preflight", "job.yaml", *LIST)
