@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -248,15 +249,18 @@ def test_arrays_may_differ_by_rounding_between_ranks() -> None:
     """NumPy's log has other last bits on a CPU without AVX-512."""
     x, y = data()
 
-    def program(comm: Communicator) -> int:
-        mine = np.nextafter(x, np.float32(comm.rank * 9), dtype=np.float32)
+    def program(comm: Communicator, algorithm: str = "ring") -> int:
+        mine = np.nextafter(x, np.float32(9)) if comm.rank else x
         assert comm.rank == 0 or (mine != x).any()
         model = mlp()
+        model.options = Options(algorithm=algorithm)
         model.fit(mine, y, verbose=0)
         assert model.optimizer is not None
         return model.optimizer.step
 
     assert run_threads(3, program) == [3, 3, 3]
+    with pytest.raises(DataError, match="others on rank 1"):
+        run_threads(3, partial(program, algorithm="exact"))
 
 
 def test_comparing_arrays_takes_less_than_a_millisecond() -> None:

@@ -278,16 +278,17 @@ def agreed(
         yield part
 
 
-def check_arrays(batch: Batch, comm: Communicator) -> None:
+def check_arrays(batch: Batch, comm: Communicator, exact: bool = False) -> None:
     """Raise DataError, on all ranks, that names a rank whose arrays have other shapes,
     types, or other values at their ends; what lies between isn't compared.
 
-    Floating-point numbers may differ by rounding: other CPUs have other bits of log.
+    Unless ``exact``, floating-point numbers may differ by rounding: other CPUs have
+    other bits of log.
     """
     rank = _odd_one(_marks(mark_of(batch), comm))
     if rank is None:
         return
-    if _odd_one(_marks(mark_of(batch, floats=False), comm)) is None:
+    if not exact and _odd_one(_marks(mark_of(batch, floats=False), comm)) is None:
         near = [_is_near_rank_0(numbers, comm) for numbers in _float_ends(batch)]
         rank = _odd_one(_marks(float(all(near) or comm.rank == 0), comm))
     if rank is not None:

@@ -114,7 +114,8 @@ def run(
     history = History()
     trainer.share_weights()  # rank 0 may have loaded others
     if isinstance(source, ArraySource) and trainer.comm.size > 1:
-        check_arrays(Batch(source.x, source.y, source.weights), trainer.comm)
+        arrays = Batch(source.x, source.y, source.weights)
+        check_arrays(arrays, trainer.comm, trainer.exact is not None)
     if isinstance(source, Stream):
         source.begin(schedule.first_step)
     # backups last: they save what the others have come to
