@@ -402,7 +402,19 @@ def test_a_subclass_of_a_metric_changes_what_it_is_given() -> None:
         fitted(metrics=[fs.metrics.Mean()])
 
 
+class OwnNumbers(fs.metrics.Metric):
+    total = 0.0
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        self.total += float(np.abs(y_true - y_pred).sum())
+
+    def result(self) -> float:
+        return self.total
+
+
 def test_a_metric_that_does_not_add_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"numbers of its own.*\n.*add_variable"):
+        fitted(metrics=[OwnNumbers()])
     with pytest.raises(ArgumentError, match="update_state to add to its variables"):
         fitted(metrics=[Largest()])
     with pytest.raises(ArgumentError, match="begins with zeros"):

@@ -67,11 +67,23 @@ class Metric:
         if places[0] >= places[1]:
             self.update(y_true, y_pred, weights)
             return
-        rest = () if weights is None else (weights,)
-        before = self.state.copy()
-        self.update_state(y_true, y_pred, *rest)
-        if not self._adds:
-            self._check_that_it_adds(before, (y_true, y_pred, *rest))
+        batch = (y_true, y_pred) if weights is None else (y_true, y_pred, weights)
+        before, numbers = self.state.copy(), {} if self._adds else self._numbers()
+        self.update_state(*batch)
+        if self._adds:
+            return
+        made = len(self.state) > self.size or (self.state != before).any()
+        if not made and self._numbers() != numbers:
+            raise ArgumentError(
+                f"metric {self.name}: expected update_state to add to its variables",
+                "numbers of its own, which nobody adds up over ranks or resets",
+                "make them in the constructor: self.total = self.add_variable(())",
+            )
+        self._check_that_it_adds(before, batch)
+
+    def _numbers(self) -> dict[str, Any]:
+        kinds = int, float, np.number
+        return {k: v for k, v in vars(self).items() if isinstance(v, kinds)}
 
     def _check_that_it_adds(self, before: Array, batch: tuple[Any, ...]) -> None:
         """Raise ArgumentError unless a batch changes the state by the same numbers
