@@ -688,9 +688,9 @@ def _start_folder(
         if fresh:
             for name in ("checkpoints", "errors", "logs", "plots", "tensorboard"):
                 shutil.rmtree(run_dir / name, ignore_errors=True)
-            for name in ("metrics.jsonl", "metrics.csv", "trace.json"):
+            for name in ("metrics.jsonl", "metrics.csv", "trace.json", STATUS):
                 (run_dir / name).unlink(missing_ok=True)
-        for name in ("done.json", "stopped.json", STATUS):
+        for name in ("done.json", "stopped.json"):  # of STATUS the times go on
             (run_dir / name).unlink(missing_ok=True)
         # values of launch.env may be secrets, and a run folder may be shared
         public = job.launch.model_copy(update={"env": {}})

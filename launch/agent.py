@@ -196,7 +196,7 @@ def touch(cwd: Path, path: str, text: str) -> str:
     Return where it is.
     """
     place = cwd / path
-    while not place.parent.is_dir():
+    while not place.parent.exists():
         place = place.parent.parent / place.name
     place.write_text(text, "utf-8")
     return str(place)

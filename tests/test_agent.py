@@ -16,7 +16,7 @@ import pytest
 from mpi_environments import variables
 
 from fastserve.errors import LaunchError
-from launch.agent import MARK, PATIENCE, _rate
+from launch.agent import MARK, PATIENCE, _rate, remove, touch
 from launch.hosts import Host
 from launch.process import job_processes
 from launch.remote import Agents
@@ -256,3 +256,13 @@ def test_no_fastserve_there(ssh: Callable[[str], None]) -> None:
     ssh('echo "env: /x/python: No such file or directory" >&2; exit 127')
     with pytest.raises(LaunchError, match=r"launch\.python"):
         Agents([Host("far.invalid")])
+
+
+def test_a_probe_changes_nothing_and_finds_what_is_in_the_way(tmp_path: Path) -> None:
+    made = touch(tmp_path, "runs/deep/probe", "")
+    assert made == str(tmp_path / "probe")
+    remove(tmp_path, made)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs").touch()
+    with pytest.raises(OSError, match="Not a directory"):
+        touch(tmp_path, "runs/probe", "")
