@@ -135,7 +135,7 @@ def test_evaluate_prints_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "prepare_process", lambda: None)
     result = CliRunner().invoke(cli.cli, ["evaluate", "runs/x"], catch_exceptions=False)
     assert result.output.splitlines() == [
-        "loss 0.25",
+        "loss 0.2500",
         "confusion_matrix",
         "  3  1",
         "  0  2.5",

@@ -90,7 +90,9 @@ def left_on_screen(came: str) -> list[str]:
 @pytest.mark.mpi
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_on_a_terminal(folder: Path, flavour: str) -> None:
-    came, status = on_terminal(folder, command(flavour))
+    # so much that the line is drawn some times on a fast machine
+    more = ["--set", "model.n_layer=4", "--set", "model.n_embd=64"]
+    came, status = on_terminal(folder, command(flavour, *more))
     assert status == 0, came
     drawn = re.findall(r"\r\x1b\[K(step [^\r\n]*left)", came)
     assert len(drawn) > 2, came

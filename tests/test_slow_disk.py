@@ -92,15 +92,16 @@ def test_a_signal_during_a_save(number: int, tmp_path: Path) -> None:
     """Once: it is saved what was asked for, and the step that was made meanwhile.
     Twice: at once, and what was complete is gone on with, to the same bits."""
     slow, run_dir = environment(tmp_path, 1.5), tmp_path / "runs/tiny"
-    longer = command("openmpi", "train.steps=400", "checkpoint.every=20")
+    every = "checkpoint.every=150"  # steps take longer than a signal needs
+    longer = command("openmpi", "train.steps=9000", every, "train.log_every=100")
     with Started(longer, cwd=tmp_path, env=slow) as started:
-        until_it_saves(run_dir, started, "step-00000020")
+        until_it_saves(run_dir, started, "step-00000150")
         started.process.send_signal(number)
         done = started.finish(60)
     assert done.returncode == 75, done.stderr
     first, last = saved(run_dir)
-    assert first == 20
-    assert 20 < last < 400
+    assert first == 150
+    assert 150 < last < 9000
     again = [*longer, "--resume", "auto"]
     with Started(again, cwd=tmp_path, env=slow) as started:
         until_it_saves(run_dir, started)
@@ -112,7 +113,7 @@ def test_a_signal_during_a_save(number: int, tmp_path: Path) -> None:
     assert time.monotonic() - begin < 10
     assert done.returncode in (75, 128 + number), done.stderr
     assert saved(run_dir)[:2] == [first, last]
-    end = command("openmpi", f"train.steps={last + 5}", "checkpoint.every=20")
+    end = command("openmpi", f"train.steps={last + 5}", every)
     for words in ([*end, "--resume", "auto"], [*end, "--set", "name=whole"]):
         done = run(words, 60, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
