@@ -268,7 +268,7 @@ def steps_per_epoch(run: Run) -> float:
 
     Raises ArgumentError if neither a checkpoint nor the job tells.
     """
-    for path in sorted(run.folder.glob("checkpoints/*/state.json"), reverse=True):
+    for path in sorted(run.folder.glob("checkpoints/[!.]*/state.json"), reverse=True):
         state = read_object(path).get("state")
         state = state if isinstance(state, dict) else {}
         samples, batch = state.get("samples"), state.get("global_batch")

@@ -319,7 +319,9 @@ def _rank_that_trains(run_dir: Path, since: float) -> int:
     while time.monotonic() < limit:
         time.sleep(0.02)
         lines = run_dir / "metrics.jsonl"
-        states = [p.stat().st_mtime for p in run_dir.glob("checkpoints/*/state.json")]
+        states = [
+            p.stat().st_mtime for p in run_dir.glob("checkpoints/[!.]*/state.json")
+        ]
         if not lines.exists() or max(states, default=0.0) < since + 0.5:
             continue
         for pid in job_processes(str(run_dir), "FASTSERVE_RUN_DIR"):

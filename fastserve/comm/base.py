@@ -63,6 +63,12 @@ class Communicator(ABC):
     groups: list[list[int]]
     library: str = ""
 
+    def __reduce__(self) -> tuple[Callable[[], Communicator], tuple[()]]:
+        """A copy, also by pickle, is the world of the process that has it."""
+        from fastserve.comm.world import world
+
+        return world, ()
+
     @abstractmethod
     def allreduce(self, array: Array) -> None:
         """Replace ``array`` by its sum over all ranks, by the native collective.

@@ -57,11 +57,14 @@ def find_run(folder: Path | str, files: Sequence[str] = (CONFIG,)) -> Path:
     )
 
 
+def has_checkpoints(folder: Path) -> bool:
+    """Return whether a run has complete checkpoints; hidden ones were cut off."""
+    return any(folder.glob("checkpoints/[!.]*/state.json"))
+
+
 def find_checkpoints(folder: Path) -> None:
     """Raise CheckpointError if a folder is neither a checkpoint nor has some."""
-    if (folder / "state.json").is_file() or any(
-        folder.glob("checkpoints/*/state.json")
-    ):
+    if (folder / "state.json").is_file() or has_checkpoints(folder):
         return
     raise CheckpointError(
         "--resume: expected a run folder or a checkpoint",
