@@ -26,7 +26,7 @@ find_python() {
 
 # the tests in a folder without the sources, so that they import the wheel
 checkout() {
-    mkdir "$1" && cp -r tests configs hostfiles setup.cfg "$1"
+    mkdir "$1" && cp -r tests configs hostfiles docs setup.cfg "$1"
 }
 
 try() {
