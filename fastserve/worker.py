@@ -30,9 +30,9 @@ from fastserve.comm import Communicator, init
 from fastserve.config import schema
 from fastserve.config.labelled import Splits
 from fastserve.config.run_folders import (
-    has_checkpoints,
     refuse_to_replace,
     run_folder,
+    saved_states,
 )
 from fastserve.config.trace import joined, steps_of
 from fastserve.core import without_initial_values
@@ -520,7 +520,7 @@ def _resumed(options: argparse.Namespace, run_dir: Path) -> Path | None:
     """Return the run folder that training goes on from, if any."""
     if options.resume in (None, "auto"):
         # without checkpoints it starts anew, with a tokenizer of its own
-        return run_dir if options.resume and has_checkpoints(run_dir) else None
+        return run_dir if options.resume and saved_states(run_dir) else None
     source = Path(options.resume).absolute()
     return source.parent.parent if (source / "state.json").exists() else source
 
@@ -560,7 +560,7 @@ def _load(
             state = checkpoint.load(source, *goals)
         else:
             folder = source / "checkpoints"
-            if has_checkpoints(source):
+            if saved_states(source):
                 _check_kept(source, data)
             state = checkpoint.load_newest(folder, *goals)
             # what is later there was damaged, and will be replaced

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from fastserve.config.run_folders import saved_states
 from fastserve.errors import ArgumentError, CheckpointError, UnknownNameError
 
 from .records import read_object
@@ -268,7 +269,7 @@ def steps_per_epoch(run: Run) -> float:
 
     Raises ArgumentError if neither a checkpoint nor the job tells.
     """
-    for path in sorted(run.folder.glob("checkpoints/[!.]*/state.json"), reverse=True):
+    for path in reversed(saved_states(run.folder)):
         state = read_object(path).get("state")
         state = state if isinstance(state, dict) else {}
         samples, batch = state.get("samples"), state.get("global_batch")

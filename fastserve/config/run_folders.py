@@ -57,14 +57,14 @@ def find_run(folder: Path | str, files: Sequence[str] = (CONFIG,)) -> Path:
     )
 
 
-def has_checkpoints(folder: Path) -> bool:
-    """Return whether a run has complete checkpoints; hidden ones were cut off."""
-    return any(folder.glob("checkpoints/[!.]*/state.json"))
+def saved_states(folder: Path) -> list[Path]:
+    """Return state.json of each complete checkpoint; hidden folders were cut off."""
+    return sorted(folder.glob("checkpoints/[!.]*/state.json"))
 
 
 def find_checkpoints(folder: Path) -> None:
     """Raise CheckpointError if a folder is neither a checkpoint nor has some."""
-    if (folder / "state.json").is_file() or has_checkpoints(folder):
+    if (folder / "state.json").is_file() or saved_states(folder):
         return
     raise CheckpointError(
         "--resume: expected a run folder or a checkpoint",

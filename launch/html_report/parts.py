@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from fastserve import formatting
+from fastserve.config.run_folders import saved_states
 from fastserve.errors import ArgumentError
 
 from .. import curves
@@ -269,7 +270,7 @@ def _numbers(
 
 
 def checkpoints(run: Run) -> Section | None:
-    folders = [p.parent for p in run.folder.glob("checkpoints/[!.]*/state.json")]
+    folders = [p.parent for p in saved_states(run.folder)]
     folders = sorted(f for f in folders if not f.name.startswith("."))
     if not folders:
         return None
@@ -356,7 +357,7 @@ def environment(run: Run, redactor: Redactor) -> Section | None:
     note = ""
     if not found:
         note = "There is no environment.json; this is what a checkpoint tells."
-        for path in sorted(run.folder.glob("checkpoints/[!.]*/state.json")):
+        for path in saved_states(run.folder):
             body = read_object(path)
             kept = body.get("state")
             numerics = kept.get("numerics") if isinstance(kept, dict) else None
