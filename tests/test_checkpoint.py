@@ -751,6 +751,28 @@ def test_leftovers_of_the_living_stay(tmp_path: Path) -> None:
     assert set(names(tmp_path)) == expected
 
 
+def test_leftovers_of_a_zombie(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as zombie:
+        os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # it isn't reaped
+        os.kill(zombie.pid, 0)
+        (tmp_path / f".latest.tmp-{zombie.pid}").mkdir()
+        save(tmp_path, 10)
+    assert set(names(tmp_path)) == {"latest", "step-00000010"}
+
+
+def test_leftovers_of_a_number_that_a_later_process_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f".latest.tmp-{os.getppid()}").mkdir()
+    save(tmp_path, 10)
+    assert len(names(tmp_path)) == 3
+    # as after a restart of the machine: all processes are younger than the folder
+    clock = time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda of: clock(of) - 10 * 86400)
+    save(tmp_path, 11)
+    assert set(names(tmp_path)) == {"latest", "step-00000010", "step-00000011"}
+
+
 # -- single files ----------------------------------------------------------------------
 
 

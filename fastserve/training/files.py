@@ -23,6 +23,7 @@ from fastserve.errors import CheckpointError
 
 log = logging.getLogger("fastserve")
 
+_SAME_TIME = 1.0  # s; the clocks of processes and of file systems tick coarsely
 _TRIES, _BETWEEN = 3, 0.05  # to take a lock; seconds from one to the next
 
 
@@ -92,12 +93,16 @@ def clean(folder: Path, names: str) -> None:
     pattern = re.compile(rf"\.(?:{names})\.tmp-(?P<pid>\d{{1,9}})")
     for path in folder.iterdir():
         match = pattern.fullmatch(path.name)
-        if match and not _lives(int(match["pid"])):
+        if match and not _lives(int(match["pid"]), path):
             shutil.rmtree(path)
 
 
-def _lives(pid: int) -> bool:
-    """Return whether another process of this host has the number ``pid``."""
+def _lives(pid: int, folder: Path) -> bool:
+    """Return whether another process of this host has the number ``pid``.
+
+    One that was started after the folder was made is another one with its number; that
+    is only seen where there is /proc.
+    """
     if pid == os.getpid():
         return False
     try:
@@ -105,8 +110,17 @@ def _lives(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
+        pass
+    try:
+        made = folder.stat().st_ctime
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace")
+    except OSError:
         return True
-    return True
+    state, *fields = text.rpartition(")")[2].split()  # proc(5); from the third field on
+    ticks = float(fields[18])  # from the machine's start to the process'
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    # a zombie is dead, though in a container nobody may ever ask for its status
+    return state not in "ZX" and time.time() - age <= made + _SAME_TIME
 
 
 def replace(path: Path, make: Callable[[Path], None]) -> None:

@@ -149,19 +149,20 @@ def slow_link(lab: Lab) -> Iterator[Lab]:
 
 
 def test_a_slow_link(slow_link: Lab) -> None:
-    """What else the machine does can only slow a link: the best of some looks."""
-    best: dict[tuple[str, str], float] = {}
+    """One of some looks is right: what else the machine does can slow a link, or fill
+    buffers that a moment later are emptied faster than the link is."""
+    seen = []
     for _ in range(4):
         rows, report, _ = look(slow_link)
         assert not failed(rows)
-        for k in report["links"]:
-            pair, rate = (k["from"], k["to"]), k["bandwidth"] * 8e-6  # Mbit/s
-            best[pair] = max(rate, best.get(pair, 0.0))
-        slow = [best["node1", "node2"], best["node2", "node3"]]
-        if min(slow) > 80 and best["node3", "node4"] > 200:
-            break
-    assert all(80 < rate < 100 for rate in slow), best  # without headers
-    assert best["node3", "node4"] > 200
+        rates = {  # Mbit/s
+            (k["from"], k["to"]): k["bandwidth"] * 8e-6 for k in report["links"]
+        }
+        slow = [rates["node1", "node2"], rates["node2", "node3"]]  # 100 with headers
+        if all(80 < rate < 100 for rate in slow) and rates["node3", "node4"] > 200:
+            return
+        seen.append(rates)
+    raise AssertionError(seen)
 
 
 def test_a_model_that_cannot_be_built(lab: Lab) -> None:
