@@ -242,3 +242,27 @@ def test_a_folder_belongs_to_one_process(tmp_path: Path) -> None:
     with files.hold(tmp_path / "run"):
         pass
     files.hold(tmp_path / "run").close()
+
+
+def test_a_folder_that_is_renamed_while_it_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, clean = tmp_path / "run", files.clean
+
+    def renamed(folder: Path, names: str) -> None:
+        if run.exists():
+            run.rename(tmp_path / "elsewhere")
+        clean(folder, names)  # makes the folder again
+
+    made = model()
+    assert made.trainer is not None
+    parts = made.store, made.trainer.optimizer, world()
+    with files.hold(run) as lock:
+        save = Saver(run / "checkpoints", *parts, lock=lock)
+        save.save(1, {}, 1)
+        save.finish()
+        monkeypatch.setattr(checkpoint, "clean", renamed)
+        save.save(2, {}, 1)
+        with pytest.raises(CheckpointError, match="removed or renamed"):
+            save.finish()
+    assert (tmp_path / "elsewhere/checkpoints/step-00000001").is_dir()

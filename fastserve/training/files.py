@@ -23,6 +23,7 @@ from fastserve.errors import CheckpointError
 
 log = logging.getLogger("fastserve")
 
+_LOCK = ".lock"
 _SAME_TIME = 1.0  # s; the clocks of processes and of file systems tick coarsely
 _TRIES, _BETWEEN = 3, 0.05  # to take a lock; seconds from one to the next
 
@@ -54,9 +55,18 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def check_there(folder: Path, lock: IO[str] | None = None) -> None:
-    """Raise CheckpointError unless the folder is there, with what ``hold`` returned."""
-    emptied = lock is not None and os.fstat(lock.fileno()).st_nlink == 0
-    if emptied or not folder.is_dir():
+    """Raise CheckpointError unless the folder is there, with what ``hold`` returned.
+
+    A write that met the moment of the removal has made it again, without the lock.
+    """
+    try:
+        there = folder.is_dir() and (
+            lock is None
+            or os.path.samestat((folder / _LOCK).stat(), os.fstat(lock.fileno()))
+        )
+    except FileNotFoundError:
+        there = False
+    if not there:
         raise _vanished(folder)
 
 
@@ -160,7 +170,7 @@ def hold(folder: Path) -> IO[str]:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+", encoding="utf-8")
+        file = (folder / _LOCK).open("a+", encoding="utf-8")
     try:
         _lock(file)
     except BlockingIOError:

@@ -139,6 +139,7 @@ class Saver:
                 self._sync_history()
                 parts = held, held, state, keep, None, self._keep_every
                 checkpoint.save(self.folder, step, *parts)
+                files.check_there(self.folder.parent, self._lock)
         except BaseException as error:  # noqa: BLE001  raised in the training's thread
             self._error = error
 
