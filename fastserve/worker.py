@@ -77,6 +77,7 @@ from fastserve.training.records import (
     write_end,
     write_error,
 )
+from fastserve.training.recovery import Recovery
 from fastserve.training.saver import Saver
 from fastserve.training.status import Status
 from fastserve.training.status_file import NAME as STATUS
@@ -179,12 +180,16 @@ def _train(
     printer: Printer,
 ) -> int:
     """Train; ``started`` gets the run folder once it is this run's."""
+    recovery = Recovery()
+    recovery.done("Python and MPI")
     traced = steps_of(options.trace) if options.trace else None
     job, folder = _agree(options, comm)
     data, model = _prepare(job, comm, _resumed(options, folder))
-    training = _Run(options, comm, printer, job, folder, data, model)
+    training = _Run(options, comm, printer, job, folder, data, model, recovery)
     _compare_ranks(job, comm)
+    recovery.done("data and model")
     training.resume()
+    recovery.done("checkpoint")
     training.take_folder()
     started.append(folder)
     training.start()
@@ -214,8 +219,10 @@ class _Run:
         folder: Path,
         data: Data,
         model: Model,
+        recovery: Recovery,
     ) -> None:
         self.options, self.comm, self.printer = options, comm, printer
+        self.recovery = recovery
         self.job, self.folder, self.data, self.model = job, folder, data, model
         self.sampler = make_sampler(job, data)
         self.steps = total_steps(job, self.sampler)
@@ -349,6 +356,8 @@ class _Run:
         if isinstance(plateau := self.extras.get("plateau"), ReduceLROnPlateau):
             plateau.say = say
         found = [self.progress, self.status, self.metrics]
+        if self.comm.rank == 0:
+            found.append(self.recovery.tell(say))
         if self.early:
             found.append(self.early)  # before those that save its state
         found += self.extras.values()
