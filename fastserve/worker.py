@@ -325,7 +325,7 @@ class _Run:
             trainer.optimizer,
             self.comm,
             job.comm.check_every > 0,
-            _held[-1] if _held else None,
+            _lock_of(self.folder),
             trainer.timing,
             self.metrics.path,
             job.checkpoint.keep_every,
@@ -685,8 +685,12 @@ def _check_kept(run_dir: Path, data: Data) -> None:
 
 def _hold(run_dir: Path) -> None:
     """Keep other jobs out of the run folder; raises CheckpointError if one is in it."""
-    if not _held:
+    if _lock_of(run_dir) is None:
         _held.append(files.hold(run_dir))
+
+
+def _lock_of(run_dir: Path) -> IO[str] | None:
+    return next((lock for lock in _held if Path(lock.name).parent == run_dir), None)
 
 
 def _start_folder(
