@@ -22,7 +22,7 @@ _ENTRY = re.compile(
 )
 _RANGE = re.compile(r"\[([^\[\]]*)\]")
 _MOST_HOSTS = 10_000
-_EXAMPLES = "write entries such as node1, node1:4, user@node2:4, [fe80::1]:2, node[1-4]"
+_EXAMPLES = "write entries such as node1, node1:4, user@node2:4, node[1-4]:2"
 
 
 class UnreachableError(LaunchError):

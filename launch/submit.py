@@ -156,5 +156,17 @@ def _grace(job: Job) -> int:
 
 
 def _quote(text: str) -> str:
-    """Quote for an #SBATCH line, which knows double quotes."""
-    return f'"{text}"' if re.search(r"\s", text) else text
+    """Quote for an #SBATCH line, which knows double quotes, backslashes and comments.
+
+    Raises LaunchError for a line end: what is behind it would be a command.
+    """
+    if re.search(r"[\x00-\x1f\x7f]", text):
+        raise LaunchError(
+            "expected folders without line ends and control characters",
+            repr(text),
+            "rename it: Slurm's batch script can't name it",
+        )
+    if not re.search(r"[^A-Za-z0-9_@%+=:,./-]", text):
+        return text
+    escaped = re.sub(r'(["\\])', r"\\\1", text)
+    return f'"{escaped}"'

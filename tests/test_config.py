@@ -497,7 +497,12 @@ FAULTS = [
     (2, "launch: {hosts: []}", 2, "launch.hosts: expected a list of one or more items"),
     (2, "launch: {hosts: [-x]}", 2, "launch.hosts[0]: expected a host such as node1"),
     (2, "launch: {hosts: [a b]}", 2, "launch.hosts[0]: expected a host such as node1"),
-    (2, "launch: {ssh: [-i k]}", 2, "launch.ssh[0]: expected text without blanks"),
+    (
+        2,
+        "launch: {ssh: [-i k]}",
+        2,
+        "launch.ssh[0]: expected a word of letters, digits and _@%+=:,./~-",
+    ),
     (2, "launch: {hostfile: nope}", 2, "launch.hostfile: expected an existing file"),
     (
         2,

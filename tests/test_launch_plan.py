@@ -13,7 +13,7 @@ import pytest
 from fastserve.config.schema import Launch
 from fastserve.errors import LaunchError
 from launch import plan_text
-from launch.hosts import Host, parse_hosts
+from launch.hosts import Host, parse_hosts, read_hostfile
 from launch.mpi import FoundMPI, find_mpi, parse_version
 from launch.mpi_messages import NoiseFilter
 from launch.plan import (
@@ -28,6 +28,7 @@ from launch.plan import (
 OPENMPI = FoundMPI("openmpi", Path("/env/bin/mpirun"), "Open MPI 5.0.11")
 MPICH = FoundMPI("mpich", Path("/env/bin/mpiexec"), "MPICH 5.0.2")
 BOTH = pytest.mark.parametrize("mpi", [OPENMPI, MPICH], ids=["openmpi", "mpich"])
+HOSTFILES = Path(__file__).parents[1] / "hostfiles"
 PROGRAM = ["/env/bin/python", "-m", "fastserve"]
 THREADS = {
     "OPENBLAS_NUM_THREADS",
@@ -354,6 +355,17 @@ def test_an_interface_that_was_found_for_a_subnet() -> None:
     made = several(MPICH, launch={"interface": "10.0.0.0/8"}, interface="eth7")
     assert "-iface eth7" in " ".join(made.command)
     assert made.interface == "10.0.0.0/8"
+
+
+@BOTH
+@pytest.mark.parametrize("path", sorted(HOSTFILES.glob("*.txt")), ids=lambda p: p.stem)
+def test_each_example_of_a_host_file_has_a_plan(path: Path, mpi: FoundMPI) -> None:
+    hosts = read_hostfile(path)
+    total = sum(host.slots for host in hosts)
+    listed = ",".join(f"{host.name}:{host.slots}" for host in hosts)
+    made = plan(job(ranks=None, oversubscribe=True), mpi, hosts=listed)
+    assert made.ranks == total
+    assert all(host.name in " ".join(made.command) for host in hosts)
 
 
 @BOTH

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from test_launch_plan import BOTH, job, plan
 from test_slurm import job as batch_job
 
-from fastserve.config import load_job
+from fastserve.config import Job, load_job
 from fastserve.config.schema import Launch
 from fastserve.errors import ConfigError, LaunchError
 from launch import submit
@@ -107,18 +107,37 @@ def test_what_a_remote_shell_gets_are_the_same_words(text: str) -> None:
     assert done.stdout == f"{text}\0/{text}/python\0"
 
 
-@pytest.mark.parametrize("text", ["a b", "a\nb", "a\tb", ""])
-def test_arguments_of_ssh_are_single_words(text: str) -> None:
-    # the MPIs put them into one line, which they cut at blanks
-    with pytest.raises(ValidationError):
-        Launch(ssh=[text])
+@pytest.mark.parametrize("text", [*EVIL, "a\tb", "", "\\", "a${IFS}b", "-i$(x)"])
+def test_arguments_of_ssh_are_no_words_of_a_shell(text: str) -> None:
+    # the MPIs put them into one line, which they cut at blanks, and Open MPI sends
+    # that line to the shells of the other hosts, within double quotes
+    if text not in ("~", "-oProxyCommand=x", "--x"):  # options of ssh are trusted
+        with pytest.raises(ValidationError):
+            Launch(ssh=["-i", text])
+    assert Launch(ssh=["-i", "~/.ssh/key", "-oPort=22"]).ssh[1] == "~/.ssh/key"
 
 
-@pytest.mark.parametrize("text", [t for t in EVIL if "\n" not in t])
-def test_a_batch_script_has_the_same_words(text: str) -> None:
+@pytest.mark.parametrize("text", EVIL)
+def test_a_batch_script_has_the_same_words(text: str, tmp_path: Path) -> None:
     words = [f"/work/{text}", "--set", text]
-    folder, python = Path("/runs"), f"/{text}/python"
-    made = submit.script(batch_job(), folder, Path("/"), words, python)
+    folder, python = Path(f"/runs/{text}"), f"/{text}/python"
+    if "\n" in text:
+        for places in ((folder, Path("/")), (Path("/"), folder)):
+            with pytest.raises(LaunchError, match="without line ends"):
+                submit.script(batch_job(), *places, words, python)
+        with pytest.raises(ValidationError):
+            Job.model_validate({**batch_job().model_dump(), "run_dir": text})
+        return
+    made = submit.script(batch_job(), folder, folder, words, python)
     assert subprocess.run(["bash", "-n"], input=made, text=True).returncode == 0
     line = next(line for line in made.splitlines() if "launch.cli" in line)
     assert shlex.split(line) == [python, *RUN, *words, "&"]
+    head = made[: made.index("export ")]
+    done = subprocess.run(["bash"], input=head, text=True, cwd=tmp_path)
+    assert done.returncode == 0
+    assert list(tmp_path.iterdir()) == []  # all of it are comments
+    option = next(line for line in head.splitlines() if "--output=" in line)
+    # as sbatch cuts it: quotes, backslashes, and # for a comment
+    assert shlex.split(option.removeprefix("#SBATCH "), comments=True) == [
+        f"--output={folder}/slurm-%j.out"
+    ]

@@ -61,7 +61,8 @@ Factor = Annotated[float, Field(gt=0, le=1)]
 Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 File = Annotated[
-    str, Field(pattern=r"^[^\x00]+$", json_schema_extra={"format": "path"})
+    str,
+    Field(pattern=r"^[^\x00-\x1f\x7f]+$", json_schema_extra={"format": "path"}),
 ]
 Identifier = Annotated[
     str,
@@ -77,6 +78,13 @@ Line = Annotated[
 Word = Annotated[
     str,
     Field(pattern=r"^[^\s\x00-\x1f\x7f]+$", json_schema_extra={"format": "word"}),
+]
+SshWord = Annotated[  # mpirun hands them on to the shells of the hosts, unquoted
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9_@%+=:,./~-]+$",
+        json_schema_extra={"format": "ssh-word"},
+    ),
 ]
 HostEntry = Annotated[
     str,

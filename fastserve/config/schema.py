@@ -35,6 +35,7 @@ from .base import (
     Section,
     Seed,
     SpikeFactor,
+    SshWord,
     Text,
     Vocabulary,
     Word,
@@ -782,8 +783,10 @@ class Launch(Section):
         description="Network of the ranks: an interface's name or a subnet such as "
         "10.0.0.0/8; null: what the MPI takes.",
     )
-    ssh: list[Word] = Field(
-        default=[], description="Further arguments of ssh, such as -i and a key."
+    ssh: list[SshWord] = Field(
+        default=[],
+        description="Further arguments of ssh, such as -i and a key; what has other "
+        "characters than letters, digits and _@%+=:,./~- goes into ~/.ssh/config.",
     )
     oversubscribe: bool = Field(
         default=False, description="Allow more ranks than the hosts have slots."
