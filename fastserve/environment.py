@@ -16,6 +16,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -194,10 +195,12 @@ def version(package: str) -> str | None:
 def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
     """Return the folder for what fastserve remembers between runs; it may not exist."""
     own = setting("CACHE_DIR", env=env)
-    if own:
-        return Path(own).expanduser()
     base = env.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "fastserve"
+    path = Path(own) if own else Path(base) / "fastserve"
+    try:
+        return path.expanduser()
+    except RuntimeError:  # a user without a home, as in containers
+        return Path(tempfile.gettempdir()) / f"fastserve-{os.getuid()}"
 
 
 def kernel_key(kind: str = "") -> str:

@@ -360,7 +360,7 @@ def _exchange(connection: socket.socket) -> float:
 def _addresses(name: str) -> list[str]:
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):  # the latter for a label that no name can have
         return []
     return sorted({str(entry[4][0]) for entry in found})
 

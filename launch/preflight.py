@@ -10,13 +10,14 @@ from __future__ import annotations
 import secrets
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastserve.config.checks import BUILT_IN_TEXTS
+from fastserve.config.checks import files_of
 
 from . import cluster, step_time
 from .hosts import Host, is_here, shown
@@ -32,6 +33,7 @@ _LINK_SECONDS = 1.0
 _UNREACHED = "not known: no host of the ranks was reached"
 _SKEW_NOTE, _SKEW_FAIL = 1.0, 60.0  # seconds between two clocks
 _DISK_TIMES = 1.5  # of the checkpoints that are kept
+_OF_A_FOLDER = 200  # files that are compared
 _BUSY = 0.5  # load for each core that is said
 # Weights, gradients, two moments of Adam, and about as much again of activations.
 _COPIES = 8
@@ -236,18 +238,11 @@ def _folder(facts: cluster.Facts, cwd: Path) -> Row:
 
 
 def _data_files(job: Job) -> list[str]:
-    """Return the files that the job reads on every rank; of a folder, all in it."""
-    given: Iterable[Any] = ()
-    for section in (job.data, job.model):
-        for key in ("source", "train", "validation", "file"):
-            given = (*given, getattr(section, key, None))
-    found = dict.fromkeys(str(value) for value in given if value)
+    """Return the files that the job reads; of a folder the first in it."""
     files: list[str] = []
-    for name in found:
-        if Path(name).is_dir():
-            files += sorted(str(p) for p in Path(name).iterdir() if p.is_file())
-        elif name not in BUILT_IN_TEXTS:
-            files.append(name)
+    for name in files_of(job):
+        inside = (str(p) for p in sorted(Path(name).rglob("*")) if p.is_file())
+        files += islice(inside, _OF_A_FOLDER) if Path(name).is_dir() else [name]
     return files
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import selectors
 import shlex
 import shutil
@@ -113,10 +114,21 @@ class Agents:
         _need_ssh(hosts)
         program = [python, "-u", "-m", "launch.agent", str(cwd or Path.cwd())]
         variables = [f"{name}={value}" for name, value in (env or {}).items()]
-        self._agents = {
-            host.name: self._start(host, ["env", *variables, *program], ssh, timeout)
-            for host in hosts
-        }
+        self._agents: dict[str, _Agent] = {}
+        words = ["env", *variables, *program]
+        _raise_limit_of_files()
+        try:
+            for host in hosts:
+                self._agents[host.name] = self._start(host, words, ssh, timeout)
+        except OSError as error:
+            for agent in self._agents.values():
+                agent.process.kill()
+                agent.process.wait()
+            raise LaunchError(
+                f"expected to be able to start ssh for {len(hosts)} hosts",
+                f"{error.strerror} after {len(self._agents)}",
+                "raise the limit of open files, ulimit -n: a host takes three",
+            ) from error
         self._thread = threading.Thread(target=self._serve, name="agents", daemon=True)
         self._thread.start()
         try:
@@ -374,6 +386,14 @@ def _need_ssh(hosts: Sequence[Host]) -> None:
             "install OpenSSH's client (Debian: openssh-client; Red Hat: "
             "openssh-clients), or start on this host alone, without -H and --hostfile",
         )
+
+
+def _raise_limit_of_files() -> None:
+    """Allow this process all that it may have; what it starts inherits that."""
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if least != most:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _ssh(

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mpi_environments import variables
+from mpi_environments import run, variables
 
 from fastserve.errors import LaunchError
-from launch.agent import MARK, PATIENCE, _rate, remove, touch
+from launch.agent import MARK, PATIENCE, _rate, remove, resolve, touch
 from launch.hosts import Host
 from launch.process import job_processes
 from launch.remote import Agents
@@ -232,6 +232,43 @@ def test_every_host_that_fails_is_named(ssh: Callable[[str], None]) -> None:
     with Agents(hosts, strict=False) as agents:
         assert set(agents.failed) == {"one.invalid", "two.invalid"}
         assert list(agents.ask("disk", path="/")) == ["three.invalid"]
+
+
+MANY = """
+import resource, sys
+from fastserve.errors import LaunchError
+from launch.hosts import Host
+from launch.remote import Agents
+
+soft, hard = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+try:
+    with Agents([Host(f"h{i}.invalid") for i in range(12)]) as agents:
+        print(len(agents.ask("disk", path="/")))
+except LaunchError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "said"),
+    [(24, 256, "12\n"), (24, 24, "Too many open files after ")],
+)
+def test_more_hosts_than_files_may_be_open(
+    soft: int, hard: int, said: str, ssh: Callable[[str], None]
+) -> None:
+    ssh(RUNS)
+    words = [sys.executable, "-c", MANY, str(soft), str(hard)]
+    done = run(words, 60, env={**os.environ, "PYTHONPATH": variables()["PYTHONPATH"]})
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    if hard == soft:
+        assert "ulimit -n" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["node..1", "a" * 64, "no.such.invalid"])
+def test_a_name_that_nobody_has(name: str) -> None:
+    assert resolve(Path(), [name]) == {name: []}
 
 
 def test_without_ssh_there_is_no_other_host(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,22 @@ def test_threads_per_rank(cores: int, ranks: int, threads: int) -> None:
 )
 def test_user_threads(env: dict[str, str], expected: tuple[int, str] | None) -> None:
     assert environment.user_threads(env) == expected
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs with a number that isn't in its list of users."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(RuntimeError):
+        Path("~").expanduser()
+    own = Path(tempfile.gettempdir()) / f"fastserve-{os.getuid()}"
+    assert environment.cache_dir({}) == own
+    assert environment.cache_dir({"XDG_CACHE_HOME": "/x"}) == Path("/x/fastserve")
+    assert environment.remembered_kernel() is None
 
 
 def test_cache_dir_follows_the_variables() -> None:

@@ -242,3 +242,13 @@ def test_orthogonal_weights_do_not_depend_on_threads(shape: tuple[int, int]) -> 
         )
         sums.add(done.stdout)
     assert len(sums) == 1
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8, 9, 12])
+def test_each_row_is_one_ranks_and_none_has_less_than_none(ranks: int) -> None:
+    for total in range(1, 25):
+        made = exact.make_shards(total, 24, 2, ranks)
+        parts = [made.rows_of(rank) for rank in range(ranks)]
+        assert all(part.start <= part.stop for part in parts)
+        rows = [row for part in parts for row in range(part.start, part.stop)]
+        assert rows == list(range(total))

@@ -255,6 +255,29 @@ def test_a_run_on_a_folder(
     assert make_data(config.load_job("job.yaml")).bytes_per_token == 2
 
 
+def test_files_that_hosts_are_compared_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    head = (
+        "name: a\nmodel: {type: sequential, layers: [{Dense: {units: 1}}], loss: mse}\n"
+    )
+    head += "train: {global_batch: 4, steps: 1}\n"
+    for folder in ("pics/a/deep", "pics/b", "test"):
+        Path(folder).mkdir(parents=True)
+    for name in ("pics/a/deep/1.pgm", "pics/b/2.pgm", "test/3.pgm", "t.csv"):
+        Path(name).touch()
+    found = []
+    for data in (
+        "{type: images, folder: pics, test: test, size: [4, 4]}",
+        "{type: csv, file: penguins, target: species}",
+        "{type: csv, file: t.csv, target: species}",
+    ):
+        Path("job.yaml").write_text(f"{head}data: {data}\n")
+        found.append(_data_files(config.load_job("job.yaml")))
+    assert found == [["pics/a/deep/1.pgm", "pics/b/2.pgm", "test/3.pgm"], [], ["t.csv"]]
+
+
 def test_faults_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "job.yaml").write_text(JOB)

@@ -15,7 +15,7 @@ from typing import Any
 from .explain import JobData
 from .faults import Faults, Path, did_you_mean, listed, show
 from .labelled import LABELLED, TABLES
-from .schema import SHARDS
+from .schema import SHARDS, Job
 
 BUILT_IN_TEXTS = ("pydoc-topics", "shakespeare", "gcide")
 _TOKEN_FILES = (".npy", ".bin", "manifest.json")
@@ -383,25 +383,39 @@ def _interface(job: _Keys) -> None:
         job.fault("launch.interface", expected, interface)
 
 
+_READ = (  # section, its type, key, endings of the file
+    ("model", "python", "file", (".py",)),
+    ("data", "python", "file", (".py",)),
+    ("data", "text", "source", ()),
+    ("data", "tokens", "train", _TOKEN_FILES),
+    ("data", "tokens", "validation", _TOKEN_FILES),
+    ("data", "completions", "file", ()),
+    ("data", "completions", "validation", ()),
+    ("data", "arrays", "file", (".npz",)),
+    *(("data", "arrays", key, (".npy",)) for key in _ARRAYS),
+    *(("data", "idx", key, ()) for key in _IDX),
+    *(("data", "csv", key, ()) for key in _FILE_KEYS),
+    *(("data", "jsonl", key, (".jsonl",)) for key in _FILE_KEYS),
+    *(("data", "tagged", key, ()) for key in _FILE_KEYS),
+    *(("data", "images", key, _FOLDER) for key in ("folder", *_FILE_KEYS[1:])),
+    *(("data", "texts", key, _TEXTS) for key in ("source", *_FILE_KEYS[1:])),
+)
+
+
+def files_of(job: Job) -> list[str]:
+    """Return the files and folders that ranks read, without built-in data."""
+    found = [getattr(job.model, "init_from", None)]
+    for section, kind, key, _ in _READ:
+        part = getattr(job, section)
+        if part.type == kind:
+            found.append(getattr(part, key, None))
+    found.append(getattr(job.data, "tokenizer", None))
+    built_in = (*BUILT_IN_TEXTS, *TABLES, *TOKENIZERS)
+    return [path for path in dict.fromkeys(found) if path and path not in built_in]
+
+
 def _files(job: _Keys) -> None:
-    wanted = (
-        ("model", "python", "file", (".py",)),
-        ("data", "python", "file", (".py",)),
-        ("data", "text", "source", ()),
-        ("data", "tokens", "train", _TOKEN_FILES),
-        ("data", "tokens", "validation", _TOKEN_FILES),
-        ("data", "completions", "file", ()),
-        ("data", "completions", "validation", ()),
-        ("data", "arrays", "file", (".npz",)),
-        *(("data", "arrays", key, (".npy",)) for key in _ARRAYS),
-        *(("data", "idx", key, ()) for key in _IDX),
-        *(("data", "csv", key, ()) for key in _FILE_KEYS),
-        *(("data", "jsonl", key, (".jsonl",)) for key in _FILE_KEYS),
-        *(("data", "tagged", key, ()) for key in _FILE_KEYS),
-        *(("data", "images", key, _FOLDER) for key in ("folder", *_FILE_KEYS[1:])),
-        *(("data", "texts", key, _TEXTS) for key in ("source", *_FILE_KEYS[1:])),
-    )
-    for section, kind, key, endings in wanted:
+    for section, kind, key, endings in _READ:
         with suppress(_Unknown):
             if job[f"{section}.type"] == kind:
                 _file(job, f"{section}.{key}", endings)

@@ -31,7 +31,8 @@ class Shards:
     def rows_of(self, rank: int) -> slice:
         """Return the rows of the batch that a rank computes."""
         mine = self.of[rank]
-        return slice(mine.start * self.rows, min(self.total, mine.stop * self.rows))
+        ends = (min(self.total, shard * self.rows) for shard in (mine.start, mine.stop))
+        return slice(*ends)
 
 
 def make_shards(total: int, batch: int, rows: int | None, ranks: int) -> Shards:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.util
+import os
 import tarfile
 import zipfile
 import zlib
@@ -53,7 +54,8 @@ class Known:
 
 def folder() -> Path:
     """Return the data folder: FASTSERVE_DATA_DIR, or ``data`` in the working folder."""
-    return Path(environment.setting("DATA_DIR") or FOLDER).expanduser()
+    given = environment.setting("DATA_DIR") or FOLDER
+    return Path(os.path.expanduser(given))  # stays as it is for a user without a home
 
 
 def places(known: Known) -> list[Path]:
