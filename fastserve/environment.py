@@ -16,6 +16,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,25 @@ def affinity_cores(pid: int = 0) -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(pid))
     return list(range(os.cpu_count() or 1))
+
+
+def process_start(pid: int | None = None) -> float | None:
+    """Return the unix time at which a process (None: this one) was started.
+
+    None if it has ended, also if nobody has asked for a zombie's status yet, and where
+    there is no /proc.
+    """
+    try:
+        path = Path(f"/proc/{os.getpid() if pid is None else pid}/stat")
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    state, *fields = text.rpartition(")")[2].split()  # proc(5), from its third field on
+    if state in "ZX":
+        return None
+    ticks = float(fields[18])  # from the machine's start to the process'
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - age
 
 
 def threads_per_rank(cores: int, local_size: int) -> int:

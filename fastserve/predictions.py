@@ -23,8 +23,8 @@ from fastserve.data import preprocessing
 from fastserve.data.columns import BadValue, Columns
 from fastserve.data.idx import read_idx
 from fastserve.data.images import ENDINGS, Pixels
-from fastserve.data.labelled_texts import TextEncoder
-from fastserve.data.lines import Lines, fault, read_csv, read_jsonl
+from fastserve.data.labelled_texts import TextEncoder, read_records
+from fastserve.data.lines import Lines, fault
 from fastserve.data.npy import load_npy, load_npz
 from fastserve.data.preprocessing import ArrayInput, Preprocessing
 from fastserve.data.tables import Options, Reader
@@ -181,17 +181,8 @@ class Predictor:
                 if not line.isspace():
                     yield f"line {lines.line}", line.rstrip("\r\n")
             return
-        names: list[str] = []
-        if path.suffix == ".jsonl":
-            records = read_jsonl(path, encoding)
-        else:
-            records = read_csv(path, encoding, ",")
-            header = next(records, None)
-            names = header.fields if header else []
-        for record in records:
+        for record in read_records(path, encoding):
             fields = record.fields
-            if names:
-                fields = dict(zip(names, fields, strict=False))
             if not isinstance(fields.get(field), str):
                 found = ", ".join(fields)[:200]
                 raise fault(path, record.line, f"a text in {field!r}", found, "add it")

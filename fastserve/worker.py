@@ -77,6 +77,7 @@ from fastserve.training.records import (
     write_end,
     write_error,
 )
+from fastserve.training.recovery import Recovery
 from fastserve.training.saver import Saver
 from fastserve.training.status import Status
 from fastserve.training.status_file import NAME as STATUS
@@ -180,12 +181,16 @@ def _train(
     printer: Printer,
 ) -> int:
     """Train; ``started`` gets the run folder once it is this run's."""
+    recovery = Recovery()
+    recovery.done("Python and MPI")
     traced = steps_of(options.trace) if options.trace else None
     job, folder = _agree(options, comm)
     data, model = _prepare(job, comm, _resumed(options, folder))
-    training = _Run(options, comm, printer, job, folder, data, model)
+    training = _Run(options, comm, printer, job, folder, data, model, recovery)
     _compare_ranks(job, comm)
+    recovery.done("data and model")
     training.resume()
+    recovery.done("checkpoint")
     training.take_folder()
     started.append(folder)
     training.start()
@@ -216,8 +221,10 @@ class _Run:
         folder: Path,
         data: Data,
         model: Model,
+        recovery: Recovery,
     ) -> None:
         self.options, self.comm, self.printer = options, comm, printer
+        self.recovery = recovery
         self.job, self.folder, self.data, self.model = job, folder, data, model
         self.sampler = make_sampler(job, data)
         self.steps = total_steps(job, self.sampler)
@@ -324,7 +331,7 @@ class _Run:
             trainer.optimizer,
             self.comm,
             job.comm.check_every > 0,
-            _held[-1] if _held else None,
+            _lock_of(self.folder),
             trainer.timing,
             self.metrics.path,
             job.checkpoint.keep_every,
@@ -355,6 +362,8 @@ class _Run:
         if isinstance(plateau := self.extras.get("plateau"), ReduceLROnPlateau):
             plateau.say = say
         found = [self.progress, self.status, self.metrics]
+        if self.comm.rank == 0:
+            found.append(self.recovery.tell(say))
         if self.early:
             found.append(self.early)  # before those that save its state
         found += self.extras.values()
@@ -699,8 +708,12 @@ def _check_kept(run_dir: Path, data: Data) -> None:
 
 def _hold(run_dir: Path) -> None:
     """Keep other jobs out of the run folder; raises CheckpointError if one is in it."""
-    if not _held:
+    if _lock_of(run_dir) is None:
         _held.append(files.hold(run_dir))
+
+
+def _lock_of(run_dir: Path) -> IO[str] | None:
+    return next((lock for lock in _held if Path(lock.name).parent == run_dir), None)
 
 
 def _start_folder(

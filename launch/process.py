@@ -225,6 +225,7 @@ class _Run:
     def end_all(self) -> None:
         """Leave no process of the job behind, and show the rest of its output."""
         self._look_around()  # while it is known which processes were ranks
+        self.loss.noticed = self.loss.noticed or time.monotonic()  # if there is one
         if self.plan.allocation and self.process.poll() != 0:
             self._end_step(self.plan.allocation)
         if self.process.poll() is None:

@@ -28,11 +28,14 @@ class Loss:
         found: something was, and nothing else ended the job.
         hosts: names of those that can't be reached.
         noticed: when that was, by the monotonic clock.
+        before: when the loss before this start was seen, and when all that was left of
+            the job had ended; unix times.
     """
 
     found: bool = False
     hosts: frozenset[str] = field(default_factory=frozenset)
     noticed: float = 0.0
+    before: tuple[float, float] | None = None
 
     def note(self, hosts: Iterable[str] = ()) -> None:
         self.found, self.hosts = True, frozenset(hosts)
@@ -155,8 +158,9 @@ def _run(
     say: Callable[[str], None],
 ) -> int:
     newest, made = None, 0
+    loss = Loss()
     while True:
-        loss = Loss()
+        loss = Loss(before=_times(loss))
         try:
             status = attempt(goal, loss, newest is not None)
         except UnreachableError as error:
@@ -188,3 +192,11 @@ def _run(
             f"{goal.count} rank{plural}{lost}{since if loss.noticed else ''}"
         )
         made += 1
+
+
+def _times(loss: Loss) -> tuple[float, float] | None:
+    """Return ``before`` for the start after a loss, now that all has ended."""
+    if not loss.noticed:
+        return loss.before  # of hosts that weren't there for the start: it still lasts
+    now = time.time()
+    return now - (time.monotonic() - loss.noticed), now

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import random
 import subprocess
 import sys
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from fastserve.comm import (
     world,
 )
 from fastserve.comm import departures as departures_module
+from fastserve.comm import sync as sync_module
 from fastserve.comm.allreduce import AllReduce
 from fastserve.comm.departures import Departures
 from fastserve.comm.wire import BFloat16, Float16, make_wire
@@ -693,8 +696,10 @@ class FakeControl:
         return source in (self.arrived, self.waiting)[tag]
 
     def Recv(self, counts: Any, source: int, tag: int) -> None:
-        assert tag == 0
-        counts[:] = self.arrived.pop(source)
+        if tag == 1:
+            self.waiting.remove(source)
+        else:
+            counts[:] = self.arrived.pop(source)
 
     def Isend(self, notice: Any, dest: int, tag: int) -> FakeControl:
         assert tag == 1
@@ -841,6 +846,57 @@ def test_a_single_process_loads_no_mpi() -> None:
     assert result.stdout == "False\n", result.stderr
 
 
+class SlowRing:
+    """Stands in for an AllReduce of two buckets whose messages take a random time."""
+
+    def __init__(self) -> None:
+        self.round = self.finished = self._released = 0
+        self.random = random.Random(0)
+
+    @property
+    def complete(self) -> bool:
+        return self.finished == self.round
+
+    def release(self, buckets: int) -> None:
+        self._released = buckets
+
+    def poll(self) -> bool:
+        if self._released == 2 and self.random.random() < 0.5:
+            self.finished = self.round
+        return True
+
+    def finish(self) -> None:
+        time.sleep(self.random.random() * 2e-5)
+        self.finished = self.round
+
+
+def test_no_round_ends_before_its_sums_are_there() -> None:
+    """Wherever the thread that sends is held up: here before each of its lines."""
+    hold_up = random.Random(1)
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        if frame.f_code.co_filename != sync_module.__file__:
+            return None
+        if hold_up.random() < 0.2:
+            time.sleep(hold_up.random() * 2e-3)
+        return trace
+
+    ring = SlowRing()
+    sender = sync_module._Sender(ring)  # type: ignore[arg-type]
+    threading.settrace(trace)
+    try:
+        for _ in range(400):
+            ring.round += 1
+            sender.release(1)
+            time.sleep(ring.random.random() * 1e-3)  # the rest of backward
+            sender.release(2)
+            time.sleep(ring.random.random() * 1e-3)
+            sender.finish(2)
+            assert ring.complete
+    finally:
+        threading.settrace(None)
+
+
 @pytest.mark.parametrize("comes_late", [False, True])
 def test_who_is_late_is_named(
     comes_late: bool, monkeypatch: pytest.MonkeyPatch
@@ -849,11 +905,14 @@ def test_who_is_late_is_named(
     monkeypatch.setattr(departures_module, "_NOTICES", 0.3)
     control = FakeControl()
     errors: list[CommError] = []
-    control.waiting = {2}
+    control.waiting = {1}  # told in an earlier call, to which a late rank then came
     departures = departures_module.Departures(
         control, ["a", "b", "c"], errors.append, lambda: 0.05
     )
     with departures.collective("allreduce"):
+        while control.waiting:
+            time.sleep(0.001)
+        control.waiting = {2}
         time.sleep(0.2 if comes_late else 0.6)
     time.sleep(0.4)
     departures._stop.set()

@@ -23,6 +23,7 @@ from fastserve.data.examples import ArrayExamples, EncodedSource
 from fastserve.data.idx import read_idx
 from fastserve.data.images import ImageFolder, Pixels
 from fastserve.data.labelled_texts import TextEncoder, texts_in, texts_of
+from fastserve.data.lines import csv_fields, read_csv
 from fastserve.data.parts import Shares, divide
 from fastserve.data.prefetch import Pace, load, shares
 from fastserve.data.preprocessing import ArrayInput, Preprocessing, loads
@@ -166,6 +167,27 @@ def test_records_by_number_are_those_in_order(tmp_path: Path) -> None:
     # colours: deep\nblue, green, red
     assert source.x[:, 1:4].tolist() == [[0, 1, 0], [1, 0, 0]]
     assert source.y.tolist() == [1, 1]
+
+
+ENDS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # of lines, by str.splitlines
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_record_ends_where_it_was_found_to(end: str, tmp_path: Path) -> None:
+    text = f"one{end}two"
+    path = write(tmp_path / "t.csv", f"label,text\na,{text}\nb,three\nc{end}d,four\n")
+    for row in range(3):
+        fields = list(read_csv(path, "utf-8", ","))[row + 1].fields
+        line = path.read_text("utf-8").split("\n")[row + 1] + "\n"
+        assert csv_fields(line, ",") == fields
+    made = texts_in(path, ("text", "label"), "utf-8", encoder(), None)
+    made.fit(np.arange(3))
+    words = made.encoder.layer.get_vocabulary()
+    assert "two" in " ".join(words)
+    table = write(tmp_path / "c.csv", f"a,kind\n1,x\n2,y{end}z\n3,x\n4,y{end}z\n")
+    columns = Table(table, Options("a", "regression"))
+    columns.fit(np.arange(4))
+    assert columns.source(np.arange(4)).x.tolist() == [[1, 0], [0, 1]] * 2
 
 
 @pytest.mark.parametrize(

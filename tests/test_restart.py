@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -262,6 +263,7 @@ def test_a_model_of_the_users_own_file_goes_on(mpi: str, tmp_path: Path) -> None
         done = started.finish(60)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("restart 1 of at most 1, from checkpoint step-") == 1
+    _recovery_is_told(done.stdout, tmp_path / "runs/tiny")
     _same_files(tmp_path / "runs/whole", tmp_path / "runs/tiny", 100)
 
 
@@ -301,6 +303,38 @@ def test_a_clock_that_is_set_back(mpi: str, tmp_path: Path) -> None:
     assert min(b - a for a, b in itertools.pairwise(times)) < -7000  # it was set
     newest = max(run_dir.glob("checkpoints/step-*/state.json"))
     assert json.loads(newest.read_text())["step"] == made[-1]
+
+
+PARTS = (
+    "ending the rest",
+    "hosts and launcher",
+    "Python and MPI",
+    "data and model",
+    "checkpoint",
+    "first step",
+)
+
+
+def _recovery_is_told(out: str, run_dir: Path) -> None:
+    """See that the parts add up to the whole, and that to the pause in the metrics."""
+    told = re.findall(r"^(.*) from the loss to the first step again: (.*)$", out, re.M)
+    assert len(told) == 1, out
+    names = [
+        part.rpartition(" ")[0].rpartition(" ")[0] for part in told[0][1].split(", ")
+    ]
+    assert names == list(PARTS)
+    seconds = [_seconds(part) for part in (told[0][0], *told[0][1].split(", "))]
+    assert sum(seconds[1:]) == pytest.approx(seconds[0], rel=0.02)
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    times = [json.loads(line)["time"] for line in lines]
+    pause = max(b - a for a, b in itertools.pairwise(times))
+    assert 0.5 * pause < seconds[0] < pause + 0.5
+
+
+def _seconds(text: str) -> float:
+    """Return the seconds of a text that ends as in ``1.23 s`` or ``12.3 ms``."""
+    value, unit = text.split()[-2:]
+    return float(value) * {"s": 1.0, "ms": 1e-3, "us": 1e-6}[unit]
 
 
 def _same_files(one: Path, other: Path, steps: int) -> None:

@@ -121,12 +121,16 @@ class Departures:
             request.Wait()
 
     def _run(self) -> None:
-        before, progress, since = None, 0, 0.0
+        before, progress, since, first = None, 0, 0.0, True
         while not self._stop.wait(_INTERVAL):
             now = self._now
             if now is not before or progress != self._progress:
                 before, progress, since = now, self._progress, time.monotonic()
+                first = True
             elif now is not None:
+                if first:
+                    self._forget()
+                    first = False
                 self._read()
                 missing = self._missing(now)
                 if missing is not None:
@@ -156,6 +160,13 @@ class Departures:
                 counts = np.empty(3, np.int64)
                 self._control.Recv(counts, rank, _LEFT)
                 self._left[rank] = counts.tolist()
+
+    def _forget(self) -> None:
+        """Drop who was told to be waiting: that was for a call that has ended since."""
+        notice = np.empty(1, np.int64)
+        for rank in range(len(self._hosts)):
+            while self._control.Iprobe(rank, _LATE):
+                self._control.Recv(notice, rank, _LATE)
 
     def _missing(self, wait: _Wait) -> int | None:
         """Return a rank without which ``wait`` can never end, if there is one."""

@@ -260,21 +260,27 @@ def _verb(ring: AllReduce, verb: str) -> Iterator[None]:
 
 
 class _Sender:
-    """A thread that polls an AllReduce while another one computes."""
+    """A thread that polls an AllReduce while another one computes.
+
+    ``_busy`` is set from the first release of a round until its sums are complete, or
+    failed; it is only changed under the lock, as a round may begin at any moment after
+    the last message of the one before.
+    """
 
     def __init__(self, ring: AllReduce) -> None:
         self._ring = ring
-        self._work, self._ended = threading.Event(), threading.Event()
+        self._state = threading.Condition()
+        self._busy = False
         self._hurry = False  # nobody computes any more
         self._fault: BaseException | None = None
         self._thread: threading.Thread | None = None
 
     def release(self, buckets: int) -> None:
         self._ring.release(buckets)
-        if not self._work.is_set():
-            self._ended.clear()
-            self._hurry = False
-            self._work.set()
+        with self._state:
+            if not self._busy:
+                self._busy, self._hurry = True, False
+                self._state.notify_all()
         if self._thread is None:
             # a daemon, because a failed rank must end whatever this thread does
             self._thread = threading.Thread(
@@ -286,19 +292,22 @@ class _Sender:
         """Let all buckets go, and wait until they hold their sums."""
         self.release(buckets)
         self._hurry = True
-        self._ended.wait()
+        with self._state:
+            self._state.wait_for(lambda: not self._busy)
         if self._fault is not None:
             raise self._fault
 
     def _run(self) -> None:
         while True:
-            self._work.wait()
+            with self._state:
+                self._state.wait_for(lambda: self._busy)
             try:
                 self._send()
             except BaseException as error:  # noqa: BLE001  raised again in finish
                 self._fault = error
-            self._work.clear()
-            self._ended.set()
+            with self._state:
+                self._busy = False
+                self._state.notify_all()
 
     def _send(self) -> None:
         pause = _SHORTEST_PAUSE

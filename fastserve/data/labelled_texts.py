@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,8 @@ from fastserve.data.images import list_classes
 from fastserve.data.lines import (
     LONGEST,
     ByNumber,
+    Record,
+    csv_fields,
     fault,
     parse_json,
     read_csv,
@@ -236,6 +237,26 @@ def _header(path: Path, encoding: str) -> list[str]:
     return [name.strip() for name in first.fields] if first else []
 
 
+def read_records(path: Path, encoding: str) -> Iterator[Record]:
+    """Yield the records of a CSV or JSON Lines file, their fields by name."""
+    if path.suffix == ".jsonl":
+        yield from read_jsonl(path, encoding)
+        return
+    records = read_csv(path, encoding, ",")
+    next(records, None)
+    names = _header(path, encoding)
+    for record in records:
+        if len(record.fields) != len(names):
+            raise fault(
+                path,
+                record.line,
+                f"{len(names)} fields, as in the header",
+                f"{len(record.fields)}",
+                "put quotes around texts with a comma",
+            )
+        yield record._replace(fields=dict(zip(names, record.fields, strict=True)))
+
+
 def _scan(
     path: Path, columns: tuple[str, str], encoding: str
 ) -> tuple[ByNumber, list[str]]:
@@ -243,24 +264,8 @@ def _scan(
     starts: array[int] = array("q")
     labels: list[str] = []
     known: dict[str, str] = {}  # one object for equal labels
-    names = _header(path, encoding)
-    if path.suffix == ".jsonl":
-        records = read_jsonl(path, encoding)
-    else:
-        records = read_csv(path, encoding, ",")
-        next(records, None)
-    for record in records:
+    for record in read_records(path, encoding):
         fields = record.fields
-        if names:
-            if len(fields) != len(names):
-                raise fault(
-                    path,
-                    record.line,
-                    f"{len(names)} fields, as in the header",
-                    f"{len(fields)}",
-                    "put quotes around texts with a comma",
-                )
-            fields = dict(zip(names, fields, strict=True))
         for column in columns:
             if column not in fields:
                 near = nearest(column, list(fields))
@@ -307,5 +312,4 @@ def _field(
     data = records.read(row).decode(encoding, "replace")  # it was read before
     if not names:
         return str(parse_json(path, 0, data)[column])
-    fields = next(csv.reader(data.splitlines(True)), [])
-    return fields[names.index(column)]
+    return csv_fields(data, ",")[names.index(column)]

@@ -7,6 +7,7 @@ memory. Whatever a file holds, a line of it takes at most ``LONGEST`` bytes.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import weakref
@@ -108,6 +109,15 @@ def read_csv(path: Path, encoding: str, delimiter: str) -> Iterator[Record]:
             return
         if fields:
             yield Record(start, line, fields)
+
+
+def csv_fields(text: str, delimiter: str) -> list[str]:
+    """Return the fields of one record that ``read_csv`` has found.
+
+    Lines end with LF alone there, so not at the other line ends of Unicode here.
+    """
+    lines = io.StringIO(text, newline="\n")
+    return next(csv.reader(lines, delimiter=delimiter), [])
 
 
 def read_jsonl(path: Path, encoding: str) -> Iterator[Record]:

@@ -7,7 +7,6 @@ records are read by number. Kept are 24 bytes for each record.
 
 from __future__ import annotations
 
-import csv
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from fastserve.data.examples import Examples
 from fastserve.data.lines import (
     ByNumber,
     Record,
+    csv_fields,
     fault,
     parse_json,
     read_csv,
@@ -126,8 +126,7 @@ class Reader:
             raise wrong_encoding(self.path, line, error) from None
         if self.json:
             return parse_json(self.path, line, content)
-        rows = csv.reader(content.splitlines(True), delimiter=self.options.delimiter)
-        return self._named(line, next(rows, []))
+        return self._named(line, csv_fields(content, self.options.delimiter))
 
 
 def no_column(path: Path, name: str, known: Sequence[str]) -> DataError:

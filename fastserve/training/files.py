@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from fastserve import environment
 from fastserve.errors import CheckpointError
 
 log = logging.getLogger("fastserve")
@@ -110,27 +111,26 @@ def clean(folder: Path, names: str) -> None:
 def _lives(pid: int, folder: Path) -> bool:
     """Return whether another process of this host has the number ``pid``.
 
-    One that was started after the folder was made is another one with its number; that
-    is only seen where there is /proc.
+    A zombie doesn't live, though in a container nobody may ever ask for its status. One
+    that was started after the folder was made is another one with its number. Both are
+    only seen where there is /proc.
     """
     if pid == os.getpid():
         return False
+    hidden = not Path("/proc/self/stat").exists()
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        pass
+    except PermissionError:  # another user's, which /proc may not show
+        hidden = True
+    started = environment.process_start(pid)
+    if started is None:
+        return hidden
     try:
-        made = folder.stat().st_ctime
-        text = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace")
-    except OSError:
+        return started <= folder.stat().st_ctime + _SAME_TIME
+    except FileNotFoundError:  # it was renamed meanwhile, so it does
         return True
-    state, *fields = text.rpartition(")")[2].split()  # proc(5); from the third field on
-    ticks = float(fields[18])  # from the machine's start to the process'
-    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    # a zombie is dead, though in a container nobody may ever ask for its status
-    return state not in "ZX" and time.time() - age <= made + _SAME_TIME
 
 
 def replace(path: Path, make: Callable[[Path], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,6 +130,8 @@ def _run(
         if began and allocation and not allocation.over_ssh:
             slurm.check_nodes(allocation, [host.name for host in goal.hosts])
         began, words = True, arguments
+        if loss.before:
+            os.environ["FASTSERVE_LOSS"] = " ".join(f"{t:.3f}" for t in loss.before)
         if goes_on:
             words = [*jobs.without_start(arguments), "--resume", "auto"]
         launch = job.launch.model_copy(update={"ranks": goal.ranks})

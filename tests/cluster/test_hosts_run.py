@@ -196,3 +196,61 @@ def test_ranks_of_a_host_send_once(mpi: str, lab: Lab) -> None:
     assert more >= less + 5
     each = (many - few) / (more - less)
     assert each == pytest.approx(2 * (2 - 1) / 2 * size, rel=0.1)
+
+
+MODELS = """
+import numpy as np
+import fastserve as fs
+
+def make_data(kind):
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((45, 8, 8, 1) if kind == "cnn" else (45, 7, 4))
+    return (x, draw.integers(0, 3, 45)), (x[:20], draw.integers(0, 3, 20))
+
+def make_model(kind):
+    k = fs.layers
+    first = {
+        "cnn": [
+            k.Conv2D(4, 3, input_shape=(8, 8, 1)), k.BatchNormalization(),
+            k.Activation("relu"), k.MaxPooling2D(), k.Flatten(), k.Dropout(0.2),
+        ],
+        "lstm": [k.LSTM(6, input_shape=(7, 4), dropout=0.1)],
+    }[kind]
+    model = fs.models.Sequential([*first, k.Dense(3, "softmax")], seed=1)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+"""
+PYTHON = "{{type: python, file: models.py, arguments: {{kind: {0}}}}}"
+EXACT = """
+name: exact
+model: {model}
+data: {data}
+train: {{global_batch: 16, steps: 12, eval_every: 5, baseline: false}}
+comm: {{algorithm: exact, bucket_mb: 0.005, timeout: 20}}
+launch: {{threads: 1, bind: none}}
+"""
+GPT = "{type: gpt, n_layer: 2, n_head: 2, n_embd: 32, block_size: 32, dropout: 0.1}"
+
+
+@pytest.mark.parametrize("kind", ["gpt", "cnn", "lstm"])
+def test_exact_bits_over_hosts_and_mpis(kind: str, lab: Lab) -> None:
+    """4 ranks on three hosts with each MPI, and one process: the same weights."""
+    work = lab.folder / "work"
+    (work / "models.py").write_text(MODELS)
+    own = PYTHON.format(kind)
+    parts = (GPT, "{type: text, source: pydoc-topics}") if kind == "gpt" else (own, own)
+    (work / "exact.yaml").write_text(
+        EXACT.format(**dict(zip(("model", "data"), parts, strict=True)))
+    )
+    files = {}
+    for mpi in FLAVOURS:
+        for where_to in (("--hostfile", "hosts.txt"), ("-n", "1")):
+            name = f"{kind}-{mpi}-{where_to[0].strip('-')}"
+            words = (*where_to, "--set", f"run_dir=runs/{name}")
+            done = lab.start(mpi, "run", "exact.yaml", *words).finish()
+            assert done.status == 0, done.err
+            state = work / "runs" / name / "checkpoints/step-00000012/state.json"
+            files[name] = json.loads(state.read_text())["files"]
+    lab.nothing_left()
+    first = files.popitem()[1]
+    assert first and all(other == first for other in files.values()), files
