@@ -35,6 +35,25 @@ _THREAD_VARIABLES = (
 # ends, and an MPI does.
 STATUS_LINE = "\r\x1b[K"
 _KERNEL_VARIABLE = "OPENBLAS_CORETYPE"
+# What the bits of a result depend on, and that no secret is in
+NUMERIC_VARIABLES = (
+    _KERNEL_VARIABLE,
+    "NPY_DISABLE_CPU_FEATURES",
+    "NPY_ENABLE_CPU_FEATURES",
+    *_THREAD_VARIABLES,
+)
+Numerics = dict[str, str]  # of a process, as ``training/numerics.py`` finds it
+# where each of it is in environment.json
+NUMERICS_KEYS = {
+    "NumPy": "numpy",
+    "SIMD": "simd",
+    "BLAS": "blas",
+    "library": "blas_library",
+    "build": "blas_build",
+    "threading layer": "threading_layer",
+    "kernels": "kernels",
+    "threads": "threads",
+}
 KERNEL_FILE = "blas.json"  # in the cache folder: the measured kernel families
 _PR_SET_PDEATHSIG = 1
 
@@ -221,6 +240,25 @@ def chosen_kernel(env: Mapping[str, str] = os.environ) -> str | None:
 def kernel_variable(kernel: str | None) -> dict[str, str]:
     """Return the variable that selects a kernel family; none for the own choice."""
     return {_KERNEL_VARIABLE: kernel} if kernel else {}
+
+
+def numeric_variables(env: Mapping[str, str]) -> dict[str, str]:
+    """Return those of the variables that the bits of a result depend on."""
+    return {name: env[name] for name in NUMERIC_VARIABLES if name in env}
+
+
+def differences(one: Numerics, other: Numerics) -> str:
+    """Return what differs, like ``threads: 2 instead of 1``; '' if nothing does."""
+    return ", ".join(
+        f"{name}: {other.get(name, 'none')} instead of {one.get(name, 'none')}"
+        for name in sorted(one | other)
+        if one.get(name) != other.get(name)
+    )
+
+
+def differences_from_recorded(recorded: Numerics, own: Numerics) -> str:
+    """As ``differences``, of what was recorded: an older version recorded less."""
+    return differences(recorded, {k: v for k, v in own.items() if k in recorded})
 
 
 def without_kernel(env: Mapping[str, str]) -> dict[str, str]:

@@ -84,18 +84,21 @@ def _ranks(comm: Communicator) -> str:
 
 def _split(job: config.Job, comm: Communicator) -> str:
     total, size = job.train.global_batch, comm.size
-    if job.shard_rows is not None:
-        shards, plural = -(-total // job.shard_rows), "s" if size > 1 else ""
-        return (
-            f"global {total} = {shards} shards of {job.shard_rows}, on {size} "
-            f"rank{plural}"
-        )
-    rows = -(-total // size)
-    micro = min(job.train.micro_batch or rows, rows)
-    ranks = f"{size} rank{'s' if size > 1 else ''}"
-    uneven = "up to " if total % size or rows % micro else ""
+    if job.shard_rows is not None:  # a rank has whole shards
+        micro = min(job.shard_rows, total)
+        shards = -(-total // micro)
+        accumulation = -(-shards // size)
+        even = total % (size * micro) == 0
+        cut = f", in {several(shards, 'shard')}"
+    else:
+        rows = -(-total // size)
+        micro = min(job.train.micro_batch or rows, rows)
+        accumulation = -(-rows // micro)
+        even = total % size == 0 and rows % micro == 0
+        cut = ""
     return (
-        f"global {total} = {ranks} x {uneven}{micro} x {-(-rows // micro)} accumulation"
+        f"global {total} = {several(size, 'rank')} x {'' if even else 'up to '}{micro} "
+        f"x {accumulation} accumulation{cut}"
     )
 
 

@@ -68,7 +68,7 @@ from fastserve.training.metrics_outputs import (
     MetricsOutput,
     TensorBoardOutput,
 )
-from fastserve.training.numerics import Numerics, differences, numerics, odd_rank
+from fastserve.training.numerics import numerics, odd_rank
 from fastserve.training.progress import Progress
 from fastserve.training.records import (
     describe_error,
@@ -89,6 +89,7 @@ USAGE = 2
 UNRECORDED = 74  # why it failed can't be written into the run folder
 STOPPED_EARLY = 75
 _MEETING_SECONDS = 60.0
+_OTHER_BITS = "from here on the bits aren't those of a run that wasn't stopped"
 log = logging.getLogger("fastserve")
 _held: list[IO[str]] = []  # run folders, until the process ends
 
@@ -206,6 +207,7 @@ class _Run:
         sampler: which rows each step has. steps: when it ends.
         first: the steps that were made already. seconds: the time they took.
         plan: what of the job the number of a step depends on.
+        cut: how a batch is cut and summed, on which the bits depend.
         extras: the callbacks that have a state, by its name.
         progress, schedule, status, best, history: once it has been trained.
     """
@@ -232,7 +234,9 @@ class _Run:
         if data.validation is not None:
             model.check_source(data.validation)
         samples = data.train.samples
-        self.plan = {"global_batch": job.train.global_batch, "samples": samples}
+        batch = job.train.global_batch
+        self.plan = {"global_batch": batch, "samples": samples, "seed": job.seed}
+        self.cut = {"algorithm": job.comm.algorithm, "shard_rows": job.shard_rows}
         self.numerics = numerics()
         self.early = _early_stopping(job)
         self.extras = _extras(job)
@@ -261,6 +265,7 @@ class _Run:
                 callback.set_state(saved[name])
         if self.comm.rank == 0:
             _compare_numerics(self.job, saved.get("numerics"), self.numerics)
+            _compare_cut(saved, self.cut)
         if self.first > self.steps:
             raise CheckpointError(
                 f"--resume: expected a checkpoint of at most {self.steps} steps",
@@ -281,7 +286,8 @@ class _Run:
             **self.extras,
         }
         states = {name: part.get_state() for name, part in parts.items() if part}
-        return {"totals": totals, **states, **self.plan, "numerics": self.numerics}
+        known = {**self.plan, **self.cut, "numerics": self.numerics}
+        return {"totals": totals, **states, **known}
 
     def take_folder(self) -> None:
         """Keep others out of the run folder, and write what every run has."""
@@ -627,16 +633,33 @@ def _compare_ranks(job: config.Job, comm: Communicator) -> None:
     comm.barrier()  # rank 0, which says it once, ends all
 
 
-def _compare_numerics(job: config.Job, saved: Any, own: Numerics) -> None:
+def _compare_numerics(job: config.Job, saved: Any, own: environment.Numerics) -> None:
     if not isinstance(saved, dict):
         return
-    # an older version has recorded less
-    found = differences(saved, {k: v for k, v in own.items() if k in saved})
+    found = environment.differences_from_recorded(saved, own)
     if found:
         means = "results will be the same but for rounding"
-        if job.comm.algorithm == "exact":
-            means = "from here on the bits aren't those of a run that wasn't stopped"
-        log.warning("resumed with %s: %s", found, means)
+        log.warning(
+            "resumed with %s: %s",
+            found,
+            _OTHER_BITS if job.comm.algorithm == "exact" else means,
+        )
+
+
+def _compare_cut(saved: dict[str, Any], own: dict[str, Any]) -> None:
+    """Warn if a batch is cut or summed otherwise than before, where that promised or
+    promises bits. Older checkpoints don't tell how they were made."""
+    names = {"algorithm": "comm.algorithm", "shard_rows": "shards of"}
+    if "exact" not in (saved.get("algorithm"), own["algorithm"]):
+        return
+    found = [
+        f"{shown} {own[name]} instead of {saved[name]}"
+        for name, shown in names.items()
+        if name in saved and None not in (saved[name], own[name])
+        if saved[name] != own[name]
+    ]
+    if found:
+        log.warning("resumed with %s: %s", ", ".join(found), _OTHER_BITS)
 
 
 def _load_start(job: config.Job, model: Model, comm: Communicator) -> None:
@@ -706,7 +729,8 @@ def _start_folder(
         for name in ("done.json", "stopped.json"):  # of STATUS the times go on
             (run_dir / name).unlink(missing_ok=True)
         # values of launch.env may be secrets, and a run folder may be shared
-        public = job.launch.model_copy(update={"env": {}})
+        known = environment.numeric_variables(job.launch.env)
+        public = job.launch.model_copy(update={"env": known})
         kept = job.model_copy(update={"launch": public})
         files.write_atomically(run_dir / "config.yaml", config.dump_job(kept))
         if data.tokenizer is not None:

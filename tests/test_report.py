@@ -236,6 +236,12 @@ def test_what_is_no_secret_stays(text: str) -> None:
     assert Redactor().tree({name: value}) == {name: value}
 
 
+def test_variables_of_numerics_are_no_secrets() -> None:
+    env = {"OPENBLAS_CORETYPE": "Haswell", "OTHER": "hunter2"}
+    redactor = Redactor([{"launch": {"env": env}}])
+    assert redactor.text("Haswell hunter2") == f"Haswell {HIDDEN}"
+
+
 def test_a_run_that_failed_at_once(tmp_path: Path) -> None:
     run = tmp_path / "failed"
     run.mkdir()

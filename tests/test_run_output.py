@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from mpi_environments import FLAVOURS, Started, require, run, variables
 
+from fastserve.comm import run_threads
 from fastserve.comm.mpi import library_name
+from fastserve.config import Job
+from fastserve.summary import _split
 from fastserve.training.environment_file import public_command
 
 JOB = """
@@ -123,6 +127,25 @@ def test_into_a_file(folder: Path, flavour: str) -> None:
     assert known["mpi"].startswith(NAMES[flavour]) and known["ranks"] == 2
     assert [host["ranks"] for host in known["hosts"]] == [2]
     assert known["command"][1:3] == ["-m", "fastserve"] and known["threads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "ranks", "said"),
+    [
+        ((32, None), 2, "global 32 = 2 ranks x 4 x 4 accumulation, in 8 shards"),
+        ((32, 4), 8, "global 32 = 8 ranks x 4 x 1 accumulation, in 8 shards"),
+        ((32, 4), 3, "global 32 = 3 ranks x up to 4 x 3 accumulation, in 8 shards"),
+        ((10, 4), 1, "global 10 = 1 rank x up to 4 x 3 accumulation, in 3 shards"),
+        ((3, 8), 1, "global 3 = 1 rank x 3 x 1 accumulation, in 1 shard"),
+    ],
+)
+def test_the_split_into_shards(
+    train: tuple[int, int | None], ranks: int, said: str
+) -> None:
+    values = yaml.safe_load(JOB)
+    values["train"] |= {"global_batch": train[0], "micro_batch": train[1]}
+    job = Job.model_validate({**values, "comm": {"algorithm": "exact"}})
+    assert run_threads(ranks, lambda comm: _split(job, comm)) == [said] * ranks
 
 
 def events(output: str) -> list[dict[str, Any]]:

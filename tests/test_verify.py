@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from mpi_environments import FLAVOURS, require, run
 
+from fastserve.environment import NUMERICS_KEYS
 from fastserve.errors import ArgumentError
-from launch.verify import parse_ranks
+from launch import blas
+from launch.verify import Recorded, kernel_words, parse_ranks, recorded
 
 BOTH = pytest.mark.parametrize("mpi", FLAVOURS)
 JOB = """
@@ -24,6 +26,7 @@ comm: {algorithm: exact, check_every: 1}
 """
 
 
+HASHED = ("model", "optimizer")
 LAYERS = {
     "mlp": "[Dense: {units: 9, activation: gelu}, Dropout: {rate: 0.3}, Dense: "
     "{units: 3, activation: softmax}]",
@@ -72,6 +75,12 @@ def test_a_job_has_the_same_bits_on_any_number_of_ranks(
     status, said = fastserve(mpi, tmp_path, "verify", "runs/tiny", "--ranks", "1,2,3")
     assert status == 0, said
     assert "the same bits on 1, 2, 3 ranks, after 5 steps" in said
+    assert "the bits of the run's own checkpoint of step 4\n" in said
+    environment = tmp_path / "runs/tiny/environment.json"
+    known = json.loads(environment.read_text())
+    state = next(tmp_path.glob("runs/tiny/checkpoints/step-*/state.json"))
+    recorded = json.loads(state.read_text())["state"]["numerics"]
+    assert {k: str(known[v]) for k, v in NUMERICS_KEYS.items()} == recorded
     options = ["--ranks", "1,3", "--set", "comm.algorithm=ring", "--steps", "1"]
     status, said = fastserve(mpi, tmp_path, "verify", "runs/tiny", *options)
     assert status == 2, said
@@ -96,6 +105,92 @@ def test_many_ranks(mpi: str, ranks: int, models: str, tmp_path: Path) -> None:
     status, said = fastserve(mpi, tmp_path, "verify", "runs/tiny", *options)
     assert status == 0, said
     assert f"the same bits on 1, {ranks} ranks, after 7 steps" in said
+
+
+ALONE = "compared among these alone: the run has kept no checkpoint of its first"
+
+
+@pytest.mark.mpi
+def test_the_runs_own_kernels_and_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of kernels that this CPU wouldn't get by itself, in a job whose products
+    are large enough for other bits."""
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    usable = blas.measure(("Haswell", "Nehalem"))
+    if set(usable) != {"Haswell", "Nehalem"}:
+        pytest.skip("needs OpenBLAS and a CPU with AVX2")
+    family, env = "Nehalem", "launch.env.OPENBLAS_CORETYPE"
+    (tmp_path / "job.yaml").write_text(
+        JOB.replace("n_embd: 16", "n_embd: 64")
+        + f"launch: {{env: {{OPENBLAS_CORETYPE: {family}, TOKEN: hunter2}}}}\n"
+    )
+    status, said = fastserve("openmpi", tmp_path, "run", "job.yaml")
+    assert status == 0, said
+    kept = tmp_path / "runs/tiny/config.yaml"
+    text = kept.read_text()
+    assert f"OPENBLAS_CORETYPE: {family}" in text and "TOKEN" not in text
+
+    def verify(*more: str) -> tuple[int, str]:
+        words = ("verify", "runs/tiny", "--ranks", "1,2", *more)
+        return fastserve("openmpi", tmp_path, *words)
+
+    own = "the bits of the run's own checkpoint of step 4\n"
+    status, said = verify()
+    assert status == 0 and own in said, said
+    # as of a run whose kernels the launcher has measured, or a shell has set
+    kept.write_text(text.replace(f"OPENBLAS_CORETYPE: {family}", "OTHER: a"))
+    status, said = verify()
+    assert status == 0 and own in said, said
+    other = f"computed otherwise than the run: kernels: Haswell instead of {family}\n"
+    status, said = verify("--set", f"{env}=Haswell")
+    assert status == 1 and other in said and own not in said, said
+    assert "other bits than the run's own checkpoint of step 4, " in said
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    status, said = verify("--steps", "2")
+    assert status == 1 and other in said, said
+    assert f"{ALONE} 2 steps; the run's own bits may be others" in said
+    status, said = verify("--steps", "2", "--set", "seed=3")
+    assert status == 0 and "with --set it isn't the run's job" in said, said
+    monkeypatch.delenv("OPENBLAS_CORETYPE")
+    status, said = verify("--steps", "2")
+    assert status == 0 and f"{ALONE} 2 steps\n" in said, said
+    kept.write_text(kept.read_text().replace("seed: 0", "seed: 1"))
+    status, said = verify()
+    assert status == 1, said
+    assert "data, code or config.yaml were others" in said and "otherwise" not in said
+
+
+def test_what_runs_have_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    assert recorded(tmp_path, 5) == Recorded({}, 0, None)
+    old = {"numpy": "2.4", "blas": None, "kernels": "Zen", "threads": 1, "hosts": []}
+    (tmp_path / "environment.json").write_text(json.dumps(old))
+    found = recorded(tmp_path, 5)
+    assert found == Recorded(
+        {"NumPy": "2.4", "kernels": "Zen", "threads": "1"}, 0, None
+    )
+    assert kernel_words(found, {}) == []  # not known to be OpenBLAS'
+    for step in (12, 6, 3):
+        files = {f"{x}.safetensors": {"sha256": f"{x} {step}"} for x in HASHED}
+        numerics = {"BLAS": "openblas 0.3", "kernels": f"family of {step}"}
+        state = {"step": step, "files": files, "state": {"numerics": numerics}}
+        folder = tmp_path / f"checkpoints/step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(json.dumps(state))
+    assert recorded(tmp_path, 2)[:2] == (numerics, 0)
+    for steps, expected in ((3, 3), (5, 3), (6, 6), (11, 6)):
+        found = recorded(tmp_path, steps)
+        assert found.step == expected and found.hashes is not None
+        assert found.hashes == (f"model {expected}", f"optimizer {expected}")
+        assert found.numerics["kernels"] == f"family of {expected}"
+    words = ["--set", "launch.env.OPENBLAS_CORETYPE=family of 6"]
+    assert kernel_words(found, {"A": "b"}) == words
+    assert kernel_words(found, {"OPENBLAS_CORETYPE": "Zen"}) == []
+    (tmp_path / "checkpoints/step-00000006/state.json").write_text("{")
+    assert recorded(tmp_path, 11).step == 3
 
 
 @pytest.mark.mpi

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import fastserve
 from fastserve import environment
 from fastserve.comm import Communicator
@@ -48,12 +46,9 @@ def describe_environment(comm: Communicator) -> dict[str, Any] | None:
     return {
         "fastserve": fastserve.__version__,
         "python": platform.python_version(),
-        "numpy": np.__version__,
-        "simd": own.get("SIMD"),
         "mpi4py": environment.version("mpi4py"),
         "mpi": comm.library or None,
-        "blas": own.get("BLAS"),
-        "kernels": own.get("kernels"),
+        **{key: own.get(name) for name, key in environment.NUMERICS_KEYS.items()},
         "threads": int(own.get("threads", 1)),
         "ranks": comm.size,
         "hosts": list(hosts.values()),

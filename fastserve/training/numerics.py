@@ -1,34 +1,78 @@
 """What the bits of a result depend on besides the job, and who differs in it.
 
-OpenBLAS 0.3.31 was measured: products of a few shapes give other bits with another
-number of threads (3 of 38 with SkylakeX kernels, 21 of 38 with Haswell's), and most
-give others with another family of kernels (31 of 38). NumPy's own functions use the
-CPU's vector instructions: without AVX-512 expm1, log1p and power give other bits, and
-without AVX2 exp, log and tanh too (NumPy 2.4).
+OpenBLAS 0.3.31 was measured (``benchmarks/blas_bits.py``): some products give other
+bits with another number of threads (2 of 45 with SkylakeX kernels, 28 of 45 with
+Haswell's), and most with another family of kernels (42 of 45). NumPy's own functions
+use the CPU's vector instructions: without AVX-512 expm1, log1p and power give other
+bits, and without AVX2 exp, log and tanh too (NumPy 2.4).
 """
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from fastserve.comm import Communicator
+from fastserve.environment import Numerics, differences
 
-Numerics = dict[str, str]
+_COUNT, _CONFIG = "openblas_get_num_threads", "openblas_get_config"
 
 
 def numerics() -> Numerics:
     """Return this process's NumPy, the vector instructions that it uses beyond those
-    of every CPU, BLAS, kernel family and number of BLAS threads."""
-    from threadpoolctl import threadpool_info
-
+    of every CPU, and the BLAS that it calls: version, library, build, threading layer,
+    kernel family and number of threads."""
     simd = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", ())
     found = {"NumPy": np.__version__, "SIMD": " ".join(simd) or "baseline"}
-    for pool in threadpool_info():
-        if pool["user_api"] == "blas":
-            found["BLAS"] = f"{pool['internal_api']} {pool['version']}"
-            found["kernels"] = str(pool.get("architecture", "unknown"))
-            found["threads"] = str(pool["num_threads"])
+    blas, symbol = _numpy_blas()
+    if blas is not None:
+        pool = blas.info()
+        found["BLAS"] = f"{pool['internal_api']} {pool['version']}"
+        found["library"] = Path(pool["filepath"]).name  # a wheel's has a hash in it
+        found["threading layer"] = str(pool.get("threading_layer", "unknown"))
+        found["kernels"] = str(pool.get("architecture", "unknown"))
+        found["threads"] = str(pool["num_threads"])
+        found["build"] = _build(blas.dynlib, symbol, found["kernels"])
     return found
+
+
+def _numpy_blas() -> tuple[Any, str]:
+    """Return threadpoolctl's controller of the BLAS that NumPy calls, and the name of
+    a function in it; (None, '') if it isn't a library that threadpoolctl knows.
+
+    Other packages bring a BLAS of their own into the process. NumPy's is the one
+    where NumPy's extension, with the libraries that it was linked to, has a function.
+    """
+    from threadpoolctl import ThreadpoolController
+
+    core = "core" if np.__version__.startswith("1.") else "_core"
+    extension = sys.modules[f"numpy.{core}._multiarray_umath"].__file__
+    linked = ctypes.CDLL(extension)
+    for blas in ThreadpoolController().select(user_api="blas").lib_controllers:
+        for name in blas.check_symbols:
+            found = _address(linked, name)
+            if found is not None and found == _address(blas.dynlib, name):
+                return blas, name
+    return None, ""
+
+
+def _address(library: ctypes.CDLL, name: str) -> int | None:
+    function = getattr(library, name, None)
+    return function and ctypes.cast(function, ctypes.c_void_p).value
+
+
+def _build(library: ctypes.CDLL, symbol: str, kernels: str) -> str:
+    """Return what OpenBLAS says of its build, without version and kernel family."""
+    function = getattr(library, symbol.replace(_COUNT, _CONFIG), None)
+    if _COUNT not in symbol or function is None:
+        return "unknown"
+    function.restype = ctypes.c_char_p
+    words = function().decode().split()[2:]  # after OpenBLAS and its version
+    return " ".join(word for word in words if word != kernels)
 
 
 def fix_threads(count: int) -> None:
@@ -36,15 +80,6 @@ def fix_threads(count: int) -> None:
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(count, user_api="blas")
-
-
-def differences(one: Numerics, other: Numerics) -> str:
-    """Return what differs, like ``threads: 2 instead of 1``; '' if nothing does."""
-    return ", ".join(
-        f"{name}: {other.get(name, 'none')} instead of {one.get(name, 'none')}"
-        for name in sorted(one | other)
-        if one.get(name) != other.get(name)
-    )
 
 
 def odd_rank(comm: Communicator) -> str | None:

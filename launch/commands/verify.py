@@ -8,12 +8,15 @@ from typing import Any
 import click
 
 from fastserve.config.run_folders import CONFIG, find_run
+from fastserve.environment import NUMERIC_VARIABLES
 from fastserve.errors import LaunchError
 
 from .. import jobs
-from ..verify import ALONE, parse_ranks
+from ..verify import ALONE, kernel_words, parse_ranks, recorded
 from ..verify import verify as verify_run
 from . import options
+
+_VARIABLES = {f"launch.env.{name}" for name in NUMERIC_VARIABLES}
 
 
 @click.command()
@@ -40,7 +43,8 @@ def verify(
 ) -> int:
     """Make a run's first steps again on other numbers of ranks, and compare the bits.
 
-    For runs with comm.algorithm exact; others only agree to rounding.
+    They are compared with the run's own too, if it has a checkpoint of one of these
+    steps. For runs with comm.algorithm exact; others only agree to rounding.
 
     \b
     Examples:
@@ -59,11 +63,18 @@ def verify(
             "add --set comm.algorithm=exact to see what it would give; sums of "
             "the others agree to rounding",
         )
+    known = None
     arguments = jobs.set_words(overrides)
+    for override in overrides:  # the others of launch.env may be secrets
+        if override.partition("=")[0] in _VARIABLES:
+            arguments += ["--set", override]
+    if all(override.startswith("launch.") for override in overrides):
+        known = recorded(config.parent, steps)
+        arguments += kernel_words(known, job.launch.env)
     for name, value in where.items():
         if value:
             arguments.append(f"--{name}")
             arguments += [str(value)] if value is not True else []
     shared = Path(run).absolute() if job.launch.hosts or job.launch.hostfile else None
-    same = verify_run(config, ranks, steps, arguments, click.echo, shared)
+    same = verify_run(config, ranks, steps, arguments, click.echo, shared, known)
     return 0 if same else 1

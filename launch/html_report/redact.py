@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from fastserve.environment import NUMERIC_VARIABLES
+
 HIDDEN = "(hidden)"
 _NAME = (
     r"(?:(?i:[\w.-]*(?:passw(?:or)?d|passphrase|secret|credential|api[_-]?key|"
@@ -38,7 +40,7 @@ _SHORTEST = 4  # letters of a value that is looked for in other texts
 
 class Redactor:
     """Hides secrets: by the name that they have, by their form, and wherever the values
-    of a job's ``launch.env`` come again.
+    of a job's ``launch.env`` come again, but of those that numerics depend on.
 
     Args:
         jobs: configs of runs, as plain values.
@@ -49,7 +51,9 @@ class Redactor:
         for job in jobs:
             launch = job.get("launch")
             env = launch.get("env") if isinstance(launch, dict) else None
-            values |= {str(v) for v in env.values()} if isinstance(env, dict) else set()
+            for name, value in env.items() if isinstance(env, dict) else ():
+                if name not in NUMERIC_VARIABLES:
+                    values.add(str(value))
         known = sorted(
             (v for v in values if len(v) >= _SHORTEST), key=len, reverse=True
         )
