@@ -270,8 +270,8 @@ def test_files_that_hosts_are_compared_by(
     found = []
     for data in (
         "{type: images, folder: pics, test: test, size: [4, 4]}",
-        "{type: csv, file: penguins, target: species}",
-        "{type: csv, file: t.csv, target: species}",
+        "{type: csv, file: penguins, target: species, task: classification}",
+        "{type: csv, file: t.csv, target: species, task: classification}",
     ):
         Path("job.yaml").write_text(f"{head}data: {data}\n")
         found.append(_data_files(config.load_job("job.yaml")))
