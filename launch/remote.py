@@ -332,7 +332,10 @@ class Agents:
         for line in lines:
             text = line.decode(errors="replace").rstrip()
             if text.startswith(MARK):
-                self._take(agent, json.loads(text[len(MARK) :]))
+                try:
+                    self._take(agent, json.loads(text[len(MARK) :]))
+                except (ValueError, TypeError, KeyError):  # of this host alone
+                    self._lose(agent, f"its agent says {text[:80]!r}")
             elif text:
                 agent.words.append(text)
 

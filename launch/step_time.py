@@ -156,7 +156,8 @@ def measure(
     """Measure the computing of a job in a process of its own; or say why not."""
     assert plan.split is not None
     rows = min(max(plan.split.rows), plan.split.micro_batch)
-    threads = {k: v for k, v in plan.environment.items() if k.endswith("_THREADS")}
+    # threads, kernels, launch.env: all but what makes a process a rank of a job
+    own = {k: v for k, v in plan.environment.items() if not k.startswith("FASTSERVE_")}
     words = [program[0], "-m", "fastserve.estimate", *arguments, "--rows", str(rows)]
     try:
         done = subprocess.run(
@@ -166,7 +167,7 @@ def measure(
             errors="replace",
             timeout=_SECONDS,
             cwd=plan.cwd,
-            env={**os.environ, **threads},
+            env={**os.environ, **own},
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:

@@ -7,6 +7,7 @@ job is compared with what the run has recorded.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -185,7 +186,7 @@ def _train(
 ) -> Outcome:
     command = [*_COMMAND, str(config), "-n", str(ranks), "--oversubscribe"]
     command += ["--stop-after", str(steps)]
-    for override in (*ALONE, f"run_dir={folder}"):
+    for override in (*ALONE, f"run_dir={json.dumps(str(folder))}"):
         command += ["--set", override]
     command += arguments
     start = time.perf_counter()

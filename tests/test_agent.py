@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -232,6 +233,19 @@ def test_every_host_that_fails_is_named(ssh: Callable[[str], None]) -> None:
     with Agents(hosts, strict=False) as agents:
         assert set(agents.failed) == {"one.invalid", "two.invalid"}
         assert list(agents.ask("disk", path="/")) == ["three.invalid"]
+
+
+@pytest.mark.parametrize("line", ["{", "7", "null", '{"event": "end"}'])
+def test_a_broken_line_loses_its_host_alone(
+    line: str, ssh: Callable[[str], None]
+) -> None:
+    late = f"(sleep 1; echo {shlex.quote(MARK + line)}) &"
+    ssh(f'case "$*" in *odd.invalid*) {late} ;; esac; {RUNS}')
+    with Agents([Host("odd.invalid"), Host("far.invalid")]) as agents:
+        lost = until(lambda: [e for e in agents.events() if e.kind == "lost"])
+        assert [event.host for event in lost] == ["odd.invalid"]
+        assert lost[0].text == f"its agent says {MARK + line!r}"
+        assert agents.ask("disk", hosts=["far.invalid"], path="/")["far.invalid"] > 0
 
 
 MANY = """
