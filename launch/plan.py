@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 PROGRAM = (sys.executable, "-m", "fastserve")
 THIS_HOST = "this host"
 _FORWARDED = ("PYTHONPATH", "OPENBLAS_CORETYPE")
+# What the MPIs write into the command for a remote shell, within double quotes at best.
+_MPI_VARIABLE = re.compile(r"(PRTE|PMIX|OMPI|ORTE|OPAL|HYDRA|MPIEXEC)_")
+_SHELL_TEXT = re.compile(r"[^\w./:=@%+,~^ -]|[\r\n]")
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,8 @@ def plan_program(
         net = slurm.network(inside, listed, launch.interface, slurm.step_name(token))
     else:
         net = _network(launch, places, interface, avoid)
+        if net and found_mpi:
+            _refuse_shell_text(launch, found_mpi)
     variables = {
         **_launch_variables(launch),
         **_missing(environment.thread_variables(threads) if threads else {}, given),
@@ -370,6 +375,26 @@ def _network(
     ssh = [*launch.ssh, *login, "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
     listed = tuple((part.host.name, part.ranks) for part in places)
     return Network(listed, tuple(ssh), interface or launch.interface, tuple(avoid))
+
+
+def _refuse_shell_text(launch: Launch, mpi: FoundMPI) -> None:
+    """Raise LaunchError for what the MPI would let a remote shell run or take apart."""
+    path = str(mpi.command)
+    if _SHELL_TEXT.search(path) or " " in path:
+        raise LaunchError(
+            "expected a path of the MPI without blanks and signs that a shell knows, "
+            "for other hosts",
+            repr(path),
+            "put the environment into a folder of letters, digits, '.', '_' and '-'",
+        )
+    for name, value in launch.env.items():
+        if _MPI_VARIABLE.match(name) and _SHELL_TEXT.search(value):
+            raise LaunchError(
+                "expected no signs that a shell knows in a variable of the MPI, for "
+                "other hosts",
+                f"launch.env.{name}",
+                "write it into the MPI's own file of parameters on the hosts",
+            )
 
 
 def _login(host: Host) -> str:

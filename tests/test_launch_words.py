@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mpi_environments import FLAVOURS, require, variables
 from pydantic import ValidationError
 from test_launch_plan import BOTH, job, plan
 from test_slurm import job as batch_job
@@ -20,6 +22,7 @@ from fastserve.errors import ConfigError, LaunchError
 from launch import submit
 from launch.cli import main
 from launch.hosts import Host, parse_hosts, read_hostfile
+from launch.mpi import FoundMPI, identify
 from launch.remote import _ssh
 
 TEXT = """name: tiny
@@ -43,6 +46,11 @@ EVIL = [
     "~",
     "-oProxyCommand=x",
     "--x",
+    "$(touch${IFS}x)",
+    "a`touch${IFS}x`",
+    "a;touch${IFS}x;",
+    'a";touch${IFS}x;"',
+    "a\ntouch x #",
 ]
 
 
@@ -50,7 +58,7 @@ EVIL = [
 def test_no_such_host_or_variable(text: str, tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text(text + "\n")
-    if text != "a\nb":  # two hosts in a file
+    if "\n" not in text:  # two lines of a file
         with pytest.raises(LaunchError):
             read_hostfile(hosts)
     with pytest.raises((ConfigError, LaunchError)):
@@ -115,6 +123,95 @@ def test_arguments_of_ssh_are_no_words_of_a_shell(text: str) -> None:
         with pytest.raises(ValidationError):
             Launch(ssh=["-i", text])
     assert Launch(ssh=["-i", "~/.ssh/key", "-oPort=22"]).ssh[1] == "~/.ssh/key"
+
+
+# As ssh does: it joins the words after the host for the shell there.
+FAKE_SSH = """#!/usr/bin/env python3
+import json, os, sys
+with open(os.environ["SEEN"], "a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+sys.exit(255)
+"""
+
+
+def places(text: str) -> list[dict[str, Any]]:
+    """Return launch sections with a text wherever it could reach another host."""
+    hosts = ["far.invalid:1"]
+    return [
+        {"hosts": [f"{text}:1"]},
+        {"hosts": [f"{text}@far.invalid:1"]},
+        {"hosts": hosts, "interface": text},
+        {"hosts": hosts, "ssh": ["-i", text]},
+        {"hosts": hosts, "ssh": [text]},
+        {"hosts": hosts, "ssh": ["-o", f"IdentityFile={text}"]},
+        {"hosts": hosts, "env": {text: "b"}},
+        {"hosts": hosts, "env": {"SECRET": text}},
+        {"hosts": hosts, "env": {"PRTE_MCA_foo": text}},
+        {"hosts": hosts, "env": {"HYDRA_FOO": text}},
+        {"hosts": hosts, "python": text},
+    ]
+
+
+def accepted(text: str, mpi: FoundMPI) -> list[dict[str, Any]]:
+    found = []
+    for section in places(text):
+        try:
+            launch = Launch(**section)
+            plan(job(1, **section), mpi, hosts=",".join(launch.hosts or []))
+        except (ValidationError, ConfigError, LaunchError):
+            continue
+        found.append(section)
+    return found
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("text", EVIL)
+def test_what_an_mpi_gives_to_a_remote_shell(
+    flavour: str, text: str, tmp_path: Path
+) -> None:
+    mpi = identify(require(flavour) / "bin" / "mpirun")
+    assert mpi is not None
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ssh").write_text(FAKE_SSH)
+    (tmp_path / "bin" / "ssh").chmod(0o755)
+    section: dict[str, Any] = {"hosts": ["far.invalid:1"], "env": {}, "ssh": []}
+    for kept in accepted(text, mpi):
+        env = {**section["env"], **kept.get("env", {})}
+        ssh = section["ssh"] + kept.get("ssh", [])
+        section = {**section, **kept, "env": env, "ssh": ssh}
+    assert section["env"]["SECRET"] == text
+    listed = ",".join(section["hosts"])
+    made = plan(job(1, **section), mpi, hosts=listed, root=os.geteuid() == 0)
+    seen = tmp_path / "seen"
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    given = variables(**{**made.environment, "PATH": path, "SEEN": str(seen)})
+    work = tmp_path / "work"
+    work.mkdir()
+    subprocess.run(made.command, env=given, cwd=work, capture_output=True, timeout=60)
+    calls = [json.loads(line) for line in seen.read_text().splitlines()]
+    assert calls
+    for words in calls:
+        command = " ".join(words[words.index("far.invalid") + 1 :])
+        # the MPI's own program would start to wait for its mpirun
+        command, count = re.subn(
+            r"[^\s;\"]*/(prted|orted|hydra_pmi_proxy)", ":", command
+        )
+        assert count
+        assert subprocess.run(["sh", "-c", command], cwd=work).returncode == 0
+    assert not list(work.iterdir())
+
+
+@BOTH
+@pytest.mark.parametrize("text", EVIL)
+def test_paths_of_an_mpi(mpi: FoundMPI, text: str) -> None:
+    # Open MPI writes its folder bare into the command for a remote shell
+    found = FoundMPI(mpi.flavour, Path(f"/{text}/bin/mpirun"), mpi.version)
+    if re.fullmatch(r"[\w~=-]+", text):
+        assert plan(job(), found, hosts="node1:2").command[0] == str(found.command)
+        return
+    with pytest.raises(LaunchError, match="expected a path of the MPI"):
+        plan(job(), found, hosts="node1:2")
+    assert plan(job(), found).command[0] == str(found.command)
 
 
 @pytest.mark.parametrize("text", EVIL)

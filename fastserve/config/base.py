@@ -64,6 +64,14 @@ File = Annotated[
     str,
     Field(pattern=r"^[^\x00-\x1f\x7f]+$", json_schema_extra={"format": "path"}),
 ]
+# The MPIs, and env on other hosts, would take a leading dash for an option.
+Program = Annotated[
+    str,
+    Field(
+        pattern=r"^[^\x00-\x1f\x7f-][^\x00-\x1f\x7f]*$",
+        json_schema_extra={"format": "program"},
+    ),
+]
 Identifier = Annotated[
     str,
     Field(

@@ -78,7 +78,13 @@ _TYPES = {
     "integer": "integer",
     "number": "number",
 }
-_FORMATS = {"path": "path", "layer": "layer", "named": "name", "run-name": "name"}
+_FORMATS = {
+    "path": "path",
+    "program": "path",
+    "layer": "layer",
+    "named": "name",
+    "run-name": "name",
+}
 
 
 def _range(schema: Schema) -> str:

@@ -25,6 +25,7 @@ _FORMATS = {
     "memory": "an amount of memory such as '512M' or '16G'",
     "run-time": "a time such as '02:30:00', '1-12:00:00', '90m', '12h' or '2d'",
     "word": "text without blanks",
+    "program": "a path on one line that doesn't begin with '-'",
     "ssh-word": "a word of letters, digits and _@%+=:,./~-; ~/.ssh/config takes others",
     "layer": "a layer's name, or a mapping of one name to the layer's arguments",
     "named": "a name, or a mapping of one name to its arguments",

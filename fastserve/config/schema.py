@@ -31,6 +31,7 @@ from .base import (
     Natural,
     NotNegative,
     Positive,
+    Program,
     RunName,
     Section,
     Seed,
@@ -791,7 +792,7 @@ class Launch(Section):
     oversubscribe: bool = Field(
         default=False, description="Allow more ranks than the hosts have slots."
     )
-    python: File | None = Field(
+    python: Program | None = Field(
         default=None,
         description="Path of the interpreter on the hosts; null: the same as here.",
     )
