@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -89,6 +91,10 @@ USAGE = 2
 UNRECORDED = 74  # why it failed can't be written into the run folder
 STOPPED_EARLY = 75
 _MEETING_SECONDS = 60.0
+_SAME_KEY = 0.5  # s; one Ctrl-C comes from the terminal, and from an mpirun as well
+_STOPPING = (
+    b"stopping: the ranks finish their step and save; Ctrl-C again ends them at once\n"
+)
 _OTHER_BITS = "from here on the bits aren't those of a run that wasn't stopped"
 log = logging.getLogger("fastserve")
 _held: list[IO[str]] = []  # run folders, until the process ends
@@ -299,7 +305,7 @@ class _Run:
         """Begin the logs, and say what is trained."""
         job, data, folder, comm = self.job, self.data, self.folder, self.comm
         start_logs(folder / "logs", comm)
-        _catch_signals(self.trainer)
+        _catch_signals(self.trainer, comm)
         surroundings = write_environment(folder, comm)
         if surroundings is None:
             return
@@ -742,12 +748,28 @@ def _start_folder(
     comm.barrier()
 
 
-def _catch_signals(trainer: Any) -> None:
-    """Finish the step, save and end on SIGTERM and SIGUSR1."""
+def _catch_signals(trainer: Any, comm: Communicator) -> None:
+    """Finish the step, save and end on SIGTERM and SIGUSR1, and on SIGINT where no
+    launcher makes SIGUSR1 of it; a second SIGINT ends at once."""
+    asked: list[float] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         trainer.stop_requested = True
 
-    if environment.setting("NO_SIGNALS") is None:
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGUSR1, stop)
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if asked and now - asked[0] > _SAME_KEY:
+            raise KeyboardInterrupt
+        if not asked and comm.rank == 0:
+            os.write(2, _STOPPING)  # a print of the main program may be under way
+        asked.append(now)
+        trainer.stop_requested = True
+
+    if environment.setting("NO_SIGNALS") is not None:
+        return
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGUSR1, stop)
+    # it is ignored in a job that a shell has put into the background
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours and environment.setting("JOB") is None:
+        signal.signal(signal.SIGINT, interrupt)

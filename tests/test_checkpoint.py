@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -459,6 +460,109 @@ def test_a_damaged_step_is_replaced_by_a_new_one(tmp_path: Path) -> None:
     save(tmp_path, 2)
     store, optimizer = make()
     assert checkpoint.load_newest(tmp_path, store, optimizer) == {**STATE, "step": 2}
+
+
+class FlippingFile:
+    """A file that writes the last byte of ``name`` wrong."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def __enter__(self) -> FlippingFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.file.close()
+
+    def write(self, data: Any) -> int:
+        wrong = bytearray(data)
+        wrong[-1:] = bytes([wrong[-1] ^ 4]) if wrong else b""
+        return int(self.file.write(wrong))
+
+
+@pytest.mark.parametrize("moment", ["writing", "on the disk"])
+@pytest.mark.parametrize("name", FILES[:2])
+@pytest.mark.parametrize("vectors", [False, True], ids=["whole", "sharded"])
+def test_what_was_written_wrong_removes_no_earlier_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    name: str,
+    vectors: bool,
+) -> None:
+    save(tmp_path, 1, keep=1)
+    if moment == "writing":
+        opened = Path.open
+
+        def open_(path: Path, mode: str = "r", **kw: Any) -> Any:
+            file = opened(path, mode, **kw)
+            return FlippingFile(file) if (path.name, mode) == (name, "wb") else file
+
+        monkeypatch.setattr(Path, "open", open_)
+    else:
+        synced = checkpoint.sync
+
+        def sync(path: Path) -> None:
+            synced(path)
+            if path.name == name:
+                flip(name, 0.9)(path.parent)
+
+        monkeypatch.setattr(checkpoint, "sync", sync)
+    store, optimizer = make(2)
+    whole = optimizer.state.values() if vectors else None
+    with pytest.raises(CheckpointError, match="other bytes") as caught:
+        checkpoint.save(tmp_path, 2, store, optimizer, STATE, 1, whole)
+    monkeypatch.undo()
+    assert name in str(caught.value)
+    assert names(tmp_path) == ["latest", "step-00000001"]
+    assert checkpoint.load_newest(tmp_path, store, optimizer) == {**STATE, "step": 1}
+    wanted, slots = make(1)
+    assert contents(store, optimizer) == contents(wanted, slots)
+
+
+@pytest.mark.parametrize("moment", ["as it is written", "between two saves"])
+def test_a_base_that_is_wrong_removes_no_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The part of the model that never changes, as below LoRA's adapters."""
+    store, optimizer = make(1)
+    frozen = copy.copy(store.parameters[0])
+    frozen.base, frozen.path = True, "base"
+    store.frozen_parameters.append(frozen)
+    name, replaced = "base.safetensors", checkpoint.sync
+
+    def sync(path: Path) -> None:
+        replaced(path)
+        if path.name == name:
+            flip(name, 0.9)(path.parent)
+
+    if moment == "as it is written":
+        monkeypatch.setattr(checkpoint, "sync", sync)
+        with pytest.raises(CheckpointError, match="other bytes"):
+            checkpoint.save(tmp_path, 1, store, optimizer, STATE, 1)
+        assert names(tmp_path) == []
+        return
+    checkpoint.save(tmp_path, 1, store, optimizer, STATE, 1)
+    assert names(tmp_path) == [name, "latest", "step-00000001"]
+    flip(name, 0.9)(tmp_path)
+    with pytest.raises(CheckpointError, match="it never changes"):
+        checkpoint.save(tmp_path, 2, store, optimizer, STATE, 1)
+    assert names(tmp_path) == [name, "latest", "step-00000001"]
+
+
+def test_a_state_written_wrong_is_not_put_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, keep=1)
+    write = checkpoint.write
+
+    def wrong(path: Path, content: str) -> None:
+        write(path, content.replace('"step": 2', '"step": 3'))
+
+    monkeypatch.setattr(checkpoint, "write", wrong)
+    with pytest.raises(CheckpointError, match="checksum"):
+        save(tmp_path, 2, keep=1)
+    assert names(tmp_path) == ["latest", "step-00000001"]
 
 
 class Wider(Part):

@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,13 @@ import pytest
 from mpi_environments import Started, mpi_command, require, run, variables
 from safetensors.numpy import load_file
 
-from fastserve import trained
+from fastserve import trained, worker
 from fastserve.comm.single import SingleCommunicator
 from fastserve.data.end_token import WithEnd
 from fastserve.data.tokenizers import CharTokenizer
 from fastserve.errors import CheckpointError, DataError
 from fastserve.summary import opening
+from fastserve.training import checkpoint
 from fastserve.training.records import start_logs
 
 JOB = """
@@ -279,6 +282,93 @@ def test_sigterm_saves_and_says_so(folder: Path) -> None:
     assert "--resume auto goes on" in done.stdout
     steps = sorted((folder / "runs/tiny/checkpoints").glob("step-*"))
     assert len(steps) == 1
+
+
+def interrupted(
+    folder: Path, command: list[str], **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a long job, and press Ctrl-C when it has made its first steps."""
+    more = ["--set", "train.steps=100000", "--set", "checkpoint.every=100000"]
+    words = [*command, "job.yaml", *more]
+    with Started(words, cwd=folder, env=variables(**env)) as started:
+        path = folder / "runs/tiny/metrics.jsonl"
+        limit = time.monotonic() + 30
+        while not path.exists() and time.monotonic() < limit:
+            time.sleep(0.05)
+        os.killpg(started.process.pid, signal.SIGINT)  # as a terminal does
+        return started.finish(30)
+
+
+def test_ctrl_c_saves_without_the_launcher(folder: Path) -> None:
+    command = [sys.executable, "-m", "fastserve"]
+    done = interrupted(folder, command)
+    assert done.returncode == 75, done.stderr
+    assert "saved; --resume auto goes on" in done.stdout
+    assert "the ranks finish their step and save; Ctrl-C again" in done.stderr
+    (saved,) = (folder / "runs/tiny/checkpoints").glob("step-*")
+    step = int(saved.name[5:])
+    done = rank_program(folder, "--resume", "auto", "--set", f"train.steps={step + 1}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_can_be_left_alone(folder: Path) -> None:
+    command = [sys.executable, "-m", "fastserve"]
+    done = interrupted(folder, command, FASTSERVE_NO_SIGNALS="1")
+    assert done.returncode == 130
+    assert not list((folder / "runs/tiny/checkpoints").glob("step-*"))
+
+
+def test_ctrl_c_saves_under_mpich(folder: Path) -> None:
+    """Its mpirun passes SIGINT on, besides what the terminal sends."""
+    done = interrupted(folder, mpi_command("mpich", 2, "-m", "fastserve"))
+    assert done.returncode == 75, done.stderr
+    assert "saved; --resume auto goes on" in done.stdout
+    assert done.stderr.count("the ranks finish their step and save") == 1
+    assert len(list((folder / "runs/tiny/checkpoints").glob("step-*"))) == 1
+
+
+def test_ctrl_c_ends_all_under_open_mpi(folder: Path) -> None:
+    """Its mpirun makes SIGTERM of it, and SIGKILL a quarter of a second later, so that
+    a save isn't certain; what is there must be whole."""
+    done = interrupted(folder, mpi_command("openmpi", 2, "-m", "fastserve"))
+    assert done.returncode != 0
+    for saved in (folder / "runs/tiny/checkpoints").glob("step-*"):
+        assert checkpoint.read_state(saved)
+
+
+@pytest.mark.parametrize("between", [0.0, 0.3], ids=["same key", "second key"])
+def test_a_second_ctrl_c_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], between: float
+) -> None:
+    monkeypatch.setattr(worker, "_SAME_KEY", 0.2 if between else 60.0)
+    monkeypatch.delenv("FASTSERVE_JOB", raising=False)
+    trainer = SimpleNamespace(stop_requested=False)
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        worker._catch_signals(trainer, SingleCommunicator())
+        os.kill(os.getpid(), signal.SIGINT)
+        assert trainer.stop_requested
+        time.sleep(between)
+        with pytest.raises(KeyboardInterrupt) if between else nullcontext():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert capfd.readouterr().err.count("Ctrl-C again") == 1
+
+
+def test_the_launcher_alone_handles_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTSERVE_JOB", "1")
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        worker._catch_signals(SimpleNamespace(), SingleCommunicator())
+        assert signal.getsignal(signal.SIGINT) is before[0]
+        assert signal.getsignal(signal.SIGUSR1) is not before[2]
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_signals_can_be_left_alone(folder: Path) -> None:

@@ -9,8 +9,9 @@
     checkpoints/latest                               name of the newest, for scripts
     checkpoints/base.safetensors                     parameters that never change
 
-A checkpoint is written to ``.step-00000200.tmp-<pid>``, synced to the disk and renamed,
-so a process that is killed at any moment leaves the earlier ones as they were. Nothing
+A checkpoint is written to ``.step-00000200.tmp-<pid>``, synced to the disk, read back
+and renamed, so a process that is killed at any moment leaves the earlier ones as they
+were, and a disk that keeps other bytes than it was given doesn't replace them. Nothing
 is pickled. What never changes, such as the model below LoRA's adapters, is written
 once, with the first checkpoint; each has its checksum. Only one process may write to a
 folder; in a job that is rank 0.
@@ -19,6 +20,7 @@ folder; in a job that is rank 0.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import platform
@@ -30,7 +32,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from fastserve import __version__
 from fastserve.core import Array, ParameterStore
@@ -38,6 +39,7 @@ from fastserve.errors import ArgumentError, CheckpointError
 from fastserve.training.files import (
     clean,
     discard,
+    forget,
     put_folder,
     replace,
     sync,
@@ -66,13 +68,13 @@ BASE = "../base.safetensors"  # seen from a checkpoint
 FORMAT = 1  # of state.json and of the tensors' names
 
 _NAME = re.compile(r"step-(\d{8,})(\.old)?")
-_TYPES = {"float16": "F16", "float32": "F32", "float64": "F64"}
 _LISTED = 5  # tensors that an error names
 _CHUNK = 1 << 20
 
 log = logging.getLogger("fastserve")
 
 Views = dict[str, Array]  # tensor name -> view into a flat vector
+Fingerprint = dict[str, Any]  # of a file: its size in bytes and its SHA-256
 
 
 class OptimizerState(Protocol):
@@ -117,7 +119,8 @@ def save(
 
     Raises:
         CheckpointError: it can't be written (no space, no permission, a state that
-            isn't JSON). Earlier checkpoints are as they were.
+            isn't JSON), or the disk gives other bytes back than were written. Earlier
+            checkpoints are as they were.
     """
     if step < 0 or (keep is not None and keep < 1):
         raise ArgumentError(
@@ -129,17 +132,19 @@ def save(
     with writing(target):
         clean(target.parent, rf"{_NAME.pattern}|{LATEST}|{BEST}(?:\.old)?")
         with temporary(target) as made:
-            _write_tensors(made / MODEL, _parameters(store))
+            kept = body["files"]
+            kept[MODEL] = _write_tensors(made / MODEL, _parameters(store))
             if vectors is None:
-                _write_tensors(made / OPTIMIZER, _slots(store, optimizer))
+                slots = _slots(store, optimizer)
+                kept[OPTIMIZER] = _write_tensors(made / OPTIMIZER, slots)
             else:
-                _write_slots(made / OPTIMIZER, store, optimizer, vectors)
-            for name in (MODEL, OPTIMIZER):
-                body["files"][name] = _fingerprint(made / name)
+                parts = store, optimizer, vectors
+                kept[OPTIMIZER] = _write_slots(made / OPTIMIZER, *parts)
             if _base(store):
-                body["files"][BASE] = _save_base(target.parent / Path(BASE).name, store)
+                kept[BASE] = _save_base(target.parent, store)
             write(made / STATE, _encode(body))
             sync(made)
+            _read_state(made)
             put_folder(made, target)
         if not target.is_dir():
             raise FileNotFoundError(f"{target} is gone as soon as it was written")
@@ -374,12 +379,27 @@ def _base(store: ParameterStore) -> Views:
     return {p.path: p.value for p in store.frozen_parameters if p.base}
 
 
-def _save_base(path: Path, store: ParameterStore) -> dict[str, Any]:
-    """Write what never changes, unless that is done; return its fingerprint."""
-    if not path.exists():
-        clean(path.parent, re.escape(path.name))
-        replace(path, lambda p: _write_tensors(p, _base(store)))
-    return _fingerprint(path)
+def _save_base(folder: Path, store: ParameterStore) -> Fingerprint:
+    """Write what never changes, unless that is done; return its fingerprint.
+
+    Raises CheckpointError if it isn't what an earlier checkpoint was saved with.
+    """
+    path = folder / Path(BASE).name
+    for earlier in [*_candidates(folder), *_places(folder, BEST)]:
+        if _complete(earlier):
+            expected: Fingerprint = _read_state(earlier)["files"].get(BASE, {})
+            if expected and expected != _fingerprint(path):
+                raise CheckpointError(
+                    f"expected {path} as it was written, for it never changes",
+                    "its SHA-256 differs",
+                    "restore it from a copy: the checkpoints beside it need it",
+                )
+            if expected:
+                return expected
+    clean(folder, re.escape(path.name))
+    made: list[Fingerprint] = []
+    replace(path, lambda p: made.append(_write_tensors(p, _base(store))))
+    return made[0]
 
 
 def _slots(store: ParameterStore, optimizer: OptimizerState) -> Views:
@@ -393,15 +413,13 @@ def _slots(store: ParameterStore, optimizer: OptimizerState) -> Views:
 
 def _write_tensors(
     path: Path, views: Views, metadata: dict[str, str] | None = None
-) -> None:
-    try:
-        save_file(views, path, metadata)
-    except SafetensorError as error:  # its way to say that the disk is full
-        gone = not path.parent.is_dir()
-        raise (FileNotFoundError if gone else OSError)(str(error)) from error
-    # safetensors makes it readable for the owner only; the folder shows the umask
-    path.chmod(path.parent.stat().st_mode & 0o666)
-    sync(path)
+) -> Fingerprint:
+    def place(name: str) -> tuple[int, str]:
+        return -views[name].dtype.itemsize, name
+
+    # as safetensors does, so every tensor is aligned to its numbers
+    views = {name: views[name] for name in sorted(views, key=place)}
+    return _write_file(path, views, views.values(), metadata)
 
 
 def _write_slots(
@@ -409,27 +427,68 @@ def _write_slots(
     store: ParameterStore,
     optimizer: OptimizerState,
     vectors: Iterable[Array],
-) -> None:
-    """Write a safetensors file without holding more than one vector.
+) -> Fingerprint:
+    """Write the optimizer's state without holding more than one vector."""
+    arrays = (store.view(vector, p) for vector in vectors for p in store.parameters)
+    return _write_file(path, _slots(store, optimizer), arrays)
+
+
+def _write_file(
+    path: Path,
+    views: Views,
+    arrays: Iterable[Array],
+    metadata: dict[str, str] | None = None,
+) -> Fingerprint:
+    """Write a safetensors file, and see that the disk has it.
 
     The format: the header's length in 8 bytes, the header as JSON, the tensors' bytes.
+
+    Args:
+        views: names, shapes and types. arrays: the contents, in the same order.
+
+    Raises:
+        CheckpointError: what is read back isn't what was written.
     """
-    header, end = {}, 0
-    for name, view in _slots(store, optimizer).items():
+    text = _header(views, metadata)
+    digest, size = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        head = len(text).to_bytes(8, "little") + text
+        for data in itertools.chain([memoryview(head)], map(_bytes, arrays)):
+            for start in range(0, len(data), _CHUNK):
+                part = data[start : start + _CHUNK]
+                digest.update(part)
+                size += file.write(part)
+    sync(path)
+    written = {"bytes": size, "sha256": digest.hexdigest()}
+    forget(path)
+    if _fingerprint(path) != written:
+        raise CheckpointError(
+            f"expected {path} to be on the disk as it was written",
+            "other bytes when it was read back",
+            "save to another disk and look at this one and the memory; what was saved "
+            "before is intact",
+        )
+    return written
+
+
+def _header(views: Views, metadata: dict[str, str] | None) -> bytes:
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name, view in views.items():
         start, end = end, end + view.nbytes
         header[name] = {
             "dtype": _type(view),
             "shape": list(view.shape),
             "data_offsets": [start, end],
         }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for vector in vectors:
-            for parameter in store.parameters:
-                file.write(store.view(vector, parameter).data)
-    sync(path)
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % 8)
+
+
+def _bytes(array: Array) -> memoryview:
+    """Return what a safetensors file has of an array: C order, little endian."""
+    plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return plain.reshape(-1).view(np.uint8).data
 
 
 @contextmanager
@@ -470,7 +529,9 @@ def _copy(file: Any, views: Views) -> None:
 
 
 def _type(array: Array) -> str:
-    return _TYPES.get(array.dtype.name, array.dtype.name)
+    """Return what safetensors calls the type of an array: F32, I64, BOOL."""
+    kind = array.dtype.kind
+    return "BOOL" if kind == "b" else f"{kind.upper()}{8 * array.dtype.itemsize}"
 
 
 # -- state.json ------------------------------------------------------------------------
@@ -568,7 +629,7 @@ def _check_fields(file: Path, body: dict[str, Any]) -> None:
         raise _damaged(file, f"files are {files!r}")
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def _fingerprint(path: Path) -> Fingerprint:
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -594,7 +655,7 @@ def _size(path: Path) -> int:
     )
 
 
-def _check_fingerprint(path: Path, expected: dict[str, Any]) -> None:
+def _check_fingerprint(path: Path, expected: Fingerprint) -> None:
     try:
         found = _fingerprint(path)
     except OSError as error:

@@ -133,7 +133,7 @@ def _lives(pid: int, folder: Path) -> bool:
         return True
 
 
-def replace(path: Path, make: Callable[[Path], None]) -> None:
+def replace(path: Path, make: Callable[[Path], object]) -> None:
     """Let ``make`` write a file elsewhere, then put it in the place of ``path``."""
     with temporary(path) as folder:
         made = folder / path.name
@@ -217,5 +217,19 @@ def sync(path: Path) -> None:
         # some network file systems can't do it for folders
         if error.errno != errno.EINVAL or not path.is_dir():
             raise
+    finally:
+        os.close(number)
+
+
+def forget(path: Path) -> None:
+    """Drop a synced file from the system's memory, so that it is read from the disk.
+
+    Where the system can't, or the file system is in memory, it stays there.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(number)

@@ -151,10 +151,12 @@ class Saver:
 
     def settle(self, error: BaseException) -> None:
         """Let rank 0 write to its end what it is writing, before ``error`` ends the
-        job; at most for some seconds.
+        job; at most for some seconds, and not after Ctrl-C, which is to end it at once.
 
         A rank that fails alone ends the job at once.
         """
+        if isinstance(error, KeyboardInterrupt):
+            return
         if self._thread is not None:
             self._thread.join(_PATIENCE)
         elif self._comm.rank and isinstance(error, _ALIKE):
