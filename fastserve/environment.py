@@ -127,9 +127,10 @@ def terminal_width(env: Mapping[str, str] = os.environ) -> int | None:
     return None
 
 
-def is_terminal(stream: IO[Any], env: Mapping[str, str] = os.environ) -> bool:
-    """Return whether a stream is a terminal on which lines can be drawn again."""
-    return stream.isatty() and env.get("TERM") != "dumb"
+def is_terminal(stream: IO[Any] | None, env: Mapping[str, str] = os.environ) -> bool:
+    """Return whether a stream is a terminal on which lines can be drawn again; None:
+    one that was closed when Python started."""
+    return stream is not None and stream.isatty() and env.get("TERM") != "dumb"
 
 
 def wants_colour(env: Mapping[str, str] = os.environ) -> bool:

@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import time
@@ -252,6 +251,7 @@ class _Run:
             _outputs(job, folder, printer),
         )
         self.first = 0
+        self._loaded = False  # a checkpoint was loaded
         self.seconds = 0.0
 
     def resume(self) -> None:
@@ -265,6 +265,7 @@ class _Run:
             self.plan,
             self.early,
         )
+        self._loaded = bool(saved)
         self.metrics.set_state(saved.get("metrics", {}))
         for name, callback in self.extras.items():
             if name in saved:
@@ -297,8 +298,14 @@ class _Run:
 
     def take_folder(self) -> None:
         """Keep others out of the run folder, and write what every run has."""
-        fresh = self.first == 0 or _from_another(self.options, self.folder)
+        another = _from_another(self.options, self.folder)
+        fresh = self.first == 0 or another
         self.seconds = 0.0 if fresh else trained_seconds(self.folder)
+        if self.comm.rank == 0:
+            _hold(self.folder)
+            if (another or not self._loaded) and not self.options.overwrite:
+                # another job may have trained there since we looked
+                refuse_to_replace(self.folder)
         _start_folder(self.folder, self.job, self.data, self.comm, fresh)
 
     def start(self) -> None:
@@ -681,8 +688,7 @@ def _clear_later(run_dir: Path, step: int, overwrite: bool) -> None:
 
     Raises CheckpointError if there are some, unless they may be overwritten.
     """
-    folders = run_dir.glob("checkpoints/step-*")
-    later = [f for f in folders if int(f.name.split("-")[1].split(".")[0]) > step]
+    later = checkpoint.candidates(run_dir / "checkpoints", after=step)
     if later and not overwrite:
         raise CheckpointError(
             f"--resume from step {step}: expected no later checkpoints in {run_dir}",
@@ -693,8 +699,9 @@ def _clear_later(run_dir: Path, step: int, overwrite: bool) -> None:
     known = checkpoint.read_state(best)
     if overwrite and known and known["step"] > step:
         later.append(best)
-    for folder in later:
-        shutil.rmtree(folder)
+    with files.writing(run_dir):
+        for folder in later:
+            files.discard(folder)
 
 
 def _check_kept(run_dir: Path, data: Data) -> None:
@@ -726,14 +733,18 @@ def _start_folder(
     run_dir: Path, job: config.Job, data: Data, comm: Communicator, fresh: bool
 ) -> None:
     if comm.rank == 0:
-        _hold(run_dir)
-        if fresh:
-            for name in ("checkpoints", "errors", "logs", "plots", "tensorboard"):
-                shutil.rmtree(run_dir / name, ignore_errors=True)
-            for name in ("metrics.jsonl", "metrics.csv", "trace.json", STATUS):
+        with files.writing(run_dir):
+            if fresh:
+                files.clear(run_dir / "checkpoints")
+                for name in ("errors", "logs", "plots", "tensorboard"):
+                    # NFS can't remove a folder while somebody reads a file of it, and
+                    # nothing goes on from what is left
+                    with suppress(OSError):
+                        files.clear(run_dir / name)
+                for name in ("metrics.jsonl", "metrics.csv", "trace.json", STATUS):
+                    files.remove(run_dir / name)
+            for name in ("done.json", "stopped.json"):  # of STATUS the times go on
                 (run_dir / name).unlink(missing_ok=True)
-        for name in ("done.json", "stopped.json"):  # of STATUS the times go on
-            (run_dir / name).unlink(missing_ok=True)
         # values of launch.env may be secrets, and a run folder may be shared
         known = environment.numeric_variables(job.launch.env)
         public = job.launch.model_copy(update={"env": known})

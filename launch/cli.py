@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -62,6 +63,7 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; errors of the user end with status 2 and without traceback."""
+    _open_closed_streams()
     try:
         status = cli.main(
             args=None if arguments is None else list(arguments),
@@ -77,6 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(str(error), err=True)
         status = USAGE
     sys.exit(status)
+
+
+def _open_closed_streams() -> None:
+    """Let what is shown go nowhere where the shell has closed a stream (``>&-``)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 @click.group(

@@ -177,7 +177,7 @@ def without_start(arguments: Sequence[str]) -> list[str]:
 
 
 def _machine(hosts: Sequence[Host]) -> Machine:
-    terminal = sys.stdout.isatty()
+    terminal = environment.is_terminal(sys.stdout)
     return Machine(
         cores=tuple(environment.affinity_cores()),
         environ=dict(os.environ),

@@ -8,6 +8,7 @@ be shown goes above it.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -170,14 +171,40 @@ class Screen:
         self._drawn = True
 
     def _write(self, sink: BinaryIO, data: bytes) -> None:
-        """Write; a reader who went away does not end the training."""
+        """Write; a reader who went away, or a full disk, does not end the training."""
         if not data or id(sink) in self._closed:
             return
         try:
             sink.write(data)
             sink.flush()
-        except BrokenPipeError:
+        except OSError as error:
             self._closed.add(id(sink))
+            _lead_nowhere(sink)
+            if not isinstance(error, BrokenPipeError):
+                self._say_closed(sink, error)
+
+    def _say_closed(self, sink: BinaryIO, error: OSError) -> None:
+        """Show on the other stream that nothing more is written to this one."""
+        name = "output" if sink is self.out else "error"
+        line = f"standard {name} can't be written any more: {error.strerror}"
+        if sink is self.out:
+            self._line(line)
+        elif self.mode == JSON:
+            self.event("message", {"text": line})
+        else:
+            self._job_line(line.encode() + b"\n", self.out)
+
+
+def _lead_nowhere(sink: BinaryIO) -> None:
+    """Let what is kept of a stream that can't be written go nowhere: to fail with it
+    again at the end would change the exit status."""
+    try:
+        number = sink.fileno()
+    except OSError:  # it is no file of the system
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 def cropped(line: bytes, width: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,24 @@ def test_weights_of_another_training_are_refused(tmp_path: Path) -> None:
         fit(tmp_path)
     with pytest.raises(ArgumentError, match="save_freq"):
         BackupAndRestore(tmp_path, 0)
+
+
+def test_a_kill_while_the_backup_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:  # else it is what a save has renamed already
+            (path / "model.safetensors").unlink()
+            raise Killed
+
+    wanted = fit(None)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(shutil, "rmtree", killed)
+        fit(tmp_path / "backup", save_freq=35)  # one backup, at the end
+    copy = tmp_path / "backup/step-00000007-good"  # one that the user has made
+    copy.mkdir()
+    assert fit(tmp_path / "backup")[0] == wanted[0]
+    assert list((tmp_path / "backup").iterdir()) == [copy]
 
 
 def test_what_is_kept(tmp_path: Path) -> None:

@@ -185,6 +185,22 @@ def test_keep_counts_complete_checkpoints_of_earlier_steps(tmp_path: Path) -> No
     assert names(tmp_path) == ["latest", "step-00000400", "step-notes"]
 
 
+def test_links_are_removed_without_what_they_lead_to(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    path = save(folder, 100)
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    gone = folder / "step-00000200"
+    gone.symlink_to(tmp_path / "nowhere")
+    save(folder, 200)  # in the place of a link
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait(timeout=30)
+    (folder / f".step-00000050.tmp-{ended.pid}").symlink_to(elsewhere)
+    save(folder, 300, keep=1)
+    assert names(folder) == ["latest", "step-00000300"]
+    assert names(elsewhere) == sorted(FILES)
+
+
 def test_every_nth_is_kept_for_good(tmp_path: Path) -> None:
     for step in range(2, 27, 2):
         save(tmp_path, step, keep=2, keep_every=8)

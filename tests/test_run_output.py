@@ -234,6 +234,41 @@ def test_terminals_without_colours(folder: Path, variable: str, value: str) -> N
     assert ("\x1b[K" in came) == (variable == "NO_COLOR")  # dumb ones can't redraw
 
 
+def test_the_command_on_a_terminal_that_cannot_redraw(folder: Path) -> None:
+    words = [sys.executable, "-m", "launch.cli", "run", "job.yaml", "-n", "1"]
+    came, status = on_terminal(folder, words, TERM="dumb")
+    assert status == 0
+    assert "loss" in came and "\x1b" not in came
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [(">/dev/full", "standard output can't be written any more"), (">&-", "")],
+)
+def test_output_that_goes_nowhere_ends_nothing(
+    folder: Path, where: str, said: str
+) -> None:
+    words = f"{sys.executable} -m launch.cli run job.yaml -n 1 {where}"
+    done = run(["sh", "-c", words], 120, cwd=folder, env=environ(folder))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(said or "can't be written") == bool(said)
+    assert "Traceback" not in done.stderr
+    assert (folder / "runs/tiny/done.json").is_file()
+
+
+def test_a_terminal_that_is_gone_ends_nothing(folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "launch.cli", "run", "job.yaml", "-n", "1"]
+    with Started(
+        words, cwd=folder, env=environ(folder), stdin=subprocess.DEVNULL, stdout=theirs
+    ) as started:
+        os.close(theirs)
+        os.read(ours, 1)
+        os.close(ours)
+        assert started.process.wait(120) == 0
+    assert (folder / "runs/tiny/done.json").is_file()
+
+
 def test_what_an_mpi_tells_of_itself() -> None:
     said = "Open MPI v5.0.11, package: Open MPI x@y Distribution, ident: 5.0.11"
     assert library_name(said) == "Open MPI 5.0.11"

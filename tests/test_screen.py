@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+from typing import Any
 
 import pytest
 
@@ -146,6 +148,37 @@ def test_json_keeps_everything_else_from_standard_output() -> None:
     assert events[2]["type"] == "LaunchError" and events[3]["faults"] == ["line 1: x"]
     other = b"printed by a layer\n[1]\na warning\nthe last words"
     assert screen.err.getvalue() == other
+
+
+class Full(io.BytesIO):
+    """A file on a full disk, or a terminal that is gone."""
+
+    def write(self, data: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_stream_that_cannot_be_written_is_said_on_the_other() -> None:
+    said = b" can't be written any more: No space left on device\n"
+    for mode in (WORDS, JSON):
+        screen = Screen(mode, out=Full(), err=io.BytesIO())
+        screen.show(STATUS + b"step 1/9\n", screen.out)
+        screen.show(b"{}\n{}\n", screen.out)
+        screen.end()
+        assert isinstance(screen.err, io.BytesIO)
+        assert screen.err.getvalue() == b"standard output" + said
+    screen = Screen(out=io.BytesIO(), err=Full())
+    screen("a warning")
+    screen("another one")
+    assert isinstance(screen.out, io.BytesIO)
+    assert screen.out.getvalue() == b"standard error" + said
+    screen = Screen(JSON, out=io.BytesIO(), err=Full())
+    screen.show(b"a warning\n", screen.err)
+    assert isinstance(screen.out, io.BytesIO)
+    event = json.loads(screen.out.getvalue())
+    assert event["text"].encode() + b"\n" == b"standard error" + said
+    screen = Screen(out=Full(), err=Full())  # both on one disk
+    screen.show(b"a line\n", screen.out)
+    screen("a warning")
 
 
 def test_the_line_of_progress_fits() -> None:

@@ -232,6 +232,31 @@ def test_times_and_traces_change_no_weight(tmp_path: Path) -> None:
     check_trace(tmp_path / "trace.json", range(2, 11), ranks=2)
 
 
+def test_a_trace_that_cannot_be_written_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown: list[str] = []
+    (tmp_path / "trace.json/inside").mkdir(parents=True)
+
+    def traced(comm: Communicator) -> Any:
+        return fit(comm, Tracing(tmp_path / "trace.json", shown.append, (2, 9)))
+
+    plain = run_threads(2, fit)[0]
+    np.testing.assert_array_equal(run_threads(2, traced)[0], plain)
+    assert not shown
+    assert len([r for r in caplog.records if r.message.startswith("no trace")]) == 1
+
+
+def test_a_trace_of_many_steps_stays_small() -> None:
+    trace = Trace(3)
+    for number in range(5):
+        trace.add("training", f"step {number}", "step", 0.0, 1.0)
+        trace.add_layer("dense", "forward", 0.0)
+    kinds = [kind for _, _, kind, *_ in trace.events]
+    assert kinds == ["step", "forward"] * 3
+    assert trace.dropped == 4
+
+
 # -- the trace
 
 

@@ -165,6 +165,61 @@ def test_a_new_run_refuses_to_replace_checkpoints(folder: Path) -> None:
     assert metrics(folder / "runs/tiny")[-1]["step"] == 12
 
 
+def test_overwrite_empties_what_links_lead_to(folder: Path) -> None:
+    """As users make them who keep checkpoints on another disk."""
+    assert rank_program(folder, "--set", "train.steps=8").returncode == 0
+    place, run_dir = folder / "scratch", folder / "runs/tiny"
+    (run_dir / "checkpoints").rename(place)
+    (run_dir / "checkpoints").symlink_to(place)
+    (run_dir / "metrics.csv").unlink(missing_ok=True)
+    (run_dir / "metrics.csv/inside").mkdir(parents=True)
+    again = rank_program(folder, "--overwrite", "--set", "train.steps=3")
+    assert again.returncode == 0, again.stderr
+    assert (run_dir / "checkpoints").is_symlink()
+    assert {path.name for path in place.iterdir()} == {"latest", "step-00000003"}
+
+
+def test_overwrite_says_what_it_cannot_remove(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+    (tmp_path / "checkpoints").mkdir()
+    unused: Any = None
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        worker._start_folder(tmp_path, unused, unused, SingleCommunicator(), True)
+
+
+def test_a_run_that_came_meanwhile_is_not_replaced(folder: Path) -> None:
+    """Another job of this name trains while this one still makes its data."""
+    kept = folder / "runs/own/checkpoints/step-00000002"
+    source = OWN.replace(
+        "def make_data(rows):\n",
+        f"def make_data(rows):\n    __import__('os').makedirs({str(kept)!r})\n",
+    )
+    (folder / "own.py").write_text(source)
+    (folder / "job.yaml").write_text(PYTHON_JOB)
+    late = rank_program(folder)
+    assert late.returncode == 2
+    assert "expected a run folder without checkpoints" in late.stderr
+    assert kept.is_dir()
+
+
+def test_copies_that_the_user_made_are_no_checkpoints(folder: Path) -> None:
+    assert rank_program(folder).returncode == 0
+    saved = folder / "runs/tiny/checkpoints"
+    copies = [saved / "step-backup", saved / "step-00000008-good"]
+    for copy in copies:
+        shutil.copytree(saved / "step-00000008", copy)
+    start = ["--resume", "runs/tiny/checkpoints/step-00000004", "--overwrite"]
+    again = rank_program(folder, *start, "--set", "train.steps=5")
+    assert again.returncode == 0, again.stderr
+    assert all((copy / "state.json").is_file() for copy in copies)
+    assert not (saved / "step-00000012").exists()
+
+
 @pytest.mark.parametrize("stop", [4, 7])
 def test_resume_goes_on_to_the_same_bits(folder: Path, alone: Path, stop: int) -> None:
     keys = ["--set", "schedule.decay_steps=12"]

@@ -50,6 +50,7 @@ from fastserve.training.files import (
 )
 
 __all__ = [
+    "candidates",
     "find",
     "load",
     "load_newest",
@@ -221,7 +222,7 @@ def newest(folder: Path) -> Path | None:
     Complete means that its state.json is sound and all files have the right size.
     Their contents are checked by ``load``.
     """
-    return next(filter(_complete, _candidates(Path(folder))), None)
+    return next(filter(_complete, candidates(Path(folder))), None)
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
@@ -248,13 +249,13 @@ def find(folder: Path, which: str) -> Path:
     """
     folder, paths = Path(folder), []
     if which == LATEST:
-        paths = _candidates(folder)
+        paths = candidates(folder)
     elif which == BEST or which.isdecimal():
         name = BEST if which == BEST else f"step-{int(which):08d}"
         paths = _places(folder, name)
     found = next(filter(_complete, paths), None)
     if found is None:
-        there = sorted({p.name.split(".")[0] for p in _candidates(folder)})
+        there = sorted({p.name.split(".")[0] for p in candidates(folder)})
         there += [BEST] if (folder / BEST).exists() else []
         raise CheckpointError(
             f"expected a checkpoint {which!r} in {folder}",
@@ -280,7 +281,7 @@ def load_newest(
     """
     errors: list[CheckpointError] = []
     best = [path for path in _places(Path(folder), BEST) if path.exists()]
-    paths = [*_candidates(Path(folder)), *best]
+    paths = [*candidates(Path(folder)), *best]
     for path in paths:
         try:
             return load(path, store, optimizer, loaded)
@@ -385,7 +386,7 @@ def _save_base(folder: Path, store: ParameterStore) -> Fingerprint:
     Raises CheckpointError if it isn't what an earlier checkpoint was saved with.
     """
     path = folder / Path(BASE).name
-    for earlier in [*_candidates(folder), *_places(folder, BEST)]:
+    for earlier in [*candidates(folder), *_places(folder, BEST)]:
         if _complete(earlier):
             expected: Fingerprint = _read_state(earlier)["files"].get(BASE, {})
             if expected and expected != _fingerprint(path):
@@ -675,12 +676,16 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
 # -- files and folders -----------------------------------------------------------------
 
 
-def _candidates(folder: Path) -> list[Path]:
-    """Return the folders of checkpoints, the latest step first."""
+def candidates(folder: Path, after: int = -1) -> list[Path]:
+    """Return the folders of checkpoints of steps after ``after``, the latest first.
+
+    Other names, as of a copy that the user has made, aren't of checkpoints.
+    """
     found = []
     try:
         for path in folder.iterdir():
-            if match := _NAME.fullmatch(path.name):
+            match = _NAME.fullmatch(path.name)
+            if match and int(match[1]) > after:
                 # .old was replaced by one of the same step, so it comes after that
                 found.append((int(match[1]), match[2] is None, path))
     except (FileNotFoundError, NotADirectoryError):
@@ -705,7 +710,7 @@ def _prune(target: Path, keep: int, keep_every: int | None) -> None:
     be read at the moment.
     """
     room = keep - 1
-    found = _candidates(target.parent)
+    found = candidates(target.parent)
     if target not in found:
         raise FileNotFoundError(f"{target} is gone as soon as it was written")
     for path in found[found.index(target) + 1 :]:

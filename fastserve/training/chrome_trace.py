@@ -29,7 +29,7 @@ class RankEvents(NamedTuple):
     """What a rank has recorded.
 
     Attributes:
-        began: when it began. dropped: calls of layers that were left out.
+        began: when it began. dropped: events that were left out.
         clocks: the rank's clock beside rank 0's at the beginning and at the end.
     """
 

@@ -105,7 +105,7 @@ def clean(folder: Path, names: str) -> None:
     for path in folder.iterdir():
         match = pattern.fullmatch(path.name)
         if match and not _lives(int(match["pid"]), path):
-            shutil.rmtree(path)
+            remove(path)
 
 
 def _lives(pid: int, folder: Path) -> bool:
@@ -147,7 +147,7 @@ def put_folder(made: Path, target: Path) -> None:
 
     So at each moment a complete folder can be found under one of the two names.
     """
-    if target.exists():
+    if os.path.lexists(target):
         old = target.with_name(f"{target.name}.old")
         discard(old)
         target.rename(old)
@@ -156,9 +156,28 @@ def put_folder(made: Path, target: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a folder, if there is one; it is never half there under its name."""
-    if path.exists():
-        shutil.rmtree(path.rename(_temporary_name(path)))
+    """Remove what ``remove`` does, if it is there; it is never half there under its
+    name."""
+    if os.path.lexists(path):
+        remove(path.rename(_temporary_name(path)))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all in it, or a link, but not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def clear(path: Path) -> None:
+    """Remove a folder with all in it, or a file. Of a link to a folder, as users make
+    it to another disk, only what is in that one goes."""
+    if not path.is_symlink():
+        remove(path)
+    elif path.is_dir():
+        for inside in path.iterdir():
+            remove(inside)
 
 
 def hold(folder: Path) -> IO[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -105,8 +104,7 @@ class TensorBoardOutput(MetricsOutput):
 
     def begin(self, lines: Sequence[Line]) -> None:
         with files.writing(self.folder):
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
+            files.clear(self.folder)
             for line in lines:
                 self._add(line)
         self._flush()

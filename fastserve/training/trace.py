@@ -12,6 +12,7 @@ from typing import Any
 
 from fastserve.comm.clocks import clock_offset
 from fastserve.core import Layer
+from fastserve.errors import CheckpointError
 from fastserve.training import files
 from fastserve.training.callbacks import Callback, Logs
 from fastserve.training.chrome_trace import Event, RankEvents, chrome_trace
@@ -20,7 +21,7 @@ log = logging.getLogger("fastserve")
 
 STEPS = 20
 WARM_UP = 10  # steps that aren't traced unless asked for: the first make all memory
-EVENTS = 400_000  # of all ranks, about: 60 MB
+EVENTS = 400_000  # calls of layers of all ranks, about, and as many others: 60 MB each
 _LEAST_EVENTS = 2_000  # of a rank
 _METHODS = ("forward", "backward", "backward_logits", "backward_rows")
 
@@ -29,16 +30,16 @@ class Trace:
     """The events of one rank.
 
     Args:
-        limit: how many of them may be calls of layers; others are always taken.
+        limit: how many of them may be calls of layers, and how many others.
 
     Attributes:
-        dropped: calls of layers beyond the limit.
+        dropped: those beyond the limits.
     """
 
     def __init__(self, limit: int) -> None:
         self.began, self.ended = perf_counter(), False
         self.events: list[Event] = []
-        self.dropped, self._left = 0, limit
+        self.dropped, self._limit, self._layers = 0, limit, 0
 
     def add(
         self,
@@ -50,23 +51,29 @@ class Trace:
         args: dict[str, Any] | None = None,
     ) -> None:
         """Take an event; of one that began before the trace, the part within it."""
-        if not self.ended:
+        if self._takes(len(self.events) - self._layers):
             start = max(start, self.began)
             self.events.append((thread, name, kind, start, end, args))
 
     def add_layer(self, name: str, kind: str, start: float) -> None:
-        if self._left > 0:
-            self._left -= 1
-            self.add("training", name, kind, start, perf_counter())
-        else:
-            self.dropped += 1
+        if self._takes(self._layers):
+            self._layers += 1
+            start = max(start, self.began)
+            event = "training", name, kind, start, perf_counter(), None
+            self.events.append(event)
+
+    def _takes(self, count: int) -> bool:
+        """Return whether there is room for one more than ``count`` events."""
+        room = count < self._limit
+        self.dropped += not (room or self.ended)
+        return room and not self.ended
 
 
 class Tracing(Callback):
     """Traces some steps, on all ranks, and writes them to a file on rank 0.
 
     It has to be the last callback. What it adds to the traced steps is two calls of the
-    clock for each layer.
+    clock for each layer. A file that can't be written is a warning.
 
     Args:
         path: of the file, in Chrome's trace event format.
@@ -152,9 +159,13 @@ class Tracing(Callback):
 
     def _write(self, ranks: list[RankEvents]) -> None:
         text = json.dumps(chrome_trace(ranks), separators=(",", ":"))
-        files.write_atomically(self.path, text)
+        try:
+            files.write_atomically(self.path, text)
+        except CheckpointError as error:
+            log.warning("no trace. %s", error)
+            return
         dropped = sum(rank.dropped for rank in ranks)
-        note = f", without {dropped} calls of layers to keep it small"
+        note = f", without {dropped} events to keep it small"
         self._say(
             f"trace of steps {self.first} to {self.step}, for ui.perfetto.dev: "
             f"{self.path}{note if dropped else ''}"

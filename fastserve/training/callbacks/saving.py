@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from fastserve.core import Array
 from fastserve.errors import ArgumentError, CheckpointError
-from fastserve.training import checkpoint, sharded_optimizer
+from fastserve.training import checkpoint, files, sharded_optimizer
 from fastserve.training.callbacks.base import Callback, Logs, Monitor
 
 if TYPE_CHECKING:
@@ -277,8 +276,8 @@ class BackupAndRestore(Callback):
     def on_train_end(self, logs: Logs | None = None) -> None:
         if not self.delete_checkpoint or self.rank != 0:
             return
-        for path in self.folder.glob("step-*"):
-            shutil.rmtree(path)
+        for path in reversed(checkpoint.candidates(self.folder)):  # the newest last
+            files.discard(path)
         for path in self.folder.glob("callbacks-*.safetensors"):
             path.unlink()
         for name in (checkpoint.LATEST, Path(checkpoint.BASE).name):
