@@ -71,7 +71,15 @@ def when(at: float | None, now: float | None = None) -> str:
     for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (36 * 3600, 3600, "h")):
         if ago < limit:
             return f"{max(0, round(ago / size))} {unit} ago"
-    return time.strftime("%Y-%m-%d", time.localtime(at))
+    return date(at, "%Y-%m-%d")
+
+
+def date(at: float, form: str = "%Y-%m-%d %H:%M") -> str:
+    """Return a unix time as a date; ``-`` for one that no calendar has."""
+    try:
+        return time.strftime(form, time.localtime(at))
+    except (OverflowError, ValueError, OSError):
+        return "-"
 
 
 def bar(share: float, width: int) -> str:
@@ -88,8 +96,8 @@ def sparkline(values: Sequence[float], width: int) -> str:
     edges = [round(i * len(finite) / width) for i in range(width + 1)]
     means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, high = min(means), max(means)
-    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_BARS[round((mean - low) * scale)] for mean in means)
+    span, top = (high - low) or 1.0, len(_BARS) - 1
+    return "".join(_BARS[round((mean - low) / span * top)] for mean in means)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from fastserve.config.run_folders import saved_states
 from fastserve.errors import ArgumentError, CheckpointError, UnknownNameError
@@ -261,6 +261,10 @@ def _start(run: Run) -> float:
     return float(_timed(run)[0]["time"])
 
 
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and is_number(value) and value > 0
+
+
 def steps_per_epoch(run: Run) -> float:
     """Return the steps of a pass over the run's training data.
 
@@ -273,12 +277,12 @@ def steps_per_epoch(run: Run) -> float:
         state = read_object(path).get("state")
         state = state if isinstance(state, dict) else {}
         samples, batch = state.get("samples"), state.get("global_batch")
-        if isinstance(samples, int) and isinstance(batch, int) and batch > 0:
+        if _is_count(samples) and _is_count(batch):
             full = run.value("train", "steps") is not None
             return samples / batch if full else float(-(-samples // batch))
     steps, epochs = run.end.get("steps"), run.value("train", "epochs")
     whole = run.state == ENDED and "stopped" not in run.end
-    if whole and isinstance(steps, int) and isinstance(epochs, int) and epochs > 0:
+    if whole and _is_count(steps) and _is_count(epochs):
         return steps / epochs
     raise ArgumentError(
         "--x epoch: expected a run with a checkpoint, which tells the size of its data",

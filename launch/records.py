@@ -12,6 +12,7 @@ from typing import Any
 
 _CRASH = re.compile(rb"^Fatal Python error: (.*)$", re.MULTILINE)
 _TAIL = 1 << 16  # bytes at the end of a log
+_LARGEST = 64 << 20  # bytes of a JSON file
 
 
 LogMark = tuple[int, int, int]  # inode, bytes, time of the last change in ns
@@ -131,14 +132,29 @@ def _error_record(path: Path) -> ErrorRecord | None:
             status=int(record["status"]),
             job=str(record["job"]) if record.get("job") else None,
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; an empty one if there is none to read."""
+    """Return the JSON object in a file; an empty one if there is none to read.
+
+    One of more than 64 MiB, or nested too deeply, isn't read.
+    """
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        if not path.is_file():  # a pipe or a device would have no end
+            return {}
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+    except OSError:
+        return {}
+    return parse_object(content) if len(content) <= _LARGEST else {}
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """Return the JSON object that a text is; an empty one if it's none."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -7,7 +7,6 @@ import json
 import struct
 import tracemalloc
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from fastserve.data.images import ImageFolder, Pixels
 from fastserve.data.labelled_texts import TextEncoder, texts_in, texts_of
 from fastserve.data.lines import csv_fields, read_csv
 from fastserve.data.parts import Shares, divide
-from fastserve.data.prefetch import Pace, load, shares
+from fastserve.data.prefetch import Prefetch, shares
 from fastserve.data.preprocessing import ArrayInput, Preprocessing, loads
 from fastserve.data.sampler import Sampler
 from fastserve.data.sources import ArraySource, Source
@@ -741,7 +740,7 @@ def memory_of_a_pass(source: Source) -> int:
     seen = 0
     tracemalloc.start()
     try:
-        with closing(load(parts, Pace(), source)) as loaded:
+        with Prefetch(parts, source) as loaded:  # always: ``load`` decides by times
             for part in loaded:
                 assert part.batch is not None
                 seen += len(part.batch.x)

@@ -169,3 +169,19 @@ def test_every_command_tells_which_runs_there_are(
     assert message("nope")[-1].endswith(
         "has other, small, x00, x01, x02, x03, x04, x05, x06, x07 and 4 more"
     )
+
+
+def test_forged_files_of_a_run_are_read_as_far_as_they_are_sound(
+    tmp_path: Path,
+) -> None:
+    from launch.runs import read_run
+
+    aliases = [f"k{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    (tmp_path / "config.yaml").write_text("\n".join(["k0: &a0 [x]", *aliases]))
+    huge = "9" * 400
+    lines = [f'{{"step": 1, "loss": {huge}}}', f'{{"step": {huge}}}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    (tmp_path / "status.json").write_text("[" * 100_000)
+    run = read_run(tmp_path)
+    assert (run.config, run.status, run.step) == ({}, {}, 1)
+    assert run.last("loss") is None

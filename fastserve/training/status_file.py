@@ -21,7 +21,10 @@ def put(path: Path, record: dict[str, Any]) -> None:
 def trained_seconds(run_dir: Path) -> float:
     """Return how long a run has trained in all of its starts; 0 if no file tells."""
     told = _read(run_dir / NAME).get("trained_seconds")
-    return float(told) if isinstance(told, (int, float)) else 0.0
+    try:
+        return float(told) if isinstance(told, (int, float)) else 0.0
+    except OverflowError:  # a number of hundreds of digits
+        return 0.0
 
 
 def mark_failed(run_dir: Path, job: str | None) -> None:
@@ -38,6 +41,6 @@ def mark_failed(run_dir: Path, job: str | None) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}

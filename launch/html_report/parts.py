@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -114,7 +113,7 @@ def _seconds(run: Run) -> Html | None:
     if run.seconds is None:
         return None
     start = began(run)
-    more = f"began {date(start)}" if start is not None else ""
+    more = f"began {formatting.date(start)}" if start is not None else ""
     return _card("time", duration(run.seconds), more)
 
 
@@ -152,10 +151,6 @@ def _ranks(run: Run) -> Html | None:
 def duration(seconds: float) -> str:
     short = round(seconds) < 60
     return f"{seconds:.3g} s" if short else formatting.duration(seconds)
-
-
-def date(when: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
 
 
 # -- curves ---------------------------------------------------------------------------
@@ -301,7 +296,7 @@ def _checkpoint(folder: Path, validated: dict[int, float]) -> list[str]:
         size += found
         whole &= isinstance(told, dict) and told.get("bytes") == found
     try:
-        written = date((folder / "state.json").stat().st_mtime)
+        written = formatting.date((folder / "state.json").stat().st_mtime)
     except OSError:
         written = ""
     return [
@@ -366,7 +361,7 @@ def environment(run: Run, redactor: Redactor) -> Section | None:
     if not found:
         return None
     if is_number(found.get("started")):
-        found = {**found, "started": date(found["started"])}
+        found = {**found, "started": formatting.date(found["started"])}
     rows = list(flatten(redactor.tree(found)).items())
     return section("Environment", table(["", ""], rows), note=note)
 
