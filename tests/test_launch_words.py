@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mpi_environments import FLAVOURS, require, variables
+from mpi_environments import FLAVOURS, Started, require, variables
 from pydantic import ValidationError
 from test_launch_plan import BOTH, job, plan
 from test_slurm import job as batch_job
@@ -187,7 +187,9 @@ def test_what_an_mpi_gives_to_a_remote_shell(
     given = variables(**{**made.environment, "PATH": path, "SEEN": str(seen)})
     work = tmp_path / "work"
     work.mkdir()
-    subprocess.run(made.command, env=given, cwd=work, capture_output=True, timeout=60)
+    with Started(made.command, env=given, cwd=work) as started:
+        done = started.finish(60)
+    assert seen.exists(), (done.stdout, done.stderr)
     calls = [json.loads(line) for line in seen.read_text().splitlines()]
     assert calls
     for words in calls:
