@@ -120,8 +120,13 @@ class Browser:
         self("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
         self("Page.navigate", url=path.absolute().as_uri())
-        while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
+        # the first load may still be that of about:blank
+        loaded = "location.protocol === 'file:' && document.readyState === 'complete'"
+        while not self._fired() or not self.value(loaded):
             self.events.append(self._next())
+
+    def _fired(self) -> bool:
+        return any(e.get("method") == "Page.loadEventFired" for e in self.events)
 
     def resize(self, width: int, height: int = 900) -> None:
         self(

@@ -51,7 +51,8 @@ def test_a_run_and_what_comes_after(folder: Path) -> None:
     assert tokenizer.vocab_size == 300
     prompt = "Größe \N{GRINNING FACE}"
     assert trained.generate("runs/pairs", prompt, 5, seed=2).startswith(prompt)
-    shown = float(done.stdout.split("val_loss ")[1].split()[0])
+    said = done.stdout.split("val_loss ")[1].split()[0]
+    shown = float(said)
     assert trained.evaluate("runs/pairs")["loss"] == pytest.approx(shown, rel=1e-3)
     again = train(folder, "--resume", "auto", "--set", "train.steps=8")
     assert again.returncode == 0, again.stderr
@@ -59,7 +60,7 @@ def test_a_run_and_what_comes_after(folder: Path) -> None:
     kept = ["--set", "data.tokenizer=runs/pairs/tokenizer.json"]
     more = train(folder, *kept, "--set", "data.vocab_size=null", "--set", "name=other")
     assert more.returncode == 0, more.stderr
-    assert more.stdout.split("val_loss ")[1].split()[0] == f"{shown:g}"
+    assert more.stdout.split("val_loss ")[1].split()[0] == said
     (run_dir / "tokenizer.json").unlink()  # the other run has a copy
     assert trained.evaluate("runs/other")["loss"] == pytest.approx(shown, rel=1e-3)
 

@@ -10,7 +10,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -688,11 +688,13 @@ class FakeControl:
         self.arrived: dict[int, list[int]] = {}
         self.waiting: set[int] = set()  # ranks that have told that they wait too
         self.told: list[int] = []
+        self.looks = 0  # of this rank for those that have left, itself the first
 
     def Get_rank(self) -> int:
         return 0
 
     def Iprobe(self, source: int, tag: int) -> bool:
+        self.looks += (source, tag) == (0, 0)
         return source in (self.arrived, self.waiting)[tag]
 
     def Recv(self, counts: Any, source: int, tag: int) -> None:
@@ -717,7 +719,10 @@ class FakeControl:
         ([9, 0, 0], False),
     ],
 )
-def test_a_collective_without_a_rank_that_left(left: list[int], noticed: bool) -> None:
+def test_a_collective_without_a_rank_that_left(
+    left: list[int], noticed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(departures_module, "_INTERVAL", 0.01)
     assert _notices(left, lambda departures: departures.collective("barrier")) is (
         noticed
     )
@@ -731,8 +736,19 @@ def test_a_collective_without_a_rank_that_left(left: list[int], noticed: bool) -
         ([2, 1, 0], True),
     ],
 )
-def test_an_exchange_with_a_rank_that_left(left: list[int], noticed: bool) -> None:
+def test_an_exchange_with_a_rank_that_left(
+    left: list[int], noticed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(departures_module, "_INTERVAL", 0.01)
     assert _notices(left, lambda departures: departures.exchange(1, 1)) is noticed
+
+
+def _until(what: Callable[[], Any], seconds: float = 20.0) -> None:
+    """Wait until ``what()`` is true, which it must be in the end."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def _notices(left: list[int], wait: Callable[[Departures], Departures]) -> bool:
@@ -744,9 +760,9 @@ def _notices(left: list[int], wait: Callable[[Departures], Departures]) -> bool:
         pass
     with wait(departures):
         control.arrived[1] = left
-        deadline = time.monotonic() + 1.5
-        while not errors and time.monotonic() < deadline:
-            time.sleep(0.01)
+        _until(lambda: not control.arrived)  # the message was taken
+        looks = control.looks
+        _until(lambda: errors or control.looks > looks + 1)  # and thought about
     departures._stop.set()
     departures._watch.join()
     assert all("rank 1 on b has left" in str(error) for error in errors)
@@ -902,7 +918,9 @@ def test_who_is_late_is_named(
     comes_late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(departures_module, "_INTERVAL", 0.01)
-    monkeypatch.setattr(departures_module, "_NOTICES", 0.3)
+    ended = threading.Event()  # what is between the notices and the look at them
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: ended.wait(20))
+    monkeypatch.setattr(departures_module, "time", clock)
     control = FakeControl()
     errors: list[CommError] = []
     control.waiting = {1}  # told in an earlier call, to which a late rank then came
@@ -910,12 +928,16 @@ def test_who_is_late_is_named(
         control, ["a", "b", "c"], errors.append, lambda: 0.05
     )
     with departures.collective("allreduce"):
-        while control.waiting:
-            time.sleep(0.001)
+        _until(lambda: not control.waiting)
+        looks = control.looks
+        _until(lambda: control.looks > looks)  # all that was told before is forgotten
         control.waiting = {2}
-        time.sleep(0.2 if comes_late else 0.6)
-    time.sleep(0.4)
+        _until(lambda: set(control.told) == {1, 2})
+        if not comes_late:
+            ended.set()
+            _until(lambda: errors)
     departures._stop.set()
+    ended.set()
     departures._watch.join()
     assert set(control.told) == {1, 2}
     if comes_late:

@@ -159,9 +159,9 @@ def test_json_of_another_type() -> None:
 def test_five_megabytes_take_less_than_half_a_second() -> None:
     text = (load_text("pydoc-topics") * 20)[:5_000_000]
     for tokenizer in (CharTokenizer.train(text), ByteTokenizer()):
-        start = time.perf_counter()
+        start = time.process_time()  # while others compute the clock goes on
         tokens = tokenizer.encode(text)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         assert len(tokens) >= 5_000_000
         assert seconds < 0.5
 
@@ -333,9 +333,9 @@ def test_bigram_loss_of_tokens_that_never_came() -> None:
 def test_bigram_loss_of_the_built_in_text() -> None:
     text = load_text("pydoc-topics")
     tokenizer = CharTokenizer.train(text)
-    start = time.perf_counter()
+    start = time.process_time()
     loss = bigram_loss(*split(tokenizer.encode(text), 0.1), tokenizer.vocab_size)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     # 2.321 with the text of Python 3.11; other versions have other topics
     assert 2.1 < loss < 2.5
 

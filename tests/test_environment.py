@@ -89,13 +89,15 @@ def test_user_threads(env: dict[str, str], expected: tuple[int, str] | None) -> 
     assert environment.user_threads(env) == expected
 
 
-def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that runs with a number that isn't in its list of users."""
 
     def unknown(number: int) -> None:
         raise KeyError(number)
 
-    monkeypatch.delenv("HOME")
+    for name in ("HOME", "XDG_CACHE_HOME", "FASTSERVE_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # /tmp may hold one
     monkeypatch.setattr("pwd.getpwuid", unknown)
     with pytest.raises(RuntimeError):
         Path("~").expanduser()

@@ -321,7 +321,9 @@ def test_predictions_are_the_same_on_every_rank() -> None:
     alone = two_by_two().predict(x)
     for found in run_threads(3, predict):
         for ours, theirs in zip(found, alone, strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+            # what is near 0 is so as a difference of numbers like the others
+            size = float(np.abs(theirs).max())
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6 * size)
 
 
 def test_an_output_without_a_loss() -> None:

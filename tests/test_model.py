@@ -189,7 +189,7 @@ def test_a_later_fit_goes_on_with_other_orders_of_samples() -> None:
 
 
 def test_sequences_of_unknown_length_have_the_same_loss() -> None:
-    tokens = RNG.integers(0, 10, (6, 7))
+    tokens = np.random.default_rng(1).integers(0, 10, (6, 7))
     results = []
     for time in (7, None):
         model = fs.models.Sequential(
@@ -475,7 +475,7 @@ def test_regression_and_binary_targets() -> None:
 
 @pytest.mark.parametrize("before", [[], [fs.layers.Input((5,))]])
 def test_a_classifier_of_token_sequences(before: list[Any]) -> None:
-    tokens = RNG.integers(1, 9, (80, 5))
+    tokens = np.random.default_rng(1).integers(1, 9, (80, 5))
     tokens[::2, 3:] = 0  # padding
     y = (tokens == 4).any(axis=1)
     model = fs.models.Sequential(

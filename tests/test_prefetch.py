@@ -17,7 +17,7 @@ import pytest
 import fastserve as fs
 from fastserve.comm import Communicator, run_threads
 from fastserve.core import Array
-from fastserve.data import ArraySource, Sampler
+from fastserve.data import ArraySource, Sampler, prefetch
 from fastserve.data.prefetch import Pace, Prefetch, Share, load, share_of, shares
 from fastserve.data.sources import Batch
 from fastserve.errors import DataError
@@ -26,12 +26,34 @@ X = np.arange(40, dtype=np.float32).reshape(20, 2) / 40
 Y = np.arange(20)
 
 
+class Clock:
+    """Stands still but for what a source takes: a step takes no time by it."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock by which it is decided whether a thread pays."""
+    made = Clock()
+    monkeypatch.setattr(prefetch, "perf_counter", made)
+    return made
+
+
 class Slow(ArraySource):
     """Takes so long for a batch that a thread pays, and says who asked."""
 
-    def __init__(self, seconds: float = 0.002, fails_at: int | None = None) -> None:
+    def __init__(
+        self,
+        seconds: float = 0.002,
+        fails_at: int | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         super().__init__(X, X.sum(axis=1, keepdims=True))
-        self.in_memory = False
+        self.in_memory, self.clock = False, clock
         self.seconds, self.fails_at = seconds, fails_at
         self.calls: list[str] = []
 
@@ -40,6 +62,8 @@ class Slow(ArraySource):
         if len(self.calls) == self.fails_at:
             raise DataError("expected a file", "none", "add it")
         time.sleep(self.seconds)
+        if self.clock is not None:
+            self.clock.now += self.seconds
         return super().batch(rows, epochs)
 
 
@@ -115,16 +139,17 @@ def test_several_inputs_and_batches_that_grow() -> None:
     assert found[-1] == (1, None)
 
 
-def test_a_thread_is_used_where_it_pays_and_only_there() -> None:
+def test_a_thread_is_used_where_it_pays_and_only_there(clock: Clock) -> None:
     def fit(source: ArraySource) -> list[Array]:
         model = fs.Sequential([fs.layers.Dense(1, input_shape=(2,))], seed=1)
         model.compile("sgd", "mse")
         model.fit(source, batch_size=2, epochs=2, verbose=0)
         return model.get_weights()
 
-    slow, fast = Slow(), Slow(0)
+    slow, fast = Slow(clock=clock), Slow(0, clock=clock)
     results = fit(slow), fit(fast)
     assert slow.calls[-8:] == ["prefetch"] * 8
+    assert "prefetch" not in fast.calls
     assert len(slow.calls) == len(fast.calls)  # none was read that nobody used
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -134,8 +159,8 @@ def test_a_thread_is_used_where_it_pays_and_only_there() -> None:
     assert not loads.ahead
 
 
-def test_an_exception_comes_with_its_traceback() -> None:
-    source = Slow(fails_at=9)
+def test_an_exception_comes_with_its_traceback(clock: Clock) -> None:
+    source = Slow(fails_at=9, clock=clock)
     model = fs.Sequential([fs.layers.Dense(1, input_shape=(2,))])
     model.compile("sgd", "mse")
     with pytest.raises(DataError, match="expected a file") as error:
@@ -145,7 +170,7 @@ def test_an_exception_comes_with_its_traceback() -> None:
     assert source.calls[-1] == "prefetch"
 
 
-def test_an_exception_in_the_step_ends_the_thread() -> None:
+def test_an_exception_in_the_step_ends_the_thread(clock: Clock) -> None:
     class Interrupted(fs.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: object = None) -> None:
             if batch == 7:
@@ -153,7 +178,7 @@ def test_an_exception_in_the_step_ends_the_thread() -> None:
 
     model = fs.Sequential([fs.layers.Dense(1, input_shape=(2,))])
     model.compile("sgd", "mse")
-    source = Slow()
+    source = Slow(clock=clock)
     with pytest.raises(KeyboardInterrupt):
         model.fit(source, None, 2, 2, 0, Interrupted())
     assert "prefetch" in source.calls

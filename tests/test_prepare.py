@@ -31,6 +31,27 @@ PROGRAM = (
     "sys.exit(prepare.main(sys.argv[1:]))"
 )
 
+# the same, but it stops for ever within one of the shards, which have some pieces each
+STOPPING = """
+import signal, sys
+from fastserve.data import documents, prepare
+documents.LEAST_PART = prepare.LEAST_PART = {part}
+from_json, calls = prepare.tokenizer_from_json, []
+def stopping(data):
+    tokenizer = from_json(data)
+    encode = tokenizer.encode
+    def stops(text):
+        calls.append(text)
+        if len(calls) == 20:
+            print("stopped", flush=True)
+            signal.pause()
+        return encode(text)
+    tokenizer.encode = stops
+    return tokenizer
+prepare.tokenizer_from_json = stopping
+sys.exit(prepare.main(sys.argv[1:]))
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -55,8 +76,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def command(part: int, *arguments: str) -> list[str]:
-    return [sys.executable, "-c", PROGRAM.format(part=part), *arguments]
+def command(part: int, *arguments: str, program: str = PROGRAM) -> list[str]:
+    return [sys.executable, "-c", program.format(part=part), *arguments]
 
 
 def test_a_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,18 +139,18 @@ def test_killed_and_started_again(folder: Path) -> None:
     whole = run(command(2000, *arguments, "whole"), 60, env=variables())
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen(
-        command(2000, *arguments, "out"),
+        command(2000, *arguments, "out", program=STOPPING),
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=variables(),
     )
-    state = folder / "out.unfinished" / "state"
-    limit = time.monotonic() + 60
-    while len(list(state.glob("train-*.json"))) < 3 and time.monotonic() < limit:
-        time.sleep(0.001)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"stopped\n"
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (folder / "out").exists()
+    state = folder / "out.unfinished" / "state"
     records = [path.name.removesuffix(".json") for path in state.glob("train-*.json")]
     assert 3 <= len(records) < 90
     before = {n: (state.parent / n).stat().st_mtime_ns for n in records}

@@ -377,7 +377,7 @@ import fastserve.worker as worker
 from fastserve.models import GPT
 generate = GPT.generate
 def slow(self, *args, **options):
-    time.sleep(2)
+    time.sleep(6)  # the limit, some looks, and the time for notices of the other rank
     return generate(self, *args, **options)
 GPT.generate = slow
 raise SystemExit(worker.main(["job.yaml", "--set", "comm.timeout=1"]))

@@ -324,7 +324,7 @@ def terminated(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     more = ["--set", "train.steps=100000", "--set", "checkpoint.every=100000"]
     with Started([*command, *more], cwd=folder, env=variables(**env)) as started:
         path = folder / "runs/tiny/metrics.jsonl"
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + 60
         while not path.exists() and time.monotonic() < limit:
             time.sleep(0.05)
         started.process.terminate()
@@ -347,7 +347,7 @@ def interrupted(
     words = [*command, "job.yaml", *more]
     with Started(words, cwd=folder, env=variables(**env)) as started:
         path = folder / "runs/tiny/metrics.jsonl"
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + 60
         while not path.exists() and time.monotonic() < limit:
             time.sleep(0.05)
         os.killpg(started.process.pid, signal.SIGINT)  # as a terminal does
@@ -374,8 +374,10 @@ def test_ctrl_c_can_be_left_alone(folder: Path) -> None:
 
 
 def test_ctrl_c_saves_under_mpich(folder: Path) -> None:
-    """Its mpirun passes SIGINT on, besides what the terminal sends."""
-    done = interrupted(folder, mpi_command("mpich", 2, "-m", "fastserve"))
+    """Its mpirun passes SIGINT on, besides what the terminal sends: on a busy machine
+    more than half a second later, so here they are one however far apart."""
+    code = "from fastserve import worker as w; w._SAME_KEY = 60.0; exit(w.main())"
+    done = interrupted(folder, mpi_command("mpich", 2, "-c", code))
     assert done.returncode == 75, done.stderr
     assert "saved; --resume auto goes on" in done.stdout
     assert done.stderr.count("the ranks finish their step and save") == 1
@@ -611,6 +613,7 @@ class Bad(fs.layers.Layer):
     def forward(self, x, training=False):
         Bad.n += 1
         if Bad.n == 3 and fs.world().rank == 1:
+            open("began", "w").close()
             HOW
         return x
     def backward(self, dy, done=None):
@@ -642,9 +645,8 @@ def test_a_failing_rank_ends_the_job(
 ) -> None:
     (folder / "job.yaml").write_text(FAILING_JOB)
     (folder / "bad.py").write_text(FAILING.replace("HOW", how))
-    start = time.monotonic()
     done = launch(folder, flavour, 3)
-    assert time.monotonic() - start < 20  # the start included
+    assert time.time() - (folder / "began").stat().st_mtime < 20
     assert done.returncode != 0
     if status is not None:
         assert done.returncode == status
@@ -659,9 +661,8 @@ def test_a_failing_rank_ends_the_job(
 def test_a_rank_that_is_stuck_is_named(flavour: str, folder: Path) -> None:
     (folder / "job.yaml").write_text(FAILING_JOB)
     (folder / "bad.py").write_text(FAILING.replace("HOW", "time.sleep(100)"))
-    start = time.monotonic()
     done = launch(folder, flavour, 3, "--set", "comm.timeout=2")
-    assert time.monotonic() - start < 30
+    assert time.time() - (folder / "began").stat().st_mtime < 30
     assert done.returncode == 1
     assert "within 2 s" in done.stderr
     assert "missing: rank 1 on" in done.stderr
@@ -744,8 +745,9 @@ def make_model():
 def test_the_slowest_rank_is_named(flavour: str, folder: Path) -> None:
     (folder / "job.yaml").write_text(FAILING_JOB)
     (folder / "bad.py").write_text(SLOW)
-    keys = ["--set", "train={global_batch: 12, steps: 25}", "--set"]
-    uneven = "launch.env={WAIT_0: '0.02', WAIT_1: '0.02', WAIT_2: '0.03'}"
+    # so long that a rank that has to wait for a core, too, makes no difference
+    keys = ["--set", "train={global_batch: 12, steps: 22}", "--set"]
+    uneven = "launch.env={WAIT_0: '0.2', WAIT_1: '0.2', WAIT_2: '0.3'}"
     done = launch(folder, flavour, 3, *keys, uneven)
     assert done.returncode == 0, done.stderr
     warned = [line for line in done.stderr.splitlines() if "slowest" in line]
@@ -756,7 +758,7 @@ def test_the_slowest_rank_is_named(flavour: str, folder: Path) -> None:
     assert 15 <= costs <= 40
     log = folder / "runs/own/logs/rank-00000.log"
     assert "rank 2 on" in log.read_text()
-    equal = "launch.env={WAIT_0: '0.03', WAIT_1: '0.03', WAIT_2: '0.03'}"
+    equal = "launch.env={WAIT_0: '0.3', WAIT_1: '0.3', WAIT_2: '0.3'}"
     done = launch(folder, flavour, 3, *keys, equal, "--overwrite")
     assert done.returncode == 0, done.stderr
     assert "slowest" not in done.stderr

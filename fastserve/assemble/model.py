@@ -97,7 +97,7 @@ def _model_in(file: str, seed: int) -> Model:
     """Return the model of an architecture's file, with the job's seed."""
     try:
         config = json.loads(Path(file).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             "model.file: expected a JSON file of a model's architecture",
             f"{file}: {error}",

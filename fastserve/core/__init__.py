@@ -3,7 +3,12 @@
 from fastserve.core.gradient_check import gradient_error
 from fastserve.core.layer import Done, Layer, Shape, Training, is_several, nothing
 from fastserve.core.memory import Array, Memory
-from fastserve.core.parameter import Parameter, ParameterStore, without_initial_values
+from fastserve.core.parameter import (
+    Parameter,
+    ParameterStore,
+    at_most,
+    without_initial_values,
+)
 from fastserve.core.random import StepKey, generator
 from fastserve.core.tensor import Node, Tensor
 
@@ -19,6 +24,7 @@ __all__ = [
     "StepKey",
     "Tensor",
     "Training",
+    "at_most",
     "generator",
     "gradient_error",
     "is_several",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -41,6 +42,35 @@ def without_initial_values() -> Iterator[None]:
         _initialize.reset(token)
 
 
+_most = ContextVar("_most", default=0)
+
+
+@contextmanager
+def at_most(numbers: int) -> Iterator[None]:
+    """Let models that are built inside have so many numbers as weights, and no more.
+
+    What a file asks for is compared with what it can hold before memory is taken.
+    ``ParameterStore`` raises ShapeError for more.
+    """
+    token = _most.set(numbers)
+    try:
+        yield
+    finally:
+        _most.reset(token)
+
+
+def _check_total(parameters: Iterable[Parameter]) -> None:
+    most = _most.get()
+    count = sum(p.size for p in parameters)
+    if most and count > most:
+        raise ShapeError(
+            f"expected a model of at most {most:,} weights, as its file or this "
+            "machine's memory holds no more",
+            f"one of {count:,}",
+            "get the model again from where it was written",
+        )
+
+
 class Parameter:
     """A weight; ``value`` and ``grad`` are views into the store's vectors.
 
@@ -78,7 +108,7 @@ class Parameter:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def value(self) -> Array:
@@ -221,6 +251,7 @@ class ParameterStore:
         return [sorted(group, key=lambda p: not p.decay) for group in groups if group]
 
     def _lay_out(self) -> None:
+        _check_total(named_parameters(self._root))
         self._by_bucket = self._group(self._root, self.bucket_bytes)
         self._allocate()
         self._allocate_frozen()

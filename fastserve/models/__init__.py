@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fastserve.errors import CheckpointError, DataError
+from fastserve.core import at_most
+from fastserve.errors import CheckpointError, DataError, FastserveError
 from fastserve.models.gpt import GPT
 from fastserve.models.model import Model
 from fastserve.models.sequential import Sequential
@@ -22,6 +24,14 @@ __all__ = [
     "load_model",
     "model_from_json",
 ]
+
+# what constructors of layers raise for arguments of other types, values and sizes
+_FAULTS = (
+    *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
+    *(MemoryError, RecursionError, SyntaxError),  # the last of a dtype
+)
+_SHOWN = 500  # characters of a fault
+_BYTES = 8  # of a weight, with its gradient
 
 
 def load_model(
@@ -43,15 +53,22 @@ def load_model(
                 "make the same layers and call load_weights on a file that Keras' "
                 "save_weights('a.weights.h5') wrote",
             )
-    text = checkpoint.read_metadata(Path(filepath)).get("fastserve")
-    try:
-        model = _from_config(json.loads(text or ""), custom_objects)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            "expected a file with weights and architecture",
-            f"{filepath}: {error!r}",
-            "write it with model.save; for save_weights use model.load_weights",
-        ) from None
+    path = Path(filepath)
+    text = checkpoint.read_metadata(path).get("fastserve")
+    sizes = checkpoint.read_sizes(path)
+    with at_most(max(1, sum(sizes))):
+        try:
+            config = json.loads(text or "")
+            if config["class"] == "GPT" and config["n_layer"] > len(sizes):
+                raise ValueError(f"n_layer {config['n_layer']} of {len(sizes)} tensors")
+            model = _from_config(config, custom_objects)
+            model.store  # noqa: B018  builds it
+        except _FAULTS as error:
+            raise CheckpointError(
+                "expected a file with weights and architecture",
+                f"{filepath}: {repr(error)[:_SHOWN]}",
+                "write it with model.save; for save_weights use model.load_weights",
+            ) from None
     model.load_weights(filepath)
     return model
 
@@ -69,12 +86,16 @@ def model_from_json(
     Raises DataError if the text isn't one, UnknownNameError for a layer that is
     neither this library's nor among ``custom_objects``.
     """
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _BYTES
     try:
-        return _from_config(json.loads(json_string), custom_objects)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        with at_most(most):
+            return _from_config(json.loads(json_string), custom_objects)
+    except FastserveError:
+        raise
+    except _FAULTS as error:
         raise DataError(
             "expected the text that model.to_json() returned",
-            repr(error),
+            repr(error)[:_SHOWN],
             "write it again",
         ) from None
 

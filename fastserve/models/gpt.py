@@ -273,7 +273,9 @@ class GPT(Model):
             options = json.loads(text or "")
             if self.options_of_lora is None:
                 self.add_lora(**options)
-        except (ValueError, TypeError) as error:  # ArgumentError is a ValueError
+        except (  # ArgumentError is a ValueError
+            *(ArithmeticError, LookupError, TypeError, ValueError, RecursionError),
+        ) as error:
             raise CheckpointError(
                 "expected a file that save_lora wrote, for a model like this",
                 f"{path}: {error}",

@@ -32,6 +32,9 @@ CHOICES = {
 }
 
 
+MOST_LAYERS = 1000  # a file of somebody else may ask for any number
+
+
 def hidden_width(n_embd: int, mlp: str) -> int:
     """Return the MLP's width where none is given.
 
@@ -56,6 +59,12 @@ def resolve(options: dict[str, Any]) -> dict[str, Any]:
     for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head"):
         o[name] = _count(name, o[name])
     o["n_embd"] = _count("n_embd", o["n_embd"])
+    if o["n_layer"] > MOST_LAYERS:
+        raise ArgumentError(
+            f"GPT: expected n_layer of at most {MOST_LAYERS}",
+            str(o["n_layer"]),
+            "large models have about 100 layers; take wider ones",
+        )
     if o["ff_dim"] is None:
         o["ff_dim"] = hidden_width(o["n_embd"], o["mlp"])
     o["ff_dim"] = _count("ff_dim", o["ff_dim"])

@@ -177,7 +177,7 @@ class Reader:
                 else _from_json(value)
                 for name, value in config["arguments"].items()
             }
-            layer = make_layer(config["class"], arguments, inner, self._custom)
+            layer = make_layer(config["class"], arguments, inner, self._custom, False)
         layer.label = config.get("label", layer.label)
         if not config.get("trainable", True):
             layer.trainable = False
@@ -245,8 +245,13 @@ def make_layer(
     arguments: dict[str, Any],
     inner: Any = (),
     custom_objects: Mapping[str, Any] | None = None,
+    files: bool = True,
 ) -> Layer:
-    """Make a layer by its Python name; errors name the layer and the argument."""
+    """Make a layer by its Python name; errors name the layer and the argument.
+
+    With ``files`` a vocabulary may be the path of a file: in a job, not in a model that
+    may come from somebody else.
+    """
     names = [n for n in layers.__all__ if n[0].isupper() and n != "Layer"]
     known: dict[str, Any] = {n: getattr(layers, n) for n in names}
     known |= custom_objects or {}
@@ -256,8 +261,15 @@ def make_layer(
     if "input_shape" in arguments and arguments["input_shape"] is not None:
         arguments = arguments | {"input_shape": tuple(arguments["input_shape"])}
     arguments = {
-        k: _inner_layer(v) if k.endswith("layer") else v for k, v in arguments.items()
+        k: _inner_layer(v, files) if k.endswith("layer") else v
+        for k, v in arguments.items()
     }
+    if not files and isinstance(arguments.get("vocabulary"), str):
+        raise DataError(
+            f"{name}: expected the terms of the vocabulary in a saved model",
+            f"the name of a file, {arguments['vocabulary'][:80]!r}",
+            "save the model again; it writes the terms themselves",
+        )
     try:
         inspect.signature(kind).bind(*inner, **arguments)
     except TypeError as error:
@@ -274,13 +286,13 @@ def make_layer(
     return layer
 
 
-def _inner_layer(value: Any) -> Any:
+def _inner_layer(value: Any, files: bool) -> Any:
     """Return the layer that a name, or a name with arguments, is in a job's file."""
     if isinstance(value, str):
-        return make_layer(value, {})
+        return make_layer(value, {}, files=files)
     if isinstance(value, dict) and len(value) == 1:
         ((name, arguments),) = value.items()
-        return make_layer(name, arguments or {})
+        return make_layer(name, arguments or {}, files=files)
     return value
 
 

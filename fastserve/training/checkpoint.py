@@ -23,6 +23,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import platform
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -366,6 +367,16 @@ def read_metadata(path: Path) -> dict[str, str]:
     """
     with _tensors(Path(path)) as file:
         return dict(file.metadata() or {})
+
+
+def read_sizes(path: Path) -> list[int]:
+    """Return how many numbers each tensor of a .safetensors file has.
+
+    Raises:
+        CheckpointError: there is no such file, or it is damaged.
+    """
+    with _tensors(path) as file:
+        return [math.prod(file.get_slice(n).get_shape()) for n in file.keys()]  # noqa: SIM118
 
 
 # -- tensors ---------------------------------------------------------------------------

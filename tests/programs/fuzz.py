@@ -24,10 +24,13 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+from PIL import Image
 
 import fastserve as fs
 from fastserve.config import load_job
 from fastserve.data.completions import read_pairs
+from fastserve.data.documents import Reader as Documents
+from fastserve.data.documents import find_inputs, make_parts
 from fastserve.data.idx import read_idx
 from fastserve.data.images import Pixels
 from fastserve.data.labelled_texts import TextEncoder, texts_in
@@ -37,12 +40,15 @@ from fastserve.data.tables import Options, Table
 from fastserve.data.tagged import WordEncoder, tagged_in
 from fastserve.data.targets import Classes, Values
 from fastserve.data.token_files import FORMAT, VERSION, open_token_file
-from fastserve.data.tokenizers import CharTokenizer, load_tokenizer
+from fastserve.data.tokenizers import BPETokenizer, CharTokenizer, load_tokenizer
 from fastserve.errors import FastserveError
 from fastserve.models.huggingface import load_pretrained
 from fastserve.training import checkpoint
 from fastserve.training.metrics_file import MetricsFile
 from launch.hosts import parse_hosts, read_hostfile
+from launch.html_report.evaluation import Wish
+from launch.html_report.report import report
+from launch.runs import is_run, read_run
 
 MEMORY = 3 << 30
 SECONDS = 3.0  # of computing for one input: others may use the machine, too
@@ -268,6 +274,92 @@ def _keras_2(path: Path) -> None:
             group[f"dense/{name}:0"] = array
 
 
+def _layers() -> fs.models.Sequential:
+    k = fs.layers
+    return fs.models.Sequential(
+        [
+            k.Embedding(9, 4, input_shape=(6,)),
+            k.Bidirectional(k.LSTM(3, return_sequences=True)),
+            k.Conv1D(2, 3, activation="relu"),
+            k.GlobalMaxPooling1D(),
+            k.Dense(2),
+        ]
+    )
+
+
+def _saved_model(model: Any) -> Case:
+    name = "m.safetensors"
+    return Case(name, _saved(name, model.save), fs.models.load_model)
+
+
+def _architecture(model: Any) -> Case:
+    return Case(
+        "m.json",
+        model.to_json().encode(),
+        lambda p: fs.models.model_from_json(_text(p)),
+    )
+
+
+def _bpe(name: str) -> Case:
+    """A file of a byte-pair tokenizer in Hugging Face's layouts."""
+    made = BPETokenizer.train(["the cat the dog the end " * 9], 270)
+    whole = made.description()
+    merges = [
+        m if isinstance(m, str) else " ".join(m) for m in whole["model"]["merges"]
+    ]
+    files = {
+        "vocab.json": _json(whole["model"]["vocab"]),
+        "merges.txt": "\n".join(["#version: 0.2", *merges]).encode(),
+    }
+    if name == "tokenizer.json":
+        return Case(name, _json(whole), load_tokenizer)
+
+    def read(path: Path) -> None:
+        for other, content in files.items():
+            if other != name and not path.with_name(other).exists():
+                path.with_name(other).write_bytes(content)
+        load_tokenizer(path.parent)
+
+    return Case(name, files[name], read)
+
+
+def _jpeg() -> Case:
+    file = io.BytesIO()
+    pixels = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
+    Image.fromarray(pixels).save(file, "JPEG")
+    return Case("a.jpg", file.getvalue(), _images)
+
+
+def _documents(path: Path) -> None:
+    inputs = find_inputs([str(path)], path.parent)
+    reader = Documents(inputs, "text", "strict")
+    for part in make_parts(inputs, 0.2, whole=True):
+        for text, _ in reader.pieces(part):
+            assert isinstance(text, str)
+
+
+def _run_folder(name: str) -> Case:
+    """A file of a run folder, which ``runs``, ``top`` and ``report`` read."""
+    status = {"step": 2, "steps": 4, "time": 1.0, "state": "running", "ranks": []}
+    files = {
+        "config.yaml": YAML,
+        "metrics.jsonl": METRICS,
+        "status.json": _json(status),
+        "environment.json": _json({"numpy": "2.0", "ranks": 2}),
+        "done.json": _json({"steps": 2, "ranks": 1, "job": "a"}),
+    }
+
+    def read(path: Path) -> None:
+        for other, content in files.items():
+            if other != name and not path.with_name(other).exists():
+                path.with_name(other).write_bytes(content)
+        if is_run(path.parent):
+            page = path.with_name("report.html")
+            report([read_run(path.parent)], page, wish=Wish(False), say=str)
+
+    return Case(name, files[name], read)
+
+
 READERS: dict[str, Callable[[], Case]] = {
     "yaml": lambda: Case("job.yaml", YAML, lambda p: load_job(p, files=False)),
     "hostfile": lambda: Case("hosts.txt", HOSTS, read_hostfile),
@@ -332,6 +424,26 @@ READERS: dict[str, Callable[[], Case]] = {
         "a.h5", _saved("a.h5", _keras_2), MODEL.load_weights
     ),
     "npz": lambda: Case("a.npz", _npz(), load_npz),
+    "image jpeg": _jpeg,
+    "raw tokens": lambda: Case(
+        "a.bin",
+        np.arange(60, dtype=np.uint16).tobytes(),
+        lambda p: open_token_file(p, 64),
+    ),
+    "hugging face tokenizer": lambda: _bpe("tokenizer.json"),
+    "hugging face vocabulary": lambda: _bpe("vocab.json"),
+    "hugging face merges": lambda: _bpe("merges.txt"),
+    "saved layers": lambda: _saved_model(_layers()),
+    "saved gpt": lambda: _saved_model(fs.models.GPT(7, 4, 1, 1, 8)),
+    "architecture of layers": lambda: _architecture(_layers()),
+    "architecture of a gpt": lambda: _architecture(fs.models.GPT(7, 4, 1, 1, 8)),
+    "documents jsonl": lambda: Case("a.jsonl", TEXT_LINES, _documents),
+    "documents": lambda: Case("a.txt", "a b, cä\n\nd".encode(), _documents),
+    "run's config": lambda: _run_folder("config.yaml"),
+    "run's metrics": lambda: _run_folder("metrics.jsonl"),
+    "run's status": lambda: _run_folder("status.json"),
+    "run's environment": lambda: _run_folder("environment.json"),
+    "run's end": lambda: _run_folder("done.json"),
 }
 
 
