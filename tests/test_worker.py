@@ -186,7 +186,7 @@ def test_overwrite_says_what_it_cannot_remove(
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(shutil, "rmtree", refused)
-    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/step-00000001").mkdir(parents=True)
     unused: Any = None
     with pytest.raises(CheckpointError, match="Permission denied"):
         worker._start_folder(tmp_path, unused, unused, SingleCommunicator(), True)

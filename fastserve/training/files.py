@@ -171,13 +171,16 @@ def remove(path: Path) -> None:
 
 
 def clear(path: Path) -> None:
-    """Remove a folder with all in it, or a file. Of a link to a folder, as users make
-    it to another disk, only what is in that one goes."""
-    if not path.is_symlink():
-        remove(path)
-    elif path.is_dir():
+    """Remove a folder with all in it, or a file. What leads to another disk, a link or
+    a mount, stays, and only what is in there goes."""
+    if path.is_dir():
         for inside in path.iterdir():
             remove(inside)
+        if not path.is_symlink():
+            with suppress(OSError):  # a mount is busy
+                path.rmdir()
+    elif not path.is_symlink():
+        remove(path)
 
 
 def hold(folder: Path) -> IO[str]:
