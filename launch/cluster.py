@@ -38,6 +38,13 @@ class Asks(Protocol):
         **arguments: Any,
     ) -> dict[str, Any]: ...
 
+    def ask_each(
+        self,
+        what: str,
+        arguments: Mapping[str, Mapping[str, Any]],
+        timeout: float = 10.0,
+    ) -> dict[str, Any]: ...
+
 
 def check_hosts(
     agents: Asks, facts: Facts, hosts: Sequence[Host], interface: str | None, cwd: Path
@@ -140,12 +147,15 @@ def unreachable(agents: Asks, facts: Facts, interface: str | None) -> list[Fault
     own = {name: _addresses(known, interface) for name, known in facts.items()}
     shared = _shared(own)
     names = list(facts)
+    others = {
+        name: [*names[place + 1 :], *names[:place]][:_MOST_PAIRS]
+        for place, name in enumerate(names)
+    }
+    reached = _reached(agents, others, own, shared, ports)
     pairs: dict[str, list[str]] = {}
-    for place, name in enumerate(names):
-        others = names[place + 1 :] + names[:place]
-        reached = _reached(agents, name, others[:_MOST_PAIRS], own, shared, ports)
-        for other in others[:_MOST_PAIRS]:
-            if other not in reached:
+    for name, wanted in others.items():
+        for other in wanted:
+            if other not in reached[name]:
                 pairs.setdefault(other, []).append(name)
     cure = (
         "open the TCP ports between the hosts (a firewall often lets only ssh "
@@ -184,24 +194,34 @@ def clock_skews(facts: Facts, asked: float) -> dict[str, float]:
 
 def _reached(
     agents: Asks,
-    source: str,
-    others: Sequence[str],
+    others: Mapping[str, Sequence[str]],
     own: Mapping[str, Sequence[str]],
     shared: set[str],
     ports: Mapping[str, int],
-) -> set[str]:
-    targets = [
-        (other, address)
-        for other in others
-        for address in own[other]
-        if address not in shared
-    ]
-    wanted = [[address, ports[other]] for other, address in targets]
-    answer = agents.ask("reach", hosts=[source], addresses=wanted)[source]
+) -> dict[str, set[str]]:
+    """Return which of its others each host reaches; all of them try at the same time,
+    as each that is blocked takes seconds."""
+    targets = {
+        source: [
+            (other, address)
+            for other in wanted
+            for address in own[other]
+            if address not in shared
+        ]
+        for source, wanted in others.items()
+    }
+    asked = {
+        source: {"addresses": [[address, ports[other]] for other, address in tried]}
+        for source, tried in targets.items()
+    }
+    answers = agents.ask_each("reach", asked)
     return {
-        other
-        for (other, _), milliseconds in zip(targets, answer, strict=True)
-        if milliseconds is not None
+        source: {
+            other
+            for (other, _), took in zip(tried, answers[source], strict=True)
+            if took is not None
+        }
+        for source, tried in targets.items()
     }
 
 

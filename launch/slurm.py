@@ -144,8 +144,7 @@ def prepare(
     if allocation is None or allocation.over_ssh or mpi is None:
         return allocation
     wanted = launch.slurm.mpi
-    known = wanted == "mpirun" or (wanted == "auto" and mpi.flavour == "openmpi")
-    types = [] if known else mpi_types()
+    types = [] if wanted in ("auto", "mpirun") else mpi_types()
     return replace(allocation, starter=choose_starter(wanted, mpi, types))
 
 
@@ -155,12 +154,9 @@ def choose_starter(wanted: str, mpi: FoundMPI, types: Iterable[str]) -> str:
     Raises LaunchError for a choice that this MPI or this Slurm doesn't have.
     """
     known = set(types)
-    if wanted == "auto":
-        return (
-            "pmi2" if mpi.version.startswith("MPICH") and "pmi2" in known else "mpirun"
-        )
-    if wanted == "mpirun":
-        return wanted
+    if wanted in ("auto", "mpirun"):
+        # srun's PMI-2 cuts lines at 1,024 bytes, which MPICH's addresses may exceed
+        return "mpirun"
     fits = {"pmi2": "Open MPI 5" not in mpi.version, "pmix": "MPICH" not in mpi.version}
     if not fits[wanted]:
         raise LaunchError(

@@ -80,7 +80,9 @@ class Watch:
         known = {process.pid for process in self._ranks}
         running = {int(f.name) for f in Path("/proc").glob("[0-9]*")} - {os.getpid()}
         self._others = {p: t for p, t in self._others.items() if p in running}
-        self._marked = set(known & running)
+        # not by their numbers alone: one that ended may be a zombie, or the number of
+        # another process by now
+        self._marked = {process.pid for process in self._ranks if _runs(process)}
         found: dict[_Process, tuple[int, int]] = {}
         for pid in running - known:
             if now - self._others.setdefault(pid, now) > _YOUNG:

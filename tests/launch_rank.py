@@ -5,12 +5,16 @@ Usage: launch_rank.py MODE
 
 from __future__ import annotations
 
+import array
+import fcntl
 import json
 import os
 import signal
 import sys
+import termios
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,6 +63,15 @@ def fail(error: Exception, status: int) -> NoReturn:
     sys.exit(status)
 
 
+def until_it_is_read() -> None:
+    """Wait until nothing of what was printed is left in the pipe, if it is one."""
+    left = array.array("i", [1])
+    with suppress(OSError):
+        while left[0]:
+            fcntl.ioctl(1, termios.FIONREAD, left)
+            time.sleep(0.01)
+
+
 def wait_forever() -> NoReturn:
     while True:
         time.sleep(0.05)
@@ -84,7 +97,8 @@ def main(mode: str) -> None:
     if mode in ("hangs", "stubborn"):
         wait_forever()
     print("at work")
-    time.sleep(0.3)  # Hydra drops what it hasn't read yet when a rank aborts
+    until_it_is_read()  # Hydra drops what it hasn't passed on when a rank aborts
+    time.sleep(0.3)
     if mode == "recorded" and LAST:
         fail(KeyError("the true cause"), 3)
     if mode == "recorded_hang" and LAST:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        _unmount(folder)
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def failing_disk(folder: Path, image: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        _unmount(folder)
 
 
 def turn_read_only(folder: Path) -> None:
@@ -50,7 +51,7 @@ def turn_read_only(folder: Path) -> None:
 
 def mend(folder: Path, image: Path) -> None:
     """Let it be written again, as after the disk was replaced by a copy."""
-    subprocess.run(["umount", str(folder)], check=True)
+    _unmount(folder)
     _mount("-o", "loop", str(image), str(folder))
 
 
@@ -74,6 +75,15 @@ def _mount(*words: str) -> None:
         _missing("there is no mount command")
     if done.returncode:
         _missing(f"to mount a disk needs root: {done.stderr.strip()}")
+
+
+def _unmount(folder: Path) -> None:
+    """Unmount, as soon as the last process that is ending has closed its files."""
+    limit = time.monotonic() + 20
+    command = ["umount", str(folder)]
+    while (done := subprocess.run(command, capture_output=True)).returncode:
+        assert time.monotonic() < limit, done.stderr
+        time.sleep(0.1)
 
 
 def _missing(reason: str) -> None:

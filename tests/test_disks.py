@@ -6,7 +6,10 @@ again, and what was saved is gone on with once there is room.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +17,8 @@ from pathlib import Path
 import pytest
 from mpi_environments import FLAVOURS, Started, require, run
 from small_disks import failing_disk, fill, mend, small_disk, turn_read_only
+
+from launch.process import job_processes
 
 JOB = """
 name: tiny
@@ -41,6 +46,40 @@ def until_it_has_saved(run_dir: Path, started: Started) -> None:
         assert time.monotonic() < limit
         assert started.process.poll() is None, started.finish(1).stderr
         time.sleep(0.02)
+
+
+def fill_between_saves(run_dir: Path, disk: Path) -> Path:
+    """Leave no byte free at a moment when nothing is being saved: a save that fails
+    gives back what it had taken, which is enough to write the error."""
+    limit = time.monotonic() + 60
+    while True:
+        halted = send(run_dir, signal.SIGSTOP)
+        while not all(map(stands_still, halted)):
+            assert time.monotonic() < limit
+            time.sleep(0.001)
+        if not list(run_dir.glob("checkpoints/.*.tmp-*")):
+            break
+        send(run_dir, signal.SIGCONT)
+        assert time.monotonic() < limit
+        time.sleep(0.003)
+    filler = fill(disk)
+    send(run_dir, signal.SIGCONT)
+    return filler
+
+
+def send(run_dir: Path, number: signal.Signals) -> list[int]:
+    """Send a signal to the ranks and their MPI; return their numbers."""
+    found = job_processes(str(run_dir), "FASTSERVE_RUN_DIR")
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    return found
+
+
+def stands_still(pid: int) -> bool:
+    """Return whether no thread of a process does anything, nor is in a system call."""
+    states = Path(f"/proc/{pid}/task").glob("*/stat")
+    return all(s.read_text().rpartition(")")[2].split()[0] in "TZX" for s in states)
 
 
 def check(done: subprocess.CompletedProcess[str], *causes: str) -> None:
@@ -72,7 +111,7 @@ def test_no_byte_is_free(mpi: str, tmp_path: Path) -> None:
     with small_disk(tmp_path / "runs", "3m") as disk:
         with Started(command(mpi), cwd=tmp_path) as started:
             until_it_has_saved(disk / "tiny", started)
-            filler = fill(disk)
+            filler = fill_between_saves(disk / "tiny", disk)
             done = started.finish(60)
         check(done, "[Errno 28] No space left on device")
         filler.unlink()

@@ -207,3 +207,13 @@ def test_every_page_is_in_the_index() -> None:
     named = set(re.findall(r"\]\(((?:tutorials/)?[\w-]+\.md)\)", index))
     pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES + TUTORIALS}
     assert pages - named == {"README.md"}
+
+
+def test_each_environment_variable_is_explained() -> None:
+    """Those that are read by ``environment.setting`` are in the list, and no others."""
+    folders = (ROOT / "fastserve", ROOT / "launch")
+    code = "".join(p.read_text("utf-8") for f in folders for p in f.rglob("*.py"))
+    read = set(re.findall(r"""\bsetting\(\s*"([A-Z_]+)\"""", code))
+    assert {"JOB", "DATA_DIR", "NO_SIGNALS"} <= read
+    page = (ROOT / "docs/install.md").read_text("utf-8")
+    assert set(re.findall(r"FASTSERVE_([A-Z_]+)", page)) == read

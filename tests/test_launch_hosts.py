@@ -55,6 +55,11 @@ class FakeAgents:
             answers[host] = [None if a in self.blocked else 0.1 for a, _ in tries]
         return answers
 
+    def ask_each(
+        self, what: str, arguments: dict[str, Any], timeout: float = 10.0
+    ) -> dict[str, Any]:
+        return {h: self.ask(what, [h], **a)[h] for h, a in arguments.items()}
+
 
 FACTS = {f"node{n}": fact(n) for n in (1, 2, 3)}
 HOSTS = parse_hosts("node[1-3]")

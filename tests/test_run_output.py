@@ -31,6 +31,8 @@ train: {global_batch: 4, steps: 400, eval_every: 200, eval_batches: 2, log_every
 checkpoint: {at_end: false}
 """
 NAMES = {"openmpi": "Open MPI", "mpich": "MPICH"}
+# so much that the line of progress is drawn some times on a fast machine
+LARGER = ("--set", "model.n_layer=4", "--set", "model.n_embd=64")
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +96,7 @@ def left_on_screen(came: str) -> list[str]:
 @pytest.mark.mpi
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_on_a_terminal(folder: Path, flavour: str) -> None:
-    # so much that the line is drawn some times on a fast machine
-    more = ["--set", "model.n_layer=4", "--set", "model.n_embd=64"]
-    came, status = on_terminal(folder, command(flavour, *more))
+    came, status = on_terminal(folder, command(flavour, *LARGER))
     assert status == 0, came
     drawn = re.findall(r"\r\x1b\[K(step [^\r\n]*left)", came)
     assert len(drawn) > 2, came
@@ -227,7 +227,7 @@ def test_a_plan_as_json(folder: Path) -> None:
 
 @pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
 def test_terminals_without_colours(folder: Path, variable: str, value: str) -> None:
-    words = [sys.executable, "-m", "fastserve", "job.yaml"]
+    words = [sys.executable, "-m", "fastserve", "job.yaml", *LARGER]
     came, status = on_terminal(folder, words, **{variable: value})
     assert status == 0
     assert not re.search(r"\x1b\[[0-9;]*m", came)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ def test_a_list_of_other_hosts_wins() -> None:
 @pytest.mark.parametrize(
     ("wanted", "mpi", "types", "expected"),
     [
-        ("auto", MPICH, ["none", "pmi2"], "pmi2"),
+        ("auto", MPICH, ["none", "pmi2"], "mpirun"),
+        ("pmi2", MPICH, ["none", "pmi2"], "pmi2"),
         ("auto", MPICH, ["none"], "mpirun"),
         ("auto", OPENMPI, ["pmix", "pmi2"], "mpirun"),
         ("pmix", OPENMPI, ["pmix"], "pmix"),
@@ -241,6 +243,9 @@ def test_the_script_waits_for_the_ranks_and_requeues(
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
+        waits = Path(f"/proc/{process.pid}/stat")  # for the job, its traps are set
+        while waits.read_text().rpartition(")")[2].split()[0] != "S":
+            time.sleep(0.01)
         subprocess.run(["kill", f"-{number}", str(process.pid)], check=True)
         out, _ = process.communicate(timeout=60)
     assert out.startswith("saved\n")

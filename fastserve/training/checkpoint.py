@@ -148,9 +148,13 @@ def save(
             sync(made)
             _read_state(made)
             put_folder(made, target)
-        if not target.is_dir():
-            raise FileNotFoundError(f"{target} is gone as soon as it was written")
-        _read_state(target)
+        try:
+            _read_state(target)
+        except CheckpointError:
+            if all((target / name).exists() for name in (STATE, *body["files"])):
+                raise
+            gone = f"{target} is gone as soon as it was written"
+            raise FileNotFoundError(gone) from None
         if keep is None:
             discard(target.with_name(f"{BEST}.old"))
         else:

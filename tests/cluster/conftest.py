@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hosts_lab import ALL_NODES, JOB, OWN, Lab
+from hosts_lab import ALL_NODES, Lab
 from mpi_environments import ROOT
 
 
@@ -55,22 +53,6 @@ def hosts() -> Iterator[Lab]:
 @pytest.fixture
 def lab(hosts: Lab) -> Iterator[Lab]:
     """The hosts, healed, with the job in a folder of its own."""
-    work = hosts.folder / "work"
-    subprocess.run(["rm", "-rf", str(work)], check=True)
-    work.mkdir()
-    (work / "own.py").write_text(OWN)
-    (work / "job.yaml").write_text(JOB)
-    (work / "hosts.txt").write_text("node1 slots=2\nnode2:1\nnode3 # one\n")
+    hosts.prepare()
     yield hosts
-    for node in hosts.without_power:
-        assert hosts.do("boot", node).returncode == 0
-    for node in hosts.cut:
-        hosts.do("heal", node)
-    for node in hosts.without_ssh:
-        hosts.do("ssh-on", node)
-    for node in ALL_NODES:
-        hosts.do("open", node)
-    for pid in hosts.processes():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    hosts.forget()
+    hosts.heal()

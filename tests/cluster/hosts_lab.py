@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from mpi_environments import ROOT, environments, require, variables
 
 from launch.process import job_processes
 
 SCRIPT = Path(__file__).with_name("lab.sh")
-LIMIT = 45.0  # seconds for any one command
+LIMIT = 150.0  # seconds for any one command: one that takes longer hangs
 NODES = ("node1", "node2", "node3")
 ALL_NODES = (*NODES, "node4")
 # A job whose rank R fails in the middle of the training, as FAIL="HOW R" says; the file
@@ -106,7 +109,7 @@ class Lab:
         self._env = {
             **os.environ,
             "NETLAB": str(folder / "lab"),
-            "NETLAB_TTL": "3600",
+            "NETLAB_TTL": "14400",
             "NETLAB_KEEP": ":".join(kept),
         }
         self.forget()
@@ -117,6 +120,33 @@ class Lab:
         self.without_ssh: set[str] = set()
         self.without_power: set[str] = set()
         self._marks: list[str] = []
+
+    def prepare(self) -> None:
+        """Make the folder of a job, with nothing in it but the job."""
+        work = self.folder / "work"
+        subprocess.run(["rm", "-rf", str(work)], check=True)
+        work.mkdir()
+        (work / "own.py").write_text(OWN)
+        (work / "job.yaml").write_text(JOB)
+        (work / "hosts.txt").write_text("node1 slots=2\nnode2:1\nnode3 # one\n")
+
+    def heal(self) -> None:
+        """Make all hosts whole again, and end what is left of any job."""
+        for node in self.without_power:
+            assert self.do("boot", node).returncode == 0
+        for node in self.cut:
+            self.do("heal", node)
+        for node in self.without_ssh:
+            self.do("ssh-on", node)
+        for node in ALL_NODES:
+            self.do("open", node)
+        limit = time.monotonic() + 20
+        while (left := self.processes()) and time.monotonic() < limit:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        self.forget()
 
     def cut_off(self, node: str) -> None:
         self.cut.add(node)
@@ -140,7 +170,6 @@ class Lab:
             "FASTSERVE_TEST_PROCESS": mark,
             "OPENBLAS_CORETYPE": "Haswell",
             "FASTSERVE_CACHE_DIR": str(self.folder / "cache"),
-            "FASTSERVE_GRACE": "3",
         }
 
     def processes(self) -> list[int]:
@@ -170,7 +199,7 @@ class Lab:
         mine = self.environment
         process = subprocess.Popen(
             self.script(node, python, "-m", "launch.cli", *words),
-            env=variables(**mine, **env),
+            env=variables(**{**mine, **env}),
             cwd=self.folder / "work",
             text=True,
             stdout=subprocess.PIPE,
@@ -225,9 +254,10 @@ class Job:
         return Done(self.process.returncode, out, err, seconds)
 
     def until_it_trains(self) -> None:
-        limit = time.monotonic() + 25
+        """Wait for step 4: by then the checkpoint of step 2 is complete."""
+        limit = time.monotonic() + 60
         lines = self.folder / "metrics.jsonl"
-        while not (lines.exists() and lines.read_text().count("\n") >= 3):
+        while not (lines.exists() and lines.read_text().count("\n") > 3):
             assert time.monotonic() < limit, "the training has not started"
             assert self.process.poll() is None, self.process.communicate()
             time.sleep(0.05)
@@ -243,9 +273,10 @@ class Job:
 
     def _process(self, wanted: Callable[[list[str]], bool]) -> int:
         for pid in job_processes(self.mark, "FASTSERVE_TEST_PROCESS"):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-            if wanted(words):
-                return pid
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                line = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+                if wanted(line.split("\0")):
+                    return pid
         raise AssertionError("the process is not there")
 
 
@@ -258,3 +289,40 @@ def seen(lab: Lab) -> dict[int, Any]:
 def where(lab: Lab) -> list[str]:
     """Return the hosts of the ranks, in the order of the ranks."""
     return [found["host"] for _, found in sorted(seen(lab).items())]
+
+
+class Late(AssertionError):
+    """All is as it has to be, but it took too long."""
+
+
+def within(seconds: float, limit: float, told: str) -> None:
+    """See that something took less than ``limit`` seconds; a test's last look."""
+    if seconds >= limit:
+        raise Late(f"{seconds:.1f} s, expected less than {limit:g}: {told}")
+
+
+P = ParamSpec("P")
+
+
+def in_time(test: Callable[P, None]) -> Callable[P, None]:
+    """Let a test look again, twice at most, if nothing was wrong but the time it took.
+
+    What else the machine does can take seconds; a product that is slow is slow each
+    time.
+    """
+
+    @functools.wraps(test)
+    def looks(*args: P.args, **kwargs: P.kwargs) -> None:
+        lab = kwargs["lab"]
+        assert isinstance(lab, Lab)
+        for _ in range(2):
+            try:
+                test(*args, **kwargs)
+            except Late:
+                lab.heal()
+                lab.prepare()
+            else:
+                return
+        test(*args, **kwargs)
+
+    return looks

@@ -174,8 +174,10 @@ down() {
 }
 
 power_off() { # a dead process 1 takes processes, mounts and interfaces along
-    kill -KILL "$(<"$state/$1.pid")"
-    while is_up "$1"; do sleep 0.02; done
+    local of; of=$(<"$state/$1.pid")
+    kill -KILL "$of"
+    # it has no command line any more long before the last of its processes is gone
+    while [ -e "/proc/$of" ]; do sleep 0.02; done
 }
 
 cable() { in_network switch ip link set "port${1#node}" "$2"; }
@@ -224,8 +226,14 @@ case ${1:-} in
         node "${2#node}"
         answers "$2"
         ;;
-    ssh-off) in_node "$2" sh -c "kill $(<"$state/$2.sshd")" ;;
-    ssh-on) login_server "$2" in_node "$2" ;;
+    ssh-off)
+        in_node "$2" sh -c 'kill "$0"; while kill -0 "$0" 2>/dev/null; do sleep 0.02; done' \
+            "$(<"$state/$2.sshd")"
+        ;;
+    ssh-on)
+        login_server "$2" in_node "$2"  # which goes into the background before it listens
+        answers "$2"
+        ;;
     _live) state=$2; live "$3" "$4" ;;
     *) sed -n '2,/^set/s/^# \{0,1\}//p' "$self"; exit 64 ;;
 esac

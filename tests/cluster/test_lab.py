@@ -65,12 +65,20 @@ def test_hosts_are_apart_but_share_files(hosts: Hosts) -> None:
 def test_a_link_has_the_rate_that_was_asked_for(hosts: Hosts) -> None:
     hosts.do("rate", "node2", "80mbit")
     send = "dd if=/dev/zero bs=1M count=20 2>/dev/null | ssh node2 'cat >/dev/null'"
-    clock = f"a=$(date +%s%N); {send}; echo $(( ($(date +%s%N) - a) / 1000000 ))"
-    assert 1900 < int(hosts.on("node1", clock)) < 3000  # ms of 20 MiB at 10 MB/s
+
+    def milliseconds(command: str) -> int:
+        clock = f"a=$(date +%s%N); {command}; echo $(( ($(date +%s%N) - a) / 1000000 ))"
+        return int(hosts.on("node1", clock))
+
+    # of 20 MiB at 10 MB/s; what a login takes is the machine's
+    took = [(milliseconds("ssh node2 true"), milliseconds(send)) for _ in range(3)]
+    assert min(whole for _, whole in took) > 1900
+    assert min(whole - login for login, whole in took) < 3000
 
 
 def test_what_breaks_and_comes_back(hosts: Hosts) -> None:
     login = "ssh -o ConnectTimeout=1 node2 hostname"
+    again = f"until {login} 2>/dev/null; do sleep 0.1; done"  # at most 10 s
     for trouble, cure in (
         ("cut", "heal"),
         ("ssh-off", "ssh-on"),
@@ -79,17 +87,17 @@ def test_what_breaks_and_comes_back(hosts: Hosts) -> None:
         hosts.do(trouble, "node2")
         hosts.on("node1", login, status=255)
         hosts.do(cure, "node2")
-        assert hosts.on("node1", login) == "node2"
+        assert hosts.on("node1", again) == "node2"
 
 
 def test_a_firewall_lets_only_ssh_through(hosts: Hosts) -> None:
-    connect = "timeout 1 bash -c 'echo >/dev/tcp/node2/999'"
-    hosts.on("node1", connect, status=1)  # refused: nobody listens
+    connect = "timeout {} bash -c 'echo >/dev/tcp/node2/999'"
+    hosts.on("node1", connect.format(9), status=1)  # refused: nobody listens
     hosts.do("firewall", "node2")
     assert hosts.on("node1", "ssh node2 hostname") == "node2"
-    hosts.on("node1", connect, status=124)
+    hosts.on("node1", connect.format(1), status=124)
     hosts.do("open", "node2")
-    hosts.on("node1", connect, status=1)
+    hosts.on("node1", connect.format(9), status=1)
 
 
 def test_two_labs_at_once(hosts: Hosts, tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hosts_lab import FOREVER, NODES, SCRIPT, Lab, seen, where
-from mpi_environments import FLAVOURS, require, run, variables
+from hosts_lab import FOREVER, LIMIT, NODES, SCRIPT, Lab, seen, where
+from mpi_environments import FLAVOURS, require, variables
 
 pytestmark = [pytest.mark.mpi, pytest.mark.slow]
 both = pytest.mark.parametrize("mpi", FLAVOURS)
 ON_THREE = ("--set", "launch.slurm={nodes: 3, tasks_per_node: 1}")
-STEPS = 6000  # of some 10 ms: longer than until Slurm's warning
+STEPS = 8000  # of 10 ms or more: longer than until Slurm's warning
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -30,7 +30,16 @@ class Slurm:
     def do(self, *words: str) -> subprocess.CompletedProcess[str]:
         env = variables(**self.lab.environment, SLURM_CONF=self.conf)
         command = self.lab.script("node1", *words)
-        return run(command, 50, cwd=self.lab.folder / "work", env=env)
+        # not mpi_environments.run: at its end it kills what it has started, and a job
+        # that Slurm starts at once has the variables of sbatch
+        return subprocess.run(
+            command,
+            cwd=self.lab.folder / "work",
+            env=env,
+            text=True,
+            capture_output=True,
+            timeout=LIMIT + 10,
+        )
 
     def submit(self, mpi: str, *words: str) -> str:
         """Submit the job, and return its number."""
@@ -44,13 +53,13 @@ class Slurm:
             "squeue", "-h", "-t", "all", "-j", job, "-o", "%T"
         ).stdout.strip()
 
-    def until(self, true: Callable[[], bool], seconds: float = 40.0) -> None:
+    def until(self, true: Callable[[], bool], seconds: float = 120.0) -> None:
         limit = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < limit, self.output()[-3000:]
             time.sleep(0.2)
 
-    def end(self, job: str, seconds: float = 40.0) -> str:
+    def end(self, job: str, seconds: float = 120.0) -> str:
         """Wait for the end of a job, and return its state."""
         self.until(lambda: self.state(job) in FINAL, seconds)
         self.lab.nothing_left()
@@ -99,16 +108,12 @@ def slurm(service: None, lab: Lab) -> Iterator[Slurm]:
 
 
 @both
-@pytest.mark.parametrize("starter", ["auto", "mpirun"])
-def test_a_submitted_job_runs_on_all_nodes(
-    mpi: str, starter: str, slurm: Slurm
-) -> None:
-    job = slurm.submit(mpi, *ON_THREE, "--set", f"launch.slurm.mpi={starter}")
+def test_a_submitted_job_runs_on_all_nodes(mpi: str, slurm: Slurm) -> None:
+    job = slurm.submit(mpi, *ON_THREE)
     assert slurm.end(job) == "COMPLETED", slurm.output()
     assert where(slurm.lab) == list(NODES)
-    by = {"openmpi": "mpirun", "mpich": "mpiexec|mpirun"}[mpi]
-    wanted = ["srun"] if (mpi, starter) == ("mpich", "auto") else by.split("|")
-    assert any(f"by {name} in Slurm's job {job}" in slurm.output() for name in wanted)
+    by = {"openmpi": "mpirun", "mpich": "mpiexec|mpirun"}[mpi].split("|")
+    assert any(f"by {name} in Slurm's job {job}" in slurm.output() for name in by)
     assert json.loads((slurm.run_dir / "done.json").read_text())["steps"] == 8
     assert {found["mark"] for found in seen(slurm.lab).values()} == {"a b"}
 
@@ -125,9 +130,9 @@ def test_scancel_ends_everything_and_is_not_requeued(mpi: str, slurm: Slurm) -> 
 
 @both
 def test_the_warning_before_the_end_saves_and_requeues(mpi: str, slurm: Slurm) -> None:
-    # Slurm looks every 30 s and warns up to 30 s early: 3 to 33 s after the start here,
-    # never before the script can take the signal
-    more = "{nodes: 3, tasks_per_node: 1, time: 2m, signal_seconds: 87}"
+    # Slurm looks every 30 s and warns up to 30 s early: 30 to 60 s after the start,
+    # never before the ranks can take the signal
+    more = "{nodes: 3, tasks_per_node: 1, time: 3m, signal_seconds: 120}"
     steps = ("--set", f"train.steps={STEPS}", "--set", "checkpoint.every=null")
     job = slurm.submit(mpi, "--set", f"launch.slurm={more}", *steps)
 
@@ -139,7 +144,7 @@ def test_the_warning_before_the_end_saves_and_requeues(mpi: str, slurm: Slurm) -
             slurm.do("scontrol", "update", f"JobId={job}", "StartTime=now")
         return state in FINAL
 
-    slurm.until(complete, 400)  # several starts, on a machine that others use too
+    slurm.until(complete, 1200)  # several starts, on a machine that others use too
     shown = slurm.do("scontrol", "show", "job", job).stdout
     assert slurm.state(job) == "COMPLETED", shown + slurm.output()[-2000:]
     assert slurm.output().count("saved; back into the queue") >= 1
@@ -155,9 +160,9 @@ def test_a_killed_rank_is_restarted_within_its_allocation(
     settings = ("comm.algorithm=exact", "launch.max_restarts=1", "train.steps=200")
     words = [word for setting in settings for word in ("--set", setting)]
     job = slurm.submit(mpi, *ON_THREE, *words)
-    slurm.until(slurm.trains, 120)
+    slurm.until(slurm.trains)
     slurm.lab.on("node2", "kill", "-9", str(seen(slurm.lab)[1]["pid"]))
-    assert slurm.end(job, 120) == "COMPLETED", slurm.output()
+    assert slurm.end(job) == "COMPLETED", slurm.output()
     assert slurm.output().count("restart 1 of at most 1, from checkpoint step-") == 1
     lines = (slurm.run_dir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 201))
@@ -179,7 +184,7 @@ def test_a_node_that_goes_down(mpi: str, slurm: Slurm) -> None:
     slurm.until(slurm.trains)
     slurm.lab.crash("node3")
     try:
-        slurm.until(lambda: slurm.state(job) != "RUNNING", 45)
+        slurm.until(lambda: slurm.state(job) != "RUNNING")
         # Slurm puts it back into the queue, or it has failed
         assert slurm.state(job) in ("PENDING", "COMPLETING", "FAILED", "NODE_FAIL")
         slurm.lab.nothing_left(("node1", "node2"))
