@@ -3,7 +3,9 @@ text where that is here, else on one that every Python carries."""
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import os
 import re
 import sys
@@ -139,25 +141,30 @@ def test_the_head_says_how_to_run_it_and_what_comes_out(path: Path) -> None:
 
 @pytest.mark.parametrize("path", HEADED, ids=lambda p: p.stem)
 def test_comments_say_what_the_schema_says(path: Path) -> None:
+    """Each key has type and default behind it, but for the layers' own arguments."""
     lines = path.read_text("utf-8").splitlines()
     data = parse(path.read_text("utf-8"))[0]
-    section, seen = "", 0
+    above: list[str] = []
+    seen = []
     for line in lines:
-        if found := re.match(r"(\w+):", line):
-            section = found[1]
-        found = re.match(r"  (\w+):(?: [^#]*)?(?:# (.*))?$", line)
-        if not found or found[1] in ("type", "layers", "vectorize", "words"):
+        found = re.match(r"( *)(\w+):(?: [^#]*)?(?:# (.*))?$", line)
+        if not found:
             continue
-        about = comment(f"{section}.{found[1]}", data)
-        types = about.partition(". ")[0]
-        said = found[2] or ""
-        if section in ("data", "model"):  # their types are told in more detail
+        above = [*above[: len(found[1]) // 2], found[2]]
+        key, said = ".".join(above), found[3] or ""
+        types = comment(key, data).partition(". ")[0]
+        if isinstance(functools.reduce(operator.getitem, above, data), dict):
+            need = "required" if key in ("data", "model", "train") else ""
+            assert said.startswith("section" if len(above) > 1 else need), line
+        elif above[-1] == "type":
+            assert said.startswith("required; "), line
+        elif above[0] in ("data", "model"):  # their types are told in more detail
             default = re.search(r"required$|= .*", types)
-            assert default is None or default[0] in said, line
+            assert said and (default is None or default[0] in said), line
         else:
             assert said == types or said.startswith(f"{types};"), line
-        seen += 1
-    assert seen >= 8
+        seen.append(key)
+    assert {"name", "seed", "data.type", "model.type", "train.log_every"} <= set(seen)
     assert max(map(len, lines)) <= 105
 
 
