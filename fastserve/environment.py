@@ -151,17 +151,25 @@ def process_start(pid: int | None = None) -> float | None:
     None if it has ended, also if nobody has asked for a zombie's status yet, and where
     there is no /proc.
     """
-    try:
-        path = Path(f"/proc/{os.getpid() if pid is None else pid}/stat")
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    stat = process_stat(os.getpid() if pid is None else pid)
+    if stat is None:
         return None
-    state, *fields = text.rpartition(")")[2].split()  # proc(5), from its third field on
-    if state in "ZX":
-        return None
-    ticks = float(fields[18])  # from the machine's start to the process'
+    ticks = float(stat[1])  # from the machine's start to the process'
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return time.time() - age
+
+
+def process_stat(pid: int) -> tuple[str, str] | None:
+    """Return a process's parent, and its start in ticks of the clock since the boot.
+
+    None as from ``process_start``.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # proc(5), from its third field on
+    return None if fields[0] in "ZX" else (fields[1], fields[19])
 
 
 def threads_per_rank(cores: int, local_size: int) -> int:

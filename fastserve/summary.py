@@ -145,14 +145,22 @@ def conclusion(
     if text:
         lines += ["sample", *(f"  {line}" for line in text.splitlines())]
     lines.append(f"run      {short(run_dir)}")
+    lines.append(f"next     fastserve {_next(data, model, run_dir)}")
+    return "\n".join(lines)
+
+
+def _next(data: Data, model: Model, run_dir: Path) -> str:
+    run = shlex.quote(short(run_dir))
+    if not any(run_dir.glob("checkpoints/*/state.json")):  # only numbers are left
+        return f"report {run}"
     if isinstance(model, GPT) and data.tokenizer is not None:
         prompt = shlex.quote(data.prompt) if data.prompt else opening(data.tokenizer)
-        lines.append(f"next     fastserve generate {short(run_dir)} --prompt {prompt}")
-    elif data.test is not None:
-        lines.append(f"next     fastserve evaluate {short(run_dir)} --split test")
-    elif data.preprocessing is not None:
-        lines.append(f"next     fastserve predict {short(run_dir)} --input FILE")
-    return "\n".join(lines)
+        return f"generate {run} --prompt {prompt}"
+    if data.test is not None:
+        return f"evaluate {run} --split test"
+    if data.preprocessing is not None:
+        return f"predict {run} --input FILE"
+    return f"report {run}"
 
 
 def _times(status: Status) -> list[str]:

@@ -375,7 +375,7 @@ class _Run:
         if isinstance(plateau := self.extras.get("plateau"), ReduceLROnPlateau):
             plateau.say = say
         found = [self.progress, self.status, self.metrics]
-        if self.comm.rank == 0:
+        if self.comm.rank == 0 and self.recovery.parts:
             found.append(self.recovery.tell(say))
         if self.early:
             found.append(self.early)  # before those that save its state

@@ -10,8 +10,8 @@ from typing import Literal, TypeGuard
 
 from fastserve.config.run_folders import saved_states
 from fastserve.errors import ArgumentError, CheckpointError, UnknownNameError
+from fastserve.json_object import read_object
 
-from .records import read_object
 from .runs import ENDED, Line, Run, is_number
 
 Axis = Literal["step", "epoch", "time"]

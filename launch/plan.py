@@ -28,7 +28,7 @@ THIS_HOST = "this host"
 _FORWARDED = ("PYTHONPATH", "OPENBLAS_CORETYPE")
 # What the MPIs write into the command for a remote shell, within double quotes at best.
 _MPI_VARIABLE = re.compile(r"(PRTE|PMIX|OMPI|ORTE|OPAL|HYDRA|MPIEXEC)_")
-_SHELL_TEXT = re.compile(r"[^\w./:=@%+,~^ -]|[\r\n]")
+_SHELL_TEXT = re.compile(r"[^\w./:=@%+,~^ -]")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,8 +240,11 @@ def _data_files(job: Job) -> list[str]:
     """Return the files that the job reads; of a folder the first in it."""
     files: list[str] = []
     for name in files_of(job):
-        inside = (str(p) for p in sorted(Path(name).rglob("*")) if p.is_file())
-        files += islice(inside, _OF_A_FOLDER) if Path(name).is_dir() else [name]
+        if Path(name).is_dir():
+            inside = sorted(str(p) for p in Path(name).rglob("*") if p.is_file())
+            files += inside[:_OF_A_FOLDER]
+        else:
+            files.append(name)
     return files
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from fastserve.json_object import read_object
 
 _CRASH = re.compile(rb"^Fatal Python error: (.*)$", re.MULTILINE)
 _TAIL = 1 << 16  # bytes at the end of a log
-_LARGEST = 64 << 20  # bytes of a JSON file
 
 
 LogMark = tuple[int, int, int]  # inode, bytes, time of the last change in ns
@@ -134,27 +133,3 @@ def _error_record(path: Path) -> ErrorRecord | None:
         )
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; an empty one if there is none to read.
-
-    One of more than 64 MiB, or nested too deeply, isn't read.
-    """
-    try:
-        if not path.is_file():  # a pipe or a device would have no end
-            return {}
-        with path.open("rb") as file:
-            content = file.read(_LARGEST + 1)
-    except OSError:
-        return {}
-    return parse_object(content) if len(content) <= _LARGEST else {}
-
-
-def parse_object(text: str | bytes) -> dict[str, Any]:
-    """Return the JSON object that a text is; an empty one if it's none."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastserve import environment
-
-from .records import read_object
+from fastserve.json_object import read_object
 
 
 def read(name: str) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from fastserve.config.run_folders import CONFIG, METRICS, find_run, is_run
+from fastserve.json_object import parse_object, read_object
 
-from .records import ErrorRecord, error_records, parse_object, read_object
+from .records import ErrorRecord, error_records
 
 RUNNING, ENDED, STOPPED = "running", "ended", "stopped"
 FAILED, UNKNOWN = "failed", "unknown"

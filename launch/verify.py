@@ -21,8 +21,7 @@ from fastserve import environment
 from fastserve.config.run_folders import saved_states
 from fastserve.environment import Numerics
 from fastserve.errors import ArgumentError, LaunchError
-
-from .records import read_object
+from fastserve.json_object import read_object
 
 STOPPED = 75
 _COMMAND = (sys.executable, "-c", "from launch.cli import main; main()", "run")

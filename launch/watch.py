@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastserve.environment import process_stat
+
 _JOB = b"FASTSERVE_JOB="
 # Open MPI also sets PMIX_RANK, and under mpirun inside of a Slurm job SLURM_PROCID is
 # that of the daemon: the order matters.
@@ -88,7 +90,7 @@ class Watch:
             if now - self._others.setdefault(pid, now) > _YOUNG:
                 continue
             variables = _variables(pid)
-            stat = _stat(pid)
+            stat = process_stat(pid)
             if self._mark not in variables or stat is None:
                 continue
             self._marked.add(pid)
@@ -104,7 +106,7 @@ class Watch:
 
     def _note_daemon(self, pid: int) -> None:
         """Remember a rank's parent if it is one of the MPI's daemons."""
-        stat = _stat(pid)
+        stat = process_stat(pid)
         with suppress(OSError):
             name = Path(f"/proc/{pid}/comm").read_text().strip()
             if stat is not None and name in _DAEMONS:
@@ -112,18 +114,8 @@ class Watch:
 
 
 def _runs(process: _Process) -> bool:
-    stat = _stat(process.pid)
+    stat = process_stat(process.pid)
     return stat is not None and stat[1] == process.start
-
-
-def _stat(pid: int) -> tuple[str, str] | None:
-    """Return the parent's id and the time of start; None unless it runs."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else (fields[1], fields[19])
 
 
 def _variables(pid: int) -> list[bytes]:

@@ -138,8 +138,13 @@ class Browser:
         )
 
     def value(self, expression: str) -> Any:
-        """Return what a JavaScript expression gives in the page."""
-        found = self("Runtime.evaluate", expression=expression, returnByValue=True)
+        """Return what a JavaScript expression, or its promise, gives in the page."""
+        found = self(
+            "Runtime.evaluate",
+            expression=expression,
+            returnByValue=True,
+            awaitPromise=True,
+        )
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 

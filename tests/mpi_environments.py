@@ -57,6 +57,15 @@ def require(flavour: str) -> Path:
     return folder
 
 
+def signal_job(run_dir: Path, number: signal.Signals) -> list[int]:
+    """Send a signal to the ranks of a run and their MPI; return their numbers."""
+    found = job_processes(str(run_dir), "FASTSERVE_RUN_DIR")
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    return found
+
+
 def variables(**more: str) -> dict[str, str]:
     """Return the environment for a process of ours: the sources, one BLAS thread."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]

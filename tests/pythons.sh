@@ -44,9 +44,9 @@ try() {
 unset PYTHONPATH CI  # CI: tests that lack the other MPI are skipped here
 "$builder" -m build --wheel --outdir "$work" >"$work/build.log" 2>&1 ||
     { cat "$work/build.log"; exit 1; }
-passed="" failed=""
+passed="" failed="" missing=""
 for version in ${PYTHONS:-3.10 3.11 3.12 3.13 3.14}; do
-    python=$(find_python "$version") || { echo "== $version: isn't here"; continue; }
+    python=$(find_python "$version") || { missing+=" $version"; continue; }
     echo "== $version: $python"
     "$python" -m venv "$work/$version"
     if (try "$work/$version/bin" "$work/checkout-$version"); then
@@ -55,5 +55,5 @@ for version in ${PYTHONS:-3.10 3.11 3.12 3.13 3.14}; do
         failed+=" $version"
     fi
 done
-echo "passed:${passed:- none}; failed:${failed:- none}"
+echo "passed:${passed:- none}; failed:${failed:- none}; not here, so not tried:${missing:- none}"
 [ -n "$passed" ] && [ -z "$failed" ]

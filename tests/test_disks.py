@@ -6,19 +6,15 @@ again, and what was saved is gone on with once there is room.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from mpi_environments import FLAVOURS, Started, require, run
+from mpi_environments import FLAVOURS, Started, require, run, signal_job
 from small_disks import failing_disk, fill, mend, small_disk, turn_read_only
-
-from launch.process import job_processes
 
 JOB = """
 name: tiny
@@ -53,27 +49,18 @@ def fill_between_saves(run_dir: Path, disk: Path) -> Path:
     gives back what it had taken, which is enough to write the error."""
     limit = time.monotonic() + 60
     while True:
-        halted = send(run_dir, signal.SIGSTOP)
+        halted = signal_job(run_dir, signal.SIGSTOP)
         while not all(map(stands_still, halted)):
             assert time.monotonic() < limit
             time.sleep(0.001)
         if not list(run_dir.glob("checkpoints/.*.tmp-*")):
             break
-        send(run_dir, signal.SIGCONT)
+        signal_job(run_dir, signal.SIGCONT)
         assert time.monotonic() < limit
         time.sleep(0.003)
     filler = fill(disk)
-    send(run_dir, signal.SIGCONT)
+    signal_job(run_dir, signal.SIGCONT)
     return filler
-
-
-def send(run_dir: Path, number: signal.Signals) -> list[int]:
-    """Send a signal to the ranks and their MPI; return their numbers."""
-    found = job_processes(str(run_dir), "FASTSERVE_RUN_DIR")
-    for pid in found:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-    return found
 
 
 def stands_still(pid: int) -> bool:

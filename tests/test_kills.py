@@ -5,7 +5,6 @@ FASTSERVE_TEST_KILLS says how often; ``make test-kills`` takes 200.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -14,9 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from mpi_environments import FLAVOURS, Started, require
-
-from launch.process import job_processes
+from mpi_environments import FLAVOURS, Started, require, signal_job
 
 KILLS = int(os.environ.get("FASTSERVE_TEST_KILLS", "4"))
 STEPS = max(200, 30 * KILLS)  # enough for some between two kills
@@ -50,9 +47,9 @@ def test_kills_at_any_moment(mpi: str, tmp_path: Path) -> None:
             saving = number % 5 != 4  # most of them during a save
             _wait(run_dir, rng, started)
             while not _stop(run_dir) and saving:  # the save was over meanwhile
-                _signal(run_dir, signal.SIGCONT)
+                signal_job(run_dir, signal.SIGCONT)
                 _wait_for_save(run_dir, rng, started)
-            _signal(run_dir, signal.SIGKILL)
+            signal_job(run_dir, signal.SIGKILL)
             started.process.kill()
             started.process.wait(20)
         print(f"kill {number + 1}: {'while it saved' if saving else 'at any moment'}")
@@ -106,7 +103,7 @@ def _saving(run_dir: Path) -> bool:
 
 def _stop(run_dir: Path) -> bool:
     """Halt the job's processes where they are; return whether they were saving."""
-    _signal(run_dir, signal.SIGSTOP)
+    signal_job(run_dir, signal.SIGSTOP)
     return _saving(run_dir)
 
 
@@ -115,12 +112,6 @@ def _age(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:  # it was removed meanwhile
         return 0.0
-
-
-def _signal(run_dir: Path, number: signal.Signals) -> None:
-    for pid in job_processes(str(run_dir), "FASTSERVE_RUN_DIR"):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
 
 
 def _lines(run_dir: Path) -> list[dict[str, float]]:

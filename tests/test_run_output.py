@@ -6,11 +6,13 @@ import json
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from mpi_environments import FLAVOURS, Started, require, run, variables
@@ -123,6 +125,7 @@ def test_into_a_file(folder: Path, flavour: str) -> None:
     steps = [line for line in done.stdout.splitlines() if line.startswith("step ")]
     found = [re.match(r"step (\d+)[/:]", line)[1] for line in steps]  # type: ignore[index]
     assert found == ["100", "200", "200", "300", "400", "400"]
+    assert "next     fastserve report runs/tiny\n" in done.stdout  # it has no checkpoint
     known = json.loads((folder / "runs/tiny/environment.json").read_text())
     assert known["mpi"].startswith(NAMES[flavour]) and known["ranks"] == 2
     assert [host["ranks"] for host in known["hosts"]] == [2]
@@ -206,6 +209,42 @@ def test_the_rank_program_alone(folder: Path) -> None:
     assert error["to_do"].startswith("go on with --resume auto")
     done = alone(folder, "--quiet", "--set", "train.stepz=1")
     assert done.returncode == 2 and done.stdout == "" and "train.stepz" in done.stderr
+
+
+TABLE = "{type: csv, file: table.csv, target: c, task: classification%s}"
+CLASSES = "{type: sequential, layers: [Dense: {units: classes, activation: softmax}],"
+CLASSES += " loss: sparse_categorical_crossentropy}"
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "then"),
+    [
+        ("", "", "generate runs/tiny --prompt z"),
+        ("", "{type: tokens, train: t.npy, vocab_size: 7}", "report runs/tiny"),
+        (CLASSES, TABLE % ", test_split: 0.2", "evaluate runs/tiny --split test"),
+        (CLASSES, TABLE % "", "predict runs/tiny --input FILE"),
+    ],
+)
+def test_what_to_type_next_works(
+    folder: Path, model: str, data: str, then: str
+) -> None:
+    np.save(folder / "t.npy", np.arange(2000, dtype=np.uint16) % 7)
+    rows = [f"{n % 2},{n % 3},{'red' if n % 2 else 'blue'}\n" for n in range(100)]
+    (folder / "table.csv").write_text("a,b,c\n" + "".join(rows))
+    changes = {"data": data, "model": model}
+    job = {**yaml.safe_load(JOB)}
+    job |= {key: yaml.safe_load(text) for key, text in changes.items() if text}
+    job["checkpoint"] = {"at_end": True}
+    job["train"] = {"global_batch": 4, "steps": 2, "sample_tokens": 4}
+    (folder / "job.yaml").write_text(yaml.safe_dump(job))
+    done = alone(folder)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"^next     fastserve (.*)$", done.stdout, re.M)
+    assert found == [then]
+    words = shlex.split(then.replace("FILE", "table.csv"))
+    command = [sys.executable, "-m", "launch.cli", *words]
+    done = run(command, 60, cwd=folder, env=environ(folder))
+    assert done.returncode == 0 and done.stdout, done.stderr
 
 
 def test_faults_before_the_start_as_json(folder: Path) -> None:

@@ -233,8 +233,11 @@ def read_text(path: Path, encoding: str) -> str:
 def _header(path: Path, encoding: str) -> list[str]:
     if path.suffix == ".jsonl":
         return []
-    first = next(read_csv(path, encoding, ","), None)
-    return [name.strip() for name in first.fields] if first else []
+    return _names(next(read_csv(path, encoding, ","), None))
+
+
+def _names(header: Record | None) -> list[str]:
+    return [name.strip() for name in header.fields] if header else []
 
 
 def read_records(path: Path, encoding: str) -> Iterator[Record]:
@@ -243,8 +246,7 @@ def read_records(path: Path, encoding: str) -> Iterator[Record]:
         yield from read_jsonl(path, encoding)
         return
     records = read_csv(path, encoding, ",")
-    next(records, None)
-    names = _header(path, encoding)
+    names = _names(next(records, None))
     for record in records:
         if len(record.fields) != len(names):
             raise fault(

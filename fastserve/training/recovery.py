@@ -12,14 +12,14 @@ from .callbacks import Callback, Logs
 
 
 class Recovery(Callback):
-    """Tells it once, after the first step of rank 0; nothing without a loss before.
+    """Tells it once, after the first step of rank 0.
 
     The launcher says in FASTSERVE_LOSS when it saw the loss and when all that was left
     of the job had ended, as unix times. On another host than the launcher's the time
     until Python starts has the difference of the two clocks in it.
 
     Attributes:
-        parts: seconds of each part, in the order of time.
+        parts: seconds of each part, in the order of time; none without a loss before.
     """
 
     def __init__(self) -> None:

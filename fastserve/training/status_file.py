@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fastserve.json_object import read_object
+
 NAME = "status.json"
 
 
@@ -20,7 +22,7 @@ def put(path: Path, record: dict[str, Any]) -> None:
 
 def trained_seconds(run_dir: Path) -> float:
     """Return how long a run has trained in all of its starts; 0 if no file tells."""
-    told = _read(run_dir / NAME).get("trained_seconds")
+    told = read_object(run_dir / NAME).get("trained_seconds")
     try:
         return float(told) if isinstance(told, (int, float)) else 0.0
     except OverflowError:  # a number of hundreds of digits
@@ -33,14 +35,6 @@ def mark_failed(run_dir: Path, job: str | None) -> None:
     Raises OSError if it can't be written.
     """
     path = run_dir / NAME
-    record = _read(path)
+    record = read_object(path)
     if record.get("job") == job and record.get("state") == "training":
         put(path, {**record, "state": "failed", "time": time.time()})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}

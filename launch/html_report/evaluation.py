@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fastserve.errors import ArgumentError, FastserveError
+from fastserve.json_object import read_object
 
 from .. import curves
-from ..records import read_object
 from ..runs import RUNNING, Run, is_number, series
 from .markup import Html, Section, element, section, table
 

@@ -11,10 +11,11 @@ from typing import Any
 from fastserve import formatting
 from fastserve.config.run_folders import saved_states
 from fastserve.errors import ArgumentError
+from fastserve.json_object import read_object
 
 from .. import curves
 from ..curves import Axis
-from ..records import describe_errors, read_object
+from ..records import describe_errors
 from ..runs import FAILED, Run, is_number, series
 from . import charts, logs
 from .markup import Html, Section, element, join, section, table
