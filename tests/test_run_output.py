@@ -125,7 +125,8 @@ def test_into_a_file(folder: Path, flavour: str) -> None:
     steps = [line for line in done.stdout.splitlines() if line.startswith("step ")]
     found = [re.match(r"step (\d+)[/:]", line)[1] for line in steps]  # type: ignore[index]
     assert found == ["100", "200", "200", "300", "400", "400"]
-    assert "next     fastserve report runs/tiny\n" in done.stdout  # it has no checkpoint
+    # it has no checkpoint to evaluate
+    assert "next     fastserve report runs/tiny\n" in done.stdout
     known = json.loads((folder / "runs/tiny/environment.json").read_text())
     assert known["mpi"].startswith(NAMES[flavour]) and known["ranks"] == 2
     assert [host["ranks"] for host in known["hosts"]] == [2]
