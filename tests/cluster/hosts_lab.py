@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -21,6 +22,10 @@ SCRIPT = Path(__file__).with_name("lab.sh")
 LIMIT = 150.0  # seconds for any one command: one that takes longer hangs
 NODES = ("node1", "node2", "node3")
 ALL_NODES = (*NODES, "node4")
+# in the command of a process; not just the name, which may be in the checkout's path
+OF_A_JOB = re.compile(
+    r"(-m |/bin/)fastserve\b|-m launch\b|\blaunch\.agent\b|prted|hydra_pmi_proxy|mpirun"
+)
 # A job whose rank R fails in the middle of the training, as FAIL="HOW R" says; the file
 # "failed" then tells when.
 OWN = """
@@ -231,8 +236,7 @@ class Lab:
 
     def _processes(self, node: str) -> list[str]:
         listed = self.on(node, "ps", "-ww", "-eo", "args=").splitlines()
-        names = ("fastserve", "prted", "hydra_pmi_proxy", "launch.agent", "mpirun")
-        return [f"{node}: {line}" for line in listed if any(n in line for n in names)]
+        return [f"{node}: {line}" for line in listed if OF_A_JOB.search(line)]
 
 
 class Done:
