@@ -143,7 +143,8 @@ def _section(field: Schema, whole: Schema, data: Any) -> Schema:
 
 
 def _written(value: Any) -> str:
-    return value if isinstance(value, str) and value else json.dumps(value)
+    plain = isinstance(value, str) and re.fullmatch(r"\w.*", value)
+    return value if plain else json.dumps(value)
 
 
 def _beside(line: str, about: str) -> list[str]:
