@@ -47,7 +47,7 @@ def make_model():
         fs.layers.Dense(8, "relu", input_shape=(3,)), fs.layers.BatchNormalization(),
         fs.layers.Dropout(0.3), Signals(), fs.layers.Dense(2),
     ])
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", metrics=["mae"])
     return model
 """
 TIMED = ("time", "samples_per_s", "gflops")
@@ -93,6 +93,7 @@ def test_signals_within_a_step_and_an_evaluation(
     (tmp_path / "model.py").write_text(MODEL)
     assert started(tmp_path, "whole", 1) == 0
     whole = result(tmp_path / "runs/whole")
+    assert all("mae" in line or "val_mae" in line for line in whole["lines"])
     # rank 0 of two makes two of a step's four parts, and two of an evaluation's four
     for name, moment in (("train", "train 15"), ("evaluation", "evaluate 3")):
         monkeypatch.setenv("SIGNAL_AT", moment)

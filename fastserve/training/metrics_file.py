@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastserve.training import files
 from fastserve.training.callbacks import Callback, Logs
 from fastserve.training.metrics_outputs import Line, MetricsOutput
@@ -17,8 +19,9 @@ from fastserve.training.metrics_outputs import Line, MetricsOutput
 class MetricsFile(Callback):
     """Appends a JSON object a line: training every ``every`` steps, and validation.
 
-    ``loss`` is the mean since the line before; ``step`` counts the steps made, and
-    ``skipped_steps`` those of them that the guard against spikes has skipped.
+    ``loss`` and the metrics are over the steps since the line before; ``step`` counts
+    the steps made, and ``skipped_steps`` those of them that the guard against spikes
+    has skipped.
 
     Args:
         outputs: take the lines as well.
@@ -32,7 +35,12 @@ class MetricsFile(Callback):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self.step = self.params["first_step"]
+        trainer = self.model.trainer
+        self._totals = np.zeros_like(trainer.totals) if trainer else np.zeros(0)
         self._begin_line()
+        totals = self._resumed.pop("totals", ())  # an older version saved none
+        if len(totals) == len(self._totals):
+            self._totals[...] = [float(total) for total in totals]
         for name, value in self._resumed.items():
             setattr(self, name, float(value))
         self._resumed = {}
@@ -43,11 +51,16 @@ class MetricsFile(Callback):
 
     def _begin_line(self) -> None:
         self._loss = self._rows = self._learnt = self._seconds = 0.0
+        self._totals.fill(0)
 
     def get_state(self) -> dict[str, Any]:
         """Return what a checkpoint within a line needs, as text: JSON has no NaN."""
         names = ("_loss", "_rows", "_learnt", "_seconds")
-        return {name: repr(float(getattr(self, name))) for name in names}
+        totals = [repr(total) for total in self._totals.tolist()]
+        return {
+            "totals": totals,
+            **{name: repr(float(getattr(self, name))) for name in names},
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Let the next training go on within a line."""
@@ -85,6 +98,8 @@ class MetricsFile(Callback):
         if not last.skipped:
             self._loss += last.loss * last.rows
             self._learnt += last.rows
+            if self.model.trainer:
+                self._totals += self.model.trainer.step_totals
         if self.step % self.every and self.step != self.params["total_steps"]:
             return
         rate = self._rows / max(self._seconds, 1e-9)
@@ -92,6 +107,7 @@ class MetricsFile(Callback):
         guard = self.model.trainer.guard if self.model.trainer else None
         self._write(
             {
+                **self._metrics(),
                 "loss": self._loss / self._learnt if self._learnt else math.nan,
                 "grad_norm": last.grad_norm,
                 "learning_rate": last.learning_rate,
@@ -101,6 +117,13 @@ class MetricsFile(Callback):
             }
         )
         self._begin_line()
+
+    def _metrics(self) -> dict[str, float]:
+        """Return the loss and the metrics of the line's steps."""
+        trainer = self.model.trainer
+        if trainer is None or not trainer.metrics:
+            return {}
+        return trainer.results(self._totals)
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         validation = {k: v for k, v in (logs or {}).items() if k.startswith("val_")}

@@ -503,6 +503,11 @@ class Trainer:
                 named[metric.name] = float(value)
         return named
 
+    @property
+    def step_totals(self) -> Array:
+        """What the last step added to ``totals``, if it wasn't skipped."""
+        return self._status
+
     def mean_loss(self, totals: Array | None = None) -> float:
         """Return the loss of ``results``."""
         totals = self.totals if totals is None else totals
