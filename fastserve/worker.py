@@ -233,11 +233,7 @@ class _Run:
         self.job, self.folder, self.data, self.model = job, folder, data, model
         self.sampler = make_sampler(job, data)
         self.steps = total_steps(job, self.sampler)
-        compile_model(job, model, self.steps)
-        check_wishes(job, data, model)
         self.trainer = model.prepare(data.train)
-        if data.validation is not None:
-            model.check_source(data.validation)
         samples = data.train.samples
         batch = job.train.global_batch
         self.plan = {"global_batch": batch, "samples": samples, "seed": job.seed}
@@ -511,7 +507,8 @@ def _agree(options: argparse.Namespace, comm: Communicator) -> tuple[config.Job,
 def _prepare(
     job: config.Job, comm: Communicator, resumed: Path | None
 ) -> tuple[Data, Model]:
-    """Make data and model on rank 0 first: a fault in them is then said once.
+    """Make data and model, compiled, on rank 0 first: a fault in them or in how they
+    fit is then said once.
 
     A text is read by rank 0 alone, and its tokens are sent to the others.
     """
@@ -533,6 +530,10 @@ def _prepare(
             model = make_model(job, data.vocab_size, shape, data.classes)
         if isinstance(model, GPT):
             model.reset_at = data.reset_at
+        compile_model(job, model, total_steps(job, make_sampler(job, data)))
+        check_wishes(job, data, model)
+        for source in filter(None, (data.train, data.validation)):
+            model.check_source(source)
         return data, model
 
     made = make() if comm.rank == 0 else None

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastserve.config import Job, dump_job, json_schema, load_job, load_yaml
+from fastserve.config import Job, dump_job, json_schema, load_job, load_yaml, names
 from fastserve.config.schema import AdamW, GptModel
 from fastserve.config.strict_yaml import (
     MAX_BYTES,
@@ -389,11 +389,11 @@ def test_hosts_of_a_job() -> None:
 
 def test_bare_layers_are_layers_without_arguments() -> None:
     model = (
-        "{type: sequential, loss: mse, layers: [Flatten, Relu: , Dense: {units: 3}]}"
+        "{type: sequential, loss: mse, layers: [Flatten, ReLU: , Dense: {units: 3}]}"
     )
     job = load(f"name: a\nmodel: {model}\ndata: {DATA['arrays']}\ntrain: {{epochs: 1}}")
     assert job.model.type == "sequential"
-    assert job.model.layers == [{"Flatten": {}}, {"Relu": {}}, {"Dense": {"units": 3}}]
+    assert job.model.layers == [{"Flatten": {}}, {"ReLU": {}}, {"Dense": {"units": 3}}]
 
 
 # --- faults and their lines
@@ -831,9 +831,9 @@ def test_an_override_mends_a_fault_of_the_file() -> None:
 def test_overrides_reach_into_lists() -> None:
     model = "{type: sequential, loss: mse, layers: [Flatten, Dense: {units: 3}]}"
     text = f"name: a\nmodel: {model}\ndata: {DATA['arrays']}\ntrain: {{epochs: 1}}\n"
-    job = load(text, "model.layers.1.Dense.units=7", "model.layers.0=Relu")
+    job = load(text, "model.layers.1.Dense.units=7", "model.layers.0=ReLU")
     assert job.model.type == "sequential"
-    assert job.model.layers == [{"Relu": {}}, {"Dense": {"units": 7}}]
+    assert job.model.layers == [{"ReLU": {}}, {"Dense": {"units": 7}}]
 
 
 @pytest.mark.parametrize(
@@ -1082,3 +1082,53 @@ def test_the_import_loads_no_numpy() -> None:
         check=True,
     )
     assert result.stdout.strip() == "[]"
+
+
+TYPOS = """
+name: typos
+data: {type: python, file: data.py, function: make}
+model:
+  type: sequential
+  layers:
+    - Densee: {units: 4}
+    - Bidirectional: {layer: {LSTMM: {units: 4}}}
+    - TimeDistributed:
+        layer: {Dense: {units: 2}}
+  loss: crossentropyy
+  metrics: [foo, {Presision: {class_id: 1}}, acc]
+train: {steps: 10}
+"""
+
+
+def test_names_of_layers_losses_and_metrics_are_checked_with_their_lines(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "typos.yaml"
+    path.write_text(TYPOS)
+    with pytest.raises(ConfigError) as caught:
+        load_job(path, files=False)
+    found = [fault.partition(", received ") for fault in caught.value.faults]
+    assert [place for place, _, _ in found] == [
+        "line 7: model.layers[0]: expected the name of a layer",
+        "line 8: model.layers[1].Bidirectional.layer: expected the name of a layer",
+        "line 11: model.loss: expected the name of a loss",
+        "line 12: model.metrics[0]: expected the name of a metric",
+        "line 12: model.metrics[1]: expected the name of a metric",
+    ]
+    assert [rest for _, _, rest in found][:3] == [
+        "'Densee', did you mean 'Dense'?",
+        "'LSTMM', did you mean 'LSTM'?",
+        "'crossentropyy', did you mean 'BinaryCrossentropy'?",
+    ]
+    assert found[3][2].startswith("'foo', such as ")
+    assert "recision'?" in found[4][2]
+
+
+def test_the_names_are_the_librarys() -> None:
+    from fastserve import layers, losses, metrics
+
+    classes = {name for name in layers.__all__ if name[0].isupper()} - {"Layer"}
+    assert classes == names.LAYERS
+    assert set(losses.NAMED) == names.LOSSES
+    assert set(metrics.KNOWN) == names.METRICS
+    assert set(metrics.WITH_ARGUMENTS) == names.METRICS_WITH_ARGUMENTS

@@ -691,6 +691,46 @@ def test_a_bad_job_is_said_once_under_mpi(flavour: str, folder: Path) -> None:
     assert not (folder / "runs").exists()
 
 
+UNFIT = """
+import numpy as np
+import fastserve as fs
+
+def data():
+    x = np.ones((8, 3), np.float32)
+    return (x, x), (x, x)
+
+def model():
+    return fs.models.Sequential([fs.layers.Dense(2, input_shape=(3,))])
+"""
+UNFIT_JOBS = {
+    "compile": "{type: python, file: unfit.py, function: model}",
+    "targets": "{type: sequential, layers: [Dense: {units: 2}], loss: mse}",
+    "arguments": "{type: sequential, layers: [Dense: {unitz: 2}], loss: mse}",
+}
+
+
+@pytest.mark.mpi
+@both
+@pytest.mark.parametrize("what", UNFIT_JOBS)
+def test_what_does_not_fit_is_said_once_under_mpi(
+    what: str, flavour: str, folder: Path
+) -> None:
+    (folder / "unfit.py").write_text(UNFIT)
+    (folder / "job.yaml").write_text(
+        f"name: tiny\nmodel: {UNFIT_JOBS[what]}\n"
+        "data: {type: python, file: unfit.py, function: data}\n"
+        "train: {steps: 2, global_batch: 4}\n"
+    )
+    done = launch(folder, flavour, 3)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("expected") == done.stderr.count("to do: ") == 1
+    assert what.removesuffix("s") in done.stderr, done.stderr
+    assert not (folder / "runs").exists()
+    done = launch(folder, flavour, 3, "--json")
+    found = [json.loads(line)["event"] for line in done.stdout.splitlines()]
+    assert found == ["error", "end"]
+
+
 def test_one_rank_loads_no_mpi(folder: Path) -> None:
     code = (
         "import sys; from fastserve.worker import main; "

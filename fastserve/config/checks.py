@@ -9,12 +9,14 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
 from .explain import JobData
 from .faults import Faults, Path, did_you_mean, listed, show
 from .labelled import LABELLED, TABLES
+from .names import LAYERS, LOSSES, METRICS, METRICS_WITH_ARGUMENTS
 from .schema import SHARDS, Job
 
 BUILT_IN_TEXTS = ("pydoc-topics", "shakespeare", "gcide")
@@ -45,8 +47,11 @@ class _Keys:
             raise _Unknown(key)
         return place.value
 
-    def fault(self, key: str, expected: str, received: Any, hint: str = "") -> None:
-        self._faults.add(_path(key), expected, show(received), hint)
+    def fault(
+        self, key: str | Path, expected: str, received: Any, hint: str = ""
+    ) -> None:
+        path = _path(key) if isinstance(key, str) else key
+        self._faults.add(path, expected, show(received), hint)
 
 
 def _path(key: str) -> Path:
@@ -112,6 +117,57 @@ def _data_fits_model(job: _Keys) -> None:
         texts = "text, tokens or completions"
         wanted = texts if model == "gpt" else listed(("arrays", "python", *LABELLED))
         job.fault("data.type", f"{wanted} for a model of type {model}", data)
+
+
+def _layers(job: _Keys) -> None:
+    for number, entry in enumerate(job["model.layers"]):
+        _layer(job, ("model", "layers", number), entry)
+
+
+def _layer(job: _Keys, path: Path, entry: Any) -> None:
+    """Check a layer's name, and those of layers among its arguments."""
+    name, arguments = _named(entry)
+    if name is not None and name not in LAYERS:
+        job.fault(path, "the name of a layer", name, _near(name, LAYERS))
+    for key, value in arguments.items():
+        if key.endswith("layer") and isinstance(value, dict):
+            _layer(job, (*path, name or "", key), value)
+
+
+def _loss(job: _Keys) -> None:
+    if job["model.type"] == "json":
+        return  # which may have one for each output
+    name, _ = _named(job["model.loss"])
+    if name is not None and name not in LOSSES:
+        job.fault("model.loss", "the name of a loss", name, _near(name, LOSSES))
+
+
+def _metrics(job: _Keys) -> None:
+    if job["model.type"] == "json":
+        return
+    for number, entry in enumerate(job["model.metrics"]):
+        name, _ = _named(entry)
+        known = METRICS if isinstance(entry, str) else METRICS_WITH_ARGUMENTS
+        if name is not None and name not in known:
+            path = ("model", "metrics", number)
+            job.fault(path, "the name of a metric", name, _near(name, known))
+
+
+def _named(entry: Any) -> tuple[str | None, dict[str, Any]]:
+    """Return the one name of a layer, loss or metric, with its arguments.
+
+    None for what is no such entry: then it has a fault of its own.
+    """
+    if isinstance(entry, str):
+        return entry, {}
+    if not isinstance(entry, dict) or len(entry) != 1:
+        return None, {}
+    ((name, arguments),) = entry.items()
+    return name, arguments if isinstance(arguments, dict) else {}
+
+
+def _near(name: str, known: Collection[str]) -> str:
+    return did_you_mean(name, sorted(known)) or f"such as {listed(sorted(known)[:8])}"
 
 
 def _length(job: _Keys) -> None:
@@ -469,6 +525,9 @@ _CHECKS = (
     _kv_heads,
     _rotary,
     _data_fits_model,
+    _layers,
+    _loss,
+    _metrics,
     _length,
     _micro_batch,
     _validation,

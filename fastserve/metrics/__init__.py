@@ -116,7 +116,7 @@ NAMED: dict[str, type[Metric]] = {
 _BINARY = (losses.BinaryCrossentropy, losses.BinaryFocalCrossentropy)
 KNOWN = ("accuracy", "acc", "perplexity", "Perplexity", *NAMED, *losses.NAMED)
 
-_BY_CLASS: dict[str, type[Metric]] = {
+WITH_ARGUMENTS: dict[str, type[Metric]] = {
     **NAMED,
     **{
         cls.__name__: cls
@@ -146,7 +146,7 @@ def make(entry: Mapping[str, Any]) -> Metric:
 
     Raises UnknownNameError for other names, ArgumentError for other arguments.
     """
-    made: Metric = named.make("metric", entry, _BY_CLASS)
+    made: Metric = named.make("metric", entry, WITH_ARGUMENTS)
     return made
 
 
