@@ -415,22 +415,24 @@ def _piecewise(
 
 
 def _check_config(lr: float, steps: int, warmup_steps: int, min_lr: float) -> None:
-    for good, wanted, received in (
-        (0 < lr < math.inf, "lr above 0", f"lr {lr}"),
-        (steps >= 1, "1 step or more", f"steps {steps}"),
+    for good, wanted, received, todo in (
+        (0 < lr < math.inf, "lr above 0", f"lr {lr}", "set the optimizer's lr"),
+        (steps >= 1, "1 step or more", f"steps {steps}", "train for more steps"),
         (
             0 <= warmup_steps <= steps,
             "warmup_steps in 0..steps",
             f"warmup_steps {warmup_steps}, steps {steps}",
+            "take fewer warmup_steps, or train for more steps",
         ),
-        (0 <= min_lr <= lr, "min_lr in 0..lr", f"min_lr {min_lr}, lr {lr}"),
+        (
+            0 <= min_lr <= lr,
+            "min_lr in 0..lr",
+            f"min_lr {min_lr}, lr {lr}",
+            "lower the schedule's min_lr, or raise the optimizer's lr",
+        ),
     ):
         if not good:
-            raise ArgumentError(
-                f"schedule: expected {wanted}",
-                received,
-                "change the schedule or the optimizer's lr, or train for more steps",
-            )
+            raise ArgumentError(f"schedule: expected {wanted}", received, todo)
 
 
 def _progress(step: int, decay_steps: float, staircase: bool) -> float:

@@ -75,7 +75,7 @@ def check(done: subprocess.CompletedProcess[str], *causes: str) -> None:
     assert "expected to be able to write " in last[0], done.stderr
     assert last[0].startswith("[rank 0 ")
     assert any(f"received: {cause}" in last[1] for cause in causes), last
-    assert "to do: make room or correct the permissions" in last[2]
+    assert "to do: make room, correct the permissions, or take another" in last[2]
     for other in ("restart", "without a word", "Traceback", "Logging error", "ABORT"):
         assert other not in done.stderr, done.stderr
 

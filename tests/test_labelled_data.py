@@ -108,7 +108,12 @@ def test_copies_and_balance_are_told() -> None:
     assert "of 10 held out samples equal one to train on" in parts.notes[1]
     parts = divide(made, Shares(test_split=0.25, drop_duplicates=True), {})
     assert (parts.train.samples, parts.test and parts.test.samples) == (15, 5)
-    assert "20 copies of other samples left out" in parts.notes[1]
+    assert parts.notes[1].startswith("warning: 20 of 40 samples left out, as their")
+    x = np.arange(40, dtype=np.float32)[:, None]
+    x[39] = x[0]
+    made = ArrayExamples(x, np.arange(40) % 2, Classes(("no", "yes")))
+    parts = divide(made, Shares(test_split=0.25, drop_duplicates=True), {})
+    assert parts.notes[1] == "1 sample left out whose input equals an earlier one's"
 
 
 # -- IDX -----------------------------------------------------------------------------

@@ -33,7 +33,8 @@ class Splits(Section):
         default=0, description="Decides which samples are in which part."
     )
     drop_duplicates: bool = Field(
-        default=False, description="Leave out samples that equal an earlier one."
+        default=False,
+        description="Leave out samples whose input equals an earlier one's.",
     )
 
 

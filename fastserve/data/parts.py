@@ -14,6 +14,8 @@ from fastserve.data.sources import Source
 from fastserve.data.splits import Split, copies, split
 from fastserve.data.targets import Classes
 
+_MANY_COPIES = 0.1  # of the samples: few inputs that come often, not copies
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -63,7 +65,7 @@ def divide(
         first = copies(examples.digests())
         twice = int((first != rows).sum())
         if twice and shares.drop_duplicates:
-            notes.append(f"{twice:,} copies of other samples left out")
+            notes.append(_left_out(twice, len(rows)))
             rows = rows[first == rows]
     parts = split(
         rows,
@@ -90,6 +92,16 @@ def divide(
         found["test"],
         examples.preprocessing,
         notes,
+    )
+
+
+def _left_out(twice: int, samples: int) -> str:
+    if twice < _MANY_COPIES * samples:
+        plural = "s" if twice > 1 else ""
+        return f"{twice:,} sample{plural} left out whose input equals an earlier one's"
+    return (
+        f"warning: {twice:,} of {samples:,} samples left out, as their input equals an "
+        "earlier one's, whatever the target; data.drop_duplicates: false keeps them"
     )
 
 

@@ -51,7 +51,8 @@ def writing(target: Path) -> Iterator[None]:
         raise CheckpointError(
             f"expected to be able to write {target}",
             str(error),
-            "make room or correct the permissions; what was saved before is intact",
+            "make room, correct the permissions, or take another folder; what was "
+            "saved before is intact",
         ) from error
 
 
