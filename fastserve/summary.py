@@ -46,7 +46,7 @@ def introduction(
         *(f"         {note}" for note in data.notes),
         f"ranks    {_ranks(comm)}",
         f"batch    {_split(job, comm)}",
-        f"steps    {steps}, {sampler.passes(steps):.3g} passes over the data",
+        f"steps    {steps}, {_passes(sampler.passes(steps))} over the data",
         f"compute  {_compute()}",
         f"run      {short(run_dir)}",
     ]
@@ -62,6 +62,11 @@ def introduction(
 def several(count: int, name: str) -> str:
     """Return a count with its noun: 1 layer, 2 layers."""
     return f"{count} {name}{'s' if count != 1 else ''}"
+
+
+def _passes(passes: float) -> str:
+    shown = f"{passes:.3g}"
+    return f"{shown} pass{'es' if shown != '1' else ''}"
 
 
 def _weights(model: Model) -> str:
@@ -131,22 +136,54 @@ def conclusion(
     """Return results, where the time went, a sample of text, and what to type next."""
     lines = _times(status)
     lines += [f"stopped  {ended}"] if ended else []
-    results = {k: v[-1] for k, v in history.items() if k.startswith("val_")}
-    loss = results.pop("val_loss", None)
-    if loss is not None:
-        lines.append(f"val_loss {number(loss)}{_meaning(job, data, loss, results)}")
-    lines += [f"{name:8} {number(value)}" for name, value in results.items()]
+    lines += _validation(history, _compared(job, data, history))
     lines += _explained(data, model)
-    if best.best is not None:
-        where = short(run_dir / "checkpoints" / "best")
-        found = f"val_loss {number(best.best)} at step {best.step}"
-        lines.append(f"best     {found}, in {where}")
+    lines += _best(best, run_dir)
     text = sample(job, data, model)
     if text:
         lines += ["sample", *(f"  {line}" for line in text.splitlines())]
     lines.append(f"run      {short(run_dir)}")
     lines.append(f"next     fastserve {_next(data, model, run_dir)}")
     return "\n".join(lines)
+
+
+def interruption(
+    history: dict[str, list[float]],
+    run_dir: Path,
+    status: Status,
+    best: BestCheckpoint,
+    when: str,
+    validated: int,
+) -> str:
+    """Return how far a training that was stopped came; ``validated`` is the step of its
+    last validation. There may be little time left, so nothing is computed for it."""
+    lines = [*_times(status), f"stopped  {when}"]
+    lines += _validation(history, [f"at step {validated}"])
+    lines += _best(best, run_dir)
+    return "\n".join([*lines, f"run      {short(run_dir)}"])
+
+
+def _validation(history: dict[str, list[float]], more: list[str]) -> list[str]:
+    """Return the last values of the validation; ``more`` goes behind the loss."""
+    results = {k: v[-1] for k, v in history.items() if k.startswith("val_")}
+    lines = []
+    loss = results.pop("val_loss", None)
+    if loss is not None:
+        parts = [number(loss)]
+        if "val_perplexity" in results:
+            parts = [f"{number(loss)} nats a token"]
+            parts.append(f"perplexity {number(results.pop('val_perplexity'))}")
+        if "val_bits_per_byte" in results:
+            parts.append(f"{number(results.pop('val_bits_per_byte'))} bits a byte")
+        lines.append(f"val_loss {', '.join([*parts, *more])}")
+    return lines + [f"{name:8} {number(value)}" for name, value in results.items()]
+
+
+def _best(best: BestCheckpoint, run_dir: Path) -> list[str]:
+    if best.best is None:
+        return []
+    where = short(run_dir / "checkpoints" / "best")
+    return [f"best     val_loss {number(best.best)} at step {best.step}, in {where}"]
 
 
 def _next(data: Data, model: Model, run_dir: Path) -> str:
@@ -199,23 +236,20 @@ def opening(tokenizer: Tokenizer | WithEnd) -> str:
     return "'The '"
 
 
-def _meaning(
-    job: config.Job, data: Data, loss: float, results: dict[str, float]
-) -> str:
-    """Return what a language model's loss means; takes it out of ``results``."""
-    if "val_perplexity" not in results:
-        return ""
-    parts = [" nats a token", f"perplexity {number(results.pop('val_perplexity'))}"]
-    if "val_bits_per_byte" in results:
-        parts.append(f"{number(results.pop('val_bits_per_byte'))} bits a byte")
+def _compared(
+    job: config.Job, data: Data, history: dict[str, list[float]]
+) -> list[str]:
+    """Say whether a language model's loss is below that of counted pairs of tokens."""
     t = job.train
-    samples = t.eval_batches and t.eval_batches * t.global_batch
     compared = t.baseline and not t.overfit_batches
-    baseline = data.baseline(samples) if compared else None
-    if baseline is not None:
-        better = "below" if loss < baseline else "NOT below"
-        parts.append(f"{better} a 2-gram model's {number(baseline)}")
-    return ", ".join(parts)
+    if not compared or not history.get("val_perplexity"):
+        return []
+    samples = t.eval_batches and t.eval_batches * t.global_batch
+    baseline = data.baseline(samples)
+    if baseline is None:
+        return []
+    better = "below" if history["val_loss"][-1] < baseline else "NOT below"
+    return [f"{better} a 2-gram model's {number(baseline)}"]
 
 
 def sample(job: config.Job, data: Data, model: Model) -> str:

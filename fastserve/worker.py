@@ -51,7 +51,7 @@ from fastserve.printing import (
     results_of,
     start_values,
 )
-from fastserve.summary import conclusion, introduction, sample
+from fastserve.summary import conclusion, interruption, introduction, sample
 from fastserve.trained import check_tokenizer, kept_tokenizer
 from fastserve.training import checkpoint, files, sharded_optimizer
 from fastserve.training.callbacks import (
@@ -325,7 +325,11 @@ class _Run:
         # 1: a bar on a terminal, else a line every log_every steps
         level = 1 if printer.mode == WORDS else 0
         self.progress = Progress(
-            level, job.train.log_every, whole=True, say=printer.say
+            level,
+            job.train.log_every,
+            whole=True,
+            say=printer.say,
+            means=lambda: self.metrics.means,
         )
         self.schedule = Schedule(
             job.train.eval_every
@@ -359,7 +363,7 @@ class _Run:
                 self._callbacks(saver, traced),
                 level,
                 data.bytes_per_token,
-            ).history
+            )
         except BaseException as error:
             saver.settle(error)
             raise
@@ -370,7 +374,8 @@ class _Run:
         job, options, say = self.job, self.options, self.progress.say
         if isinstance(plateau := self.extras.get("plateau"), ReduceLROnPlateau):
             plateau.say = say
-        found = [self.progress, self.status, self.metrics]
+        # the progress shows what the metrics have come to
+        found = [self.metrics, self.progress, self.status]
         if self.comm.rank == 0 and self.recovery.parts:
             found.append(self.recovery.tell(say))
         if self.early:
@@ -406,9 +411,7 @@ class _Run:
     def _end_stopped(self, made: int) -> int:
         launched = environment.setting("JOB") is not None
         if self.comm.rank == 0:
-            cure = "" if launched else "; --resume auto goes on"
-            steps = f"step {made} of {self.steps}"
-            self.printer.result(f"stopped after {steps}, saved{cure}")
+            self._tell_stopped(f"after step {made} of {self.steps}, saved", launched)
         write_end(self.folder / "stopped.json", self.comm, {"steps": made})
         if self.comm.rank == 0:
             end = {"state": "stopped", "status": STOPPED_EARLY, "steps": made}
@@ -416,6 +419,22 @@ class _Run:
         # An MPI may kill the ranks that are still ending once one has ended with
         # another status than 0, so the launcher gives it to the user.
         return 0 if launched else STOPPED_EARLY
+
+    def _tell_stopped(self, when: str, launched: bool) -> None:
+        """Say how far the training came; a launcher adds what to type next, as it knows
+        the command."""
+        if self.printer.mode == QUIET:
+            cure = "" if launched else "; --resume auto goes on"
+            self.printer.result(f"stopped {when}{cure}")
+            return
+        epochs = self.history.epoch
+        validated = (epochs[-1] + 1) * self.schedule.steps_per_epoch if epochs else 0
+        told = interruption(
+            self.history.history, self.folder, self.status, self.best, when, validated
+        )
+        if not launched:
+            told += "\nnext     the same command with --resume auto"
+        self.printer.block(told)
 
     def _end_done(self, made: int, early: str | None) -> None:
         printer, rank = self.printer, self.comm.rank
@@ -425,7 +444,7 @@ class _Run:
                     self.job,
                     self.data,
                     self.model,
-                    self.history,
+                    self.history.history,
                     self.folder,
                     self.status,
                     self.best,
@@ -435,7 +454,7 @@ class _Run:
         why = {"stopped": early} if early else {}
         write_end(self.folder / "done.json", self.comm, {"steps": made, **why})
         if rank == 0:
-            results = results_of(self.history)
+            results = results_of(self.history.history)
             seconds = self.status.before + self.status.elapsed
             if printer.mode == QUIET:
                 line = result_line(self.folder, made, results, seconds)

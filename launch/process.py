@@ -255,9 +255,6 @@ class _Run:
         if status == 0 and done and not (self.sight.lost and plan.split is None):
             return 0
         if plan.split is not None and stopped(plan.run_dir, plan.token, plan.ranks):
-            self.screen.note(
-                "stopped early with a checkpoint; go on with --resume auto"
-            )
             return STOPPED_EARLY
         records = self._records()
         # Ranks that fail once others have been stopped are not the cause of the end.

@@ -150,6 +150,10 @@ def predict(
     return lines
 
 
+class TooSlow(str):
+    """Why there is no estimate of a step that may well be right."""
+
+
 def measure(
     plan: LaunchPlan, program: Sequence[str], arguments: Sequence[str]
 ) -> Estimate | str:
@@ -171,7 +175,7 @@ def measure(
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        return f"a step of {rows} rows took more than {_SECONDS:g} s"
+        return TooSlow(f"a step of {rows} rows took more than {_SECONDS:g} s")
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         return "\n".join(lines[-4:])

@@ -75,6 +75,13 @@ def test_help_has_examples_that_are_understood(path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("path", NAMES)
+def test_no_summary_of_a_command_is_cut(path: tuple[str, ...]) -> None:
+    _, _, summaries = shown(path).partition("Commands:\n")
+    assert bool(summaries) == isinstance(EVERY[path], click.Group)
+    assert "..." not in summaries
+
+
+@pytest.mark.parametrize("path", NAMES)
 def test_every_option_is_explained(path: tuple[str, ...]) -> None:
     for parameter in EVERY[path].params:
         if isinstance(parameter, click.Option):

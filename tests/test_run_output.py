@@ -20,7 +20,8 @@ from mpi_environments import FLAVOURS, Started, require, run, variables
 from fastserve.comm import run_threads
 from fastserve.comm.mpi import library_name
 from fastserve.config import Job
-from fastserve.summary import _split
+from fastserve.formatting import number
+from fastserve.summary import _passes, _split
 from fastserve.training.environment_file import public_command
 
 JOB = """
@@ -105,8 +106,13 @@ def test_on_a_terminal(folder: Path, flavour: str) -> None:
     bold = r"step +\d+/400  [━╺]+  \x1b\[1mloss [\d.]+\x1b\[0m  .* tokens/s  .*left"
     assert all(re.fullmatch(bold, line) for line in drawn), drawn
     lines = left_on_screen(came)
-    assert not [line for line in lines if line.endswith("left")]
-    assert [line for line in lines if line.startswith("step 200/400  loss ")]
+    assert not [line for line in lines if "━" in line or "╺" in line]
+    kept = lines.index(next(x for x in lines if x.startswith("step 200/400  loss ")))
+    assert re.fullmatch(
+        r"step 200/400  loss [\d.]+  val_loss [\d.]+  val_perplexity [\d.]+\n"
+        r"  val_bits_per_byte [\d.]+  \d+:\d\d left",
+        "\n".join(lines[kept : kept + 2]),
+    )
     block = lines[lines.index(next(x for x in lines if x.startswith("model "))) :]
     block = [line for line in block if not line.startswith(("step ", "[rank "))]
     assert all(len(line) < 80 for line in block), block
@@ -125,6 +131,9 @@ def test_into_a_file(folder: Path, flavour: str) -> None:
     steps = [line for line in done.stdout.splitlines() if line.startswith("step ")]
     found = [re.match(r"step (\d+)[/:]", line)[1] for line in steps]  # type: ignore[index]
     assert found == ["100", "200", "200", "300", "400", "400"]
+    shown = re.findall(r"^step (\d+)/400  loss (\S+)", done.stdout, re.M)
+    assert shown == [(str(n), number(loss)) for n, loss in losses(folder).items()]
+    assert re.search(r"^step 400/400  loss .*  0:00 left$", done.stdout, re.M)
     # it has no checkpoint to evaluate
     assert "next     fastserve report runs/tiny\n" in done.stdout
     known = json.loads((folder / "runs/tiny/environment.json").read_text())
@@ -150,6 +159,86 @@ def test_the_split_into_shards(
     values["train"] |= {"global_batch": train[0], "micro_batch": train[1]}
     job = Job.model_validate({**values, "comm": {"algorithm": "exact"}})
     assert run_threads(ranks, lambda comm: _split(job, comm)) == [said] * ranks
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Return the losses of training by their steps, as metrics.jsonl has them."""
+    text = (folder / "runs/tiny/metrics.jsonl").read_text()
+    written = [json.loads(line) for line in text.splitlines()]
+    return {line["step"]: line["loss"] for line in written if "loss" in line}
+
+
+def test_a_loss_is_the_mean_of_its_interval_after_a_resume_too(folder: Path) -> None:
+    """The steps before the checkpoint count as well."""
+    assert alone(folder, "--stop-after", "150").returncode == 75
+    done = alone(folder, "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    (shown,) = re.findall(r"^step 200/400  loss (\S+)", done.stdout, re.M)
+    assert shown == number(losses(folder)[200])
+
+
+@pytest.mark.parametrize(
+    ("passes", "said"),
+    [(1.0, "1 pass"), (1.0004, "1 pass"), (0.5, "0.5 passes"), (2.93, "2.93 passes")],
+)
+def test_passes_over_the_data(passes: float, said: str) -> None:
+    assert _passes(passes) == said
+
+
+def test_the_end_of_a_run_that_is_stopped(folder: Path) -> None:
+    keys = ("--set", "train.eval_every=40", "--set", "launch.env.KEY=s3")
+    start = [sys.executable, "-m", "launch.cli", "run", "job.yaml", "-n", "1", *keys]
+    words = [*start, "--stop-after=53", "--overwrite", "--set", "checkpoint.best=true"]
+    done = run(words, 60, cwd=folder, env=environ(folder))
+    assert done.returncode == 75, done.stderr
+    end = done.stdout[done.stdout.index("trained  ") :]
+    then = "fastserve run job.yaml -n 1 --set train.eval_every=40 "
+    then += "--set launch.env.KEY=... --set checkpoint.best=true --resume auto"
+    value = r"\d\.\d{4}"
+    expected = (
+        r"trained  0:\d\d\n"
+        r"time     \S+ s: computing .*\n"
+        r"stopped  after step 53 of 400, saved\n"
+        rf"val_loss ({value}) nats a token, perplexity \S+, \S+ bits a byte, "
+        r"at step 40\n"
+        r"best     val_loss \1 at step 40, in runs/tiny/checkpoints/best\n"
+        r"run      runs/tiny\n"
+        rf"next     {re.escape(then)}\n"
+    )
+    assert re.fullmatch(expected, end), end
+    assert (done.stdout + done.stderr).count("stopped") == 1
+    typed = shlex.split(then.replace("KEY=...", "KEY=s3"))
+    words = [sys.executable, "-m", "launch.cli", *typed[1:]]
+    done = run(words, 60, cwd=folder, env=environ(folder))
+    assert done.returncode == 0 and "resume   after step 53\n" in done.stdout
+
+
+def test_the_end_of_a_run_that_is_stopped_before_a_validation(folder: Path) -> None:
+    done = alone(folder, "--stop-after", "5")
+    assert done.returncode == 75 and "val_loss" not in done.stdout
+    end = "stopped  after step 5 of 400, saved\nrun      runs/tiny\n"
+    assert done.stdout.endswith(f"{end}next     the same command with --resume auto\n")
+    done = alone(folder, "--stop-after", "5", "--overwrite", "--quiet")
+    said = "stopped after step 5 of 400, saved; --resume auto goes on\n"
+    assert done.returncode == 75 and done.stdout == said
+
+
+@pytest.mark.parametrize("prints", ["--json", "--quiet"])
+def test_a_dry_run_whose_step_fails(folder: Path, prints: str) -> None:
+    words = [sys.executable, "-m", "launch.cli", "run", "job.yaml", "--dry-run"]
+    long = "model.block_size=5000"  # the text is shorter
+    done = run([*words, "--set", long, prints], 60, cwd=folder, env=environ(folder))
+    assert done.returncode == 2, done.stderr
+    text = done.stdout
+    if prints == "--json":
+        plan, error, end = events(done.stdout)
+        text = plan["text"]
+        assert error["event"] == "error" and error["status"] == 2
+        assert error["message"] in text
+        assert end["event"] == "end" and end["status"] == 2
+    assert "prediction: none, as a step of the job fails here:\n  " in text
+    assert "received: 2952\n" in text and "command:\n" in text
+    assert not (folder / "runs").exists()
 
 
 def events(output: str) -> list[dict[str, Any]]:

@@ -181,6 +181,20 @@ def test_a_stream_that_cannot_be_written_is_said_on_the_other() -> None:
     screen("a warning")
 
 
+def test_a_line_that_stays_fits() -> None:
+    values, rates = ["loss 1.9000", "acc 0.5000"], ["51k tokens/s", "120 GFLOP/s"]
+    shown = {
+        width: progress.in_rows(width, "step 5/10", values, rates, "0:12 left")
+        for width in (None, 73, 72, 50, 45, 25)
+    }
+    whole = "step 5/10  loss 1.9000  acc 0.5000  51k tokens/s  120 GFLOP/s  0:12 left"
+    assert shown[None] == shown[73] == whole
+    assert shown[72] == whole.replace("  120 GFLOP/s", "")
+    assert shown[50] == "step 5/10  loss 1.9000  acc 0.5000  0:12 left"
+    assert shown[45] == "step 5/10  loss 1.9000  acc 0.5000\n  0:12 left"
+    assert shown[25] == "step 5/10  loss 1.9000\n  acc 0.5000  0:12 left"
+
+
 def test_the_line_of_progress_fits() -> None:
     values, rates, left = (
         "loss 1.9000  acc 0.5000",

@@ -138,3 +138,16 @@ def test_the_measured_step_is_that_of_the_job(tmp_path: Path) -> None:
     bad = run(command, 30, cwd=tmp_path, env=variables())
     assert bad.returncode == 2
     assert "Traceback" not in bad.stderr
+
+
+def test_a_step_that_takes_too_long_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = SimpleNamespace(split=split_batch(6, None, 1), environment={}, cwd=tmp_path)
+    sleeps = tmp_path / "python"
+    sleeps.write_text("#!/bin/sh\nexec sleep 60\n")
+    sleeps.chmod(0o755)
+    monkeypatch.setattr(step_time, "_SECONDS", 0.1)
+    found = step_time.measure(plan, [str(sleeps)], [])  # type: ignore[arg-type]
+    assert isinstance(found, step_time.TooSlow)
+    assert found == "a step of 6 rows took more than 0.1 s"

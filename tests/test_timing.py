@@ -18,6 +18,7 @@ from fastserve.comm import Communicator, run_threads
 from fastserve.comm.clocks import Offset, clock_offset
 from fastserve.config.trace import joined, steps_of
 from fastserve.errors import ArgumentError
+from fastserve.training.balance import Balance
 from fastserve.training.chrome_trace import Event, RankEvents, chrome_trace
 from fastserve.training.status import PARTS, Status, parts_of
 from fastserve.training.status_file import mark_failed, put, trained_seconds
@@ -133,6 +134,25 @@ def fit(comm: Communicator, *callbacks: Any, epochs: int = 3, **wait: float) -> 
     y = x.sum(axis=1, keepdims=True)
     model.fit(x, y, 8, epochs, 0, callbacks=list(callbacks), validation_data=(x, y))
     return model.store.values.copy()
+
+
+@pytest.mark.parametrize(
+    ("step", "looks", "named"),
+    [(0.02, (10, 20, 40), 0), (0.3, (10, 20), 1), (0.02, (10, 20, 530), 1)],
+    ids=["of a second", "of some seconds", "of short steps"],
+)
+def test_the_slowest_rank_is_named_after_some_seconds(
+    step: float, looks: tuple[int, ...], named: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    balance, before = Balance(["a", "b"]), 0
+    for made in looks:
+        seconds = step * (made - before)
+        busy = np.array([seconds / 2, seconds])  # rank 0 waits for half of it
+        balance.add(made, busy, np.full(2, seconds), np.full(2, 4.0))
+        before = made
+    assert [r.message.startswith("rank 1 on b is") for r in caplog.records] == (
+        [True] * named
+    )
 
 
 def test_status_of_ranks_adds_up_and_names_the_slowest(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ SHARE = 0.1  # of a step that the slowest rank may cost before it is named
 FIRST = 10  # steps until times count: the very first ones also allocate memory
 LOOKS = (FIRST, 2 * FIRST)  # steps after which it wants to compare in any case
 _SECONDS = 10.0  # between two comparisons, about
+_LEAST = 2.0  # seconds of steps that the first comparison needs
 _AGAIN = 60.0  # seconds before the same rank is named again
 
 
@@ -25,7 +26,8 @@ class Balance:
 
     A rank that computes longer than the others makes all of them wait in each step.
     It warns if the slowest one costs more than 10 % of a step: so much shorter
-    would steps be if it took as long as the median of the others.
+    would steps be if it took as long as the median of the others. The first comparison
+    is after 20 steps, unless ten of them take less than 2 seconds.
 
     Args:
         hosts: name of each rank's host.
@@ -47,7 +49,7 @@ class Balance:
         self._table = self._table + np.stack([busy, wall, rows], axis=1)
         count = made - self._from
         seconds = float(self._table[:, 1].mean())
-        enough = seconds >= _SECONDS or made == 2 * FIRST
+        enough = seconds >= (_LEAST if made == 2 * FIRST else _SECONDS)
         if count >= FIRST and enough and len(self._hosts) > 1:
             self._compare(self._table / count)
             self._restart(made)

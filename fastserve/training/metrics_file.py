@@ -25,6 +25,9 @@ class MetricsFile(Callback):
 
     Args:
         outputs: take the lines as well.
+
+    Attributes:
+        means: loss and metrics of the last line of training.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class MetricsFile(Callback):
     ) -> None:
         self.path, self.every, self.outputs = path, every, outputs
         self._resumed: dict[str, Any] = {}
+        self.means: dict[str, float] = {}
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self.step = self.params["first_step"]
@@ -105,10 +109,11 @@ class MetricsFile(Callback):
         rate = self._rows / max(self._seconds, 1e-9)
         tokens = self.params["tokens_per_sample"]
         guard = self.model.trainer.guard if self.model.trainer else None
+        loss = self._loss / self._learnt if self._learnt else math.nan
+        self.means = {**self._metrics(), "loss": loss}
         self._write(
             {
-                **self._metrics(),
-                "loss": self._loss / self._learnt if self._learnt else math.nan,
+                **self.means,
                 "grad_norm": last.grad_norm,
                 "learning_rate": last.learning_rate,
                 "tokens_per_s" if tokens else "samples_per_s": rate * (tokens or 1),

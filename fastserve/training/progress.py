@@ -25,9 +25,11 @@ def draw(line: str) -> None:
 
 
 def describe(logs: Logs) -> str:
-    return "  ".join(
-        f"{name} {formatting.number(value)}" for name, value in logs.items()
-    )
+    return "  ".join(_values(logs))
+
+
+def _values(logs: Logs) -> list[str]:
+    return [f"{name} {formatting.number(value)}" for name, value in logs.items()]
 
 
 class Progress(Callback):
@@ -38,6 +40,8 @@ class Progress(Callback):
             line an epoch.
         whole: one bar for the whole training, not one an epoch.
         say: shows a line or several; None prints them.
+        means: returns loss and metrics since the plain line before, for the next one;
+            None: it has what the callbacks are told.
     """
 
     def __init__(
@@ -46,9 +50,10 @@ class Progress(Callback):
         every: int | None = None,
         whole: bool = False,
         say: Callable[[str], None] | None = None,
+        means: Callable[[], Logs] | None = None,
     ) -> None:
         self.verbose, self.every, self.whole = verbose, every, whole
-        self._say, self._drawn_line = say, False
+        self._say, self._means, self._drawn_line = say, means, False
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self.width = terminal_width() if self.verbose == 1 else None
@@ -79,7 +84,8 @@ class Progress(Callback):
             self._drawn = now
             self._draw(self._line(now, self._now(logs)))
         elif not self.width and self.every and self.step % self.every == 0:
-            self.say(self._line(now, self._now(logs)))
+            shown = self._means() if self._means else logs or {}
+            self.say(self._line(now, shown))
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         if self.shown and not (self.whole and not self.width and self.every):
@@ -135,14 +141,16 @@ class Progress(Callback):
         name = f"{head}step {done:{width}}/{of}" if of else f"{head}step {done}"
         spent = now - self._start
         made = done - (self.params["first_step"] if self.whole else 0)
-        if ended or not made or of is None:
-            left = formatting.duration(spent)
+        if ended and not self.whole:
+            left = f"took {formatting.duration(spent)}"
+        elif not made or of is None:
+            left = f"{formatting.duration(spent)} so far"
         else:
             left = f"{formatting.duration(spent * (of - done) / made)} left"
         if self.width and not ended:
             share = done / of if of else None
             return fit(self.width, name, share, describe(logs), self.rates(), left)
-        return "  ".join([name, describe(logs), *self.rates(), left])
+        return in_rows(self.width, name, _values(logs), self.rates(), left)
 
     def _draw(self, line: str) -> None:
         self._drawn_line = True
@@ -163,6 +171,30 @@ def fit(
             return line
     room = width - 1 - len(f"{name}    {left}")
     return f"{name}  {values[: max(0, room)]}  {left}"[: width - 1]
+
+
+def in_rows(
+    width: int | None, name: str, values: list[str], rates: list[str], left: str
+) -> str:
+    """Return a line that stays, in rows of less than ``width`` columns; None: whole.
+
+    Rates are left out where that makes one row of it, as the line that is redrawn has
+    them; what is still too long goes on below, indented.
+    """
+    if width is None:
+        return "  ".join([name, *values, *rates, left])
+    for number in (2, 1, 0):
+        line = "  ".join([name, *values, *rates[:number], left])
+        if len(line) < width:
+            return line
+    rows = [name]
+    for part in [*values, left]:
+        longer = f"{rows[-1]}  {part}"
+        if len(longer) < width:
+            rows[-1] = longer
+        else:
+            rows.append(f"  {part}")
+    return "\n".join(rows)
 
 
 class BatchProgress(Callback):

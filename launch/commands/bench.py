@@ -52,7 +52,7 @@ def step(
     ranks: int | None,
     **given: Any,
 ) -> int:
-    """Time a training step of a GPT, beside PyTorch's where it is installed.
+    """Time a training step of a GPT, beside PyTorch's if it is there.
 
     \b
     Examples:
@@ -161,7 +161,7 @@ def bench_generate(
     repeats: int,
     threads: int,
 ) -> int:
-    """Time generation with a GPT, beside PyTorch's where it is installed.
+    """Time generation with a GPT, beside PyTorch's if it is there.
 
     \b
     Examples:
@@ -227,7 +227,7 @@ def allreduce(
     ranks: int | None,
     **given: Any,
 ) -> int:
-    """Time the sum over all ranks: ours, the MPI library's, and gloo's.
+    """Time the sum over all ranks: ours, the MPI's, and gloo's.
 
     \b
     Examples:

@@ -10,7 +10,7 @@ from click.shell_completion import get_completion_class
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> int:
-    """Print the lines that let a shell complete commands, options and files.
+    """Print lines that let a shell complete commands and files.
 
     \b
     Examples:

@@ -12,7 +12,7 @@ from .. import datasets as known
     "--commands", is_flag=True, help="Only the commands that get what is missing."
 )
 def datasets(commands: bool) -> int:
-    """List the data sets: where each was found, or the command that gets it.
+    """List the data sets: where each is, or what command gets it.
 
     \b
     Examples:

@@ -11,7 +11,7 @@ from .. import environment_report
 
 @click.command()
 def env() -> int:
-    """Print what a bug report needs: versions, BLAS, threads, MPI, CPU.
+    """Print what a bug report needs: versions, BLAS, MPI, CPU.
 
     \b
     Examples:

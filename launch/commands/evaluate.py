@@ -16,7 +16,7 @@ from . import options
 @options.split
 @options.overrides
 def evaluate(run: str, which: str, split: str, overrides: tuple[str, ...]) -> int:
-    """Evaluate the model of a run folder on its validation data, or its test data.
+    """Evaluate the model of a run on its validation or test data.
 
     \b
     Examples:

@@ -15,7 +15,7 @@ from . import options
 )
 @options.overrides
 def import_(folder: str, to: str, overrides: tuple[str, ...]) -> int:
-    """Make a run folder of a GPT-2 or Llama folder in Hugging Face's layout.
+    """Make a run of Hugging Face's folder of a GPT-2 or Llama.
 
     \b
     Examples:

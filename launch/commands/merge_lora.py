@@ -15,7 +15,7 @@ from . import options
 )
 @options.checkpoint
 def merge_lora(run: str, to: str, which: str) -> int:
-    """Make a run whose model has the corrections of a run's LoRA merged.
+    """Make a run with the corrections of a run's LoRA merged in.
 
     \b
     Examples:

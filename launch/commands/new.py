@@ -14,7 +14,9 @@ from . import options
 @click.argument("folder", type=options.PATH, metavar="DIR")
 @click.option("--name", help="Name of the run; by default that of DIR.")
 def new(kind: str, folder: str, name: str | None) -> int:
-    """Write a job for your own data into DIR, with a sample that it runs on at once.
+    """Write a job for your own data into DIR, with a small sample.
+
+    It runs on the sample at once.
 
     \b
     Examples:

@@ -42,7 +42,7 @@ def predict_(
     top: int,
     which: str | None,
 ) -> int:
-    """Say what the model of a run folder makes of images, texts or tables.
+    """Say what a run's model makes of images, texts or tables.
 
     \b
     Examples:

@@ -24,7 +24,7 @@ from . import options
 def preflight(
     config: str | None, overrides: tuple[str, ...], as_json: bool, **where: Any
 ) -> int:
-    """Look at all hosts of a job: what would fail there, and how fast it will be.
+    """Look at a job's hosts: what would fail, how fast it will be.
 
     Without a CONFIG the hosts alone are looked at.
 

@@ -61,7 +61,9 @@ def prepare(
     overwrite: bool,
     **where: Any,
 ) -> int:
-    """Turn text, JSONL, or folders of them into token files, in parallel over ranks.
+    """Turn text or JSONL into token files, in parallel over ranks.
+
+    Of a folder all of these that are in it are taken.
 
     \b
     Examples:

@@ -45,10 +45,10 @@ def report(
     axis: Any,
     smooth: int | None,
 ) -> int:
-    """Write one HTML file of a run, or of several compared; it needs no network.
+    """Write one HTML file of a run, or of several compared.
 
-    It shows results, curves, what each rank's time went to, checkpoints, warnings,
-    environment and config, and what the model does.
+    It needs no network, and shows results, curves, what each rank's time went to,
+    checkpoints, warnings, environment and config, and what the model does.
 
     \b
     Examples:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from fastserve.config import trace as tracing
 from fastserve.config.run_folders import find_checkpoints, refuse_to_replace
@@ -23,6 +25,9 @@ from . import options
 
 if TYPE_CHECKING:
     from fastserve.config import Job
+
+# what a run that goes on isn't told again
+_OF_A_START = {"resume", "overwrite", "stop_after", "trace"}
 
 
 class _RunCommand(click.Command):
@@ -113,11 +118,7 @@ def _run(
     plan = jobs.planner(job, hosts, arguments, kernel, allocation)()
     if dry_run:
         words = jobs.rank_words(config, overrides)
-        text = plan_text.full(plan, _prediction(job, plan, words))
-        if screen.mode != JSON:
-            click.echo(text)
-        screen.event("plan", {"text": text, "command": list(plan.command)})
-        return 0
+        return _show_plan(screen, job, plan, words)
     if not resume and not overwrite:
         refuse_to_replace(plan.run_dir)
     if resume and resume != "auto" and not hosts:  # else the ranks look for it
@@ -142,12 +143,56 @@ def _run(
     wished = job.launch
     least = wished.min_ranks or count_ranks(wished, hosts)
     goal = Goal(tuple(hosts), wished.ranks, least, wished.oversubscribe)
-    return restart.run(goal, wished.max_restarts, attempt, plan.run_dir, screen)
+    status = restart.run(goal, wished.max_restarts, attempt, plan.run_dir, screen)
+    if status == STOPPED_EARLY and screen.mode == WORDS:
+        # what Slurm runs may have been submitted by another command
+        then = "the same command with --resume auto" if allocation else _going_on()
+        screen.show(f"next     {then}\n".encode(), screen.out)
+    return status
 
 
-def _prediction(job: Job, plan: LaunchPlan, arguments: Sequence[str]) -> str:
-    """Return how long a step will take; the computing of a micro-batch is measured."""
+def _going_on() -> str:
+    """Return the command that goes on with this run: the one that was typed, without
+    what was about its start. Values of launch.env are left out, as logs keep this."""
+    context = click.get_current_context()
+    words = ["fastserve", "run"]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if source is not ParameterSource.COMMANDLINE or name in _OF_A_START:
+            continue
+        option = isinstance(parameter, click.Option)
+        flag = [min(parameter.opts, key=len)] if option else []
+        value = context.params[name]
+        for one in value if isinstance(value, tuple) else [value]:
+            words += flag if one is True else [*flag, _public(str(one))]
+    return shlex.join([*words, "--resume", "auto"])
+
+
+def _public(word: str) -> str:
+    key, equals, _ = word.partition("=")
+    return f"{key}=..." if equals and key.startswith("launch.env") else word
+
+
+def _show_plan(
+    screen: Screen, job: Job, plan: LaunchPlan, arguments: Sequence[str]
+) -> int:
+    """Print what would be started; return 2 if a step of the job fails, else 0."""
     found = step_time.measure(plan, PROGRAM, arguments)
+    text = plan_text.full(plan, _prediction(job, plan, found))
+    if screen.mode != JSON:
+        click.echo(text)
+    screen.event("plan", {"text": text, "command": list(plan.command)})
+    if isinstance(found, step_time.Estimate | step_time.TooSlow):
+        return 0
+    screen.event("error", {"message": found, "status": USAGE})
+    return USAGE
+
+
+def _prediction(job: Job, plan: LaunchPlan, found: step_time.Estimate | str) -> str:
+    """Return how long a step will take; the computing of a micro-batch was measured."""
+    if isinstance(found, step_time.TooSlow):
+        return f"prediction: none, as {found}"
     if isinstance(found, str):
         return f"prediction: none, as a step of the job fails here:\n  {found}"
     link = step_time.slowest_remembered([place.host.name for place in plan.places])

@@ -26,7 +26,7 @@ from . import options
 )
 @options.as_json
 def runs(folder: Path, sort: str, as_json: bool) -> int:
-    """List the runs in a folder (runs/) with their state and results.
+    """List the runs in a folder (runs/), their state and results.
 
     \b
     Examples:

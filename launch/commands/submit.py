@@ -27,7 +27,7 @@ def submit(
     resume: str | None,
     only_print: bool,
 ) -> int:
-    """Submit a job to Slurm, with a warning before its time is over, and requeue.
+    """Submit a job to Slurm, with a warning in time and requeue.
 
     \b
     Examples:

@@ -14,7 +14,7 @@ from fastserve import environment
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--once", is_flag=True, help="Print what there is once, for scripts.")
 def top(run: Path, once: bool) -> int:
-    """Watch a job over all of its ranks: progress, rate, loss, memory, slow ranks.
+    """Watch a job over all ranks: progress, rate, loss, slow ranks.
 
     It reads the run folder alone, so it works wherever that is seen. q leaves.
 

@@ -41,10 +41,11 @@ _VARIABLES = {f"launch.env.{name}" for name in NUMERIC_VARIABLES}
 def verify(
     run: str, counts: str, steps: int, overrides: tuple[str, ...], **where: Any
 ) -> int:
-    """Make a run's first steps again on other numbers of ranks, and compare the bits.
+    """Repeat a run's first steps on other ranks; compare the bits.
 
-    They are compared with the run's own too, if it has a checkpoint of one of these
-    steps. For runs with comm.algorithm exact; others only agree to rounding.
+    Several numbers of ranks are compared with each other, and with the run itself if it
+    has a checkpoint of one of these steps. For runs with comm.algorithm exact; others
+    only agree to rounding.
 
     \b
     Examples:
