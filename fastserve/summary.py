@@ -249,7 +249,7 @@ def _compared(
     if baseline is None:
         return []
     better = "below" if history["val_loss"][-1] < baseline else "NOT below"
-    return [f"{better} a 2-gram model's {number(baseline)}"]
+    return [f"{better} a 2-gram model's {number(baseline)} nats"]
 
 
 def sample(job: config.Job, data: Data, model: Model) -> str:
