@@ -334,7 +334,7 @@ def terminated(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
 def test_sigterm_saves_and_says_so(folder: Path) -> None:
     done = terminated(folder)
     assert done.returncode == 75
-    assert "--resume auto goes on" in done.stdout
+    assert "next     the same command with --resume auto\n" in done.stdout
     steps = sorted((folder / "runs/tiny/checkpoints").glob("step-*"))
     assert len(steps) == 1
 
@@ -358,7 +358,8 @@ def test_ctrl_c_saves_without_the_launcher(folder: Path) -> None:
     command = [sys.executable, "-m", "fastserve"]
     done = interrupted(folder, command)
     assert done.returncode == 75, done.stderr
-    assert "saved; --resume auto goes on" in done.stdout
+    assert ", saved\n" in done.stdout
+    assert "next     the same command with --resume auto\n" in done.stdout
     assert "the ranks finish their step and save; Ctrl-C again" in done.stderr
     (saved,) = (folder / "runs/tiny/checkpoints").glob("step-*")
     step = int(saved.name[5:])
@@ -379,7 +380,8 @@ def test_ctrl_c_saves_under_mpich(folder: Path) -> None:
     code = "from fastserve import worker as w; w._SAME_KEY = 60.0; exit(w.main())"
     done = interrupted(folder, mpi_command("mpich", 2, "-c", code))
     assert done.returncode == 75, done.stderr
-    assert "saved; --resume auto goes on" in done.stdout
+    assert ", saved\n" in done.stdout
+    assert "next     the same command with --resume auto\n" in done.stdout
     assert done.stderr.count("the ranks finish their step and save") == 1
     assert len(list((folder / "runs/tiny/checkpoints").glob("step-*"))) == 1
 
