@@ -90,6 +90,8 @@ USAGE = 2
 UNRECORDED = 74  # why it failed can't be written into the run folder
 STOPPED_EARLY = 75
 _MEETING_SECONDS = 60.0
+# what training and ``fastserve report`` leave, beside folders
+_OF_A_RUN = ("metrics.jsonl", "metrics.csv", "trace.json", STATUS, "report.html")
 _SAME_KEY = 0.5  # s; one Ctrl-C comes from the terminal, and from an mpirun as well
 _STOPPING = (
     b"stopping: the ranks finish their step and save; Ctrl-C again ends them at once\n"
@@ -113,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         printer.event("error", {**error_values(error), "status": USAGE})
         print(error, file=sys.stderr)
         return USAGE
-    started: list[Path] = []  # the run folder, once there is one
+    started: list[_Run] = []  # the training, once it has the run folder
 
     def departed(error: FastserveError) -> None:
         _report(error, comm, started, printer)
@@ -158,17 +160,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _report(
-    error: BaseException, comm: Communicator, started: list[Path], printer: Printer
+    error: BaseException, comm: Communicator, started: list[_Run], printer: Printer
 ) -> int:
     """Say and record why this rank ends; return the status of the job."""
     status = exit_status(error) or 1  # leaving the others alone is a failure too
     recorded = False
     if started:
         with suppress(OSError, CheckpointError):  # the disk may be what is wrong
-            write_error(started[0], comm, error)
+            folder, made = started[0].folder, started[0].made
+            write_error(folder, comm, error, made)
             recorded = True
             if comm.rank == 0:
-                mark_failed(started[0], environment.setting("JOB"))
+                mark_failed(folder, environment.setting("JOB"), made)
         log.info("%s", describe_error(error))
         if not recorded:
             status = UNRECORDED  # the launcher knows by it that the reason is shown
@@ -182,10 +185,10 @@ def _report(
 def _train(
     options: argparse.Namespace,
     comm: Communicator,
-    started: list[Path],
+    started: list[_Run],
     printer: Printer,
 ) -> int:
-    """Train; ``started`` gets the run folder once it is this run's."""
+    """Train; ``started`` gets the training once the run folder is this run's."""
     recovery = Recovery()
     recovery.done("Python and MPI")
     traced = steps_of(options.trace) if options.trace else None
@@ -197,7 +200,7 @@ def _train(
     training.resume()
     recovery.done("checkpoint")
     training.take_folder()
-    started.append(folder)
+    started.append(training)
     training.start()
     comm.timeout = job.comm.timeout
     training.train(traced)
@@ -249,6 +252,11 @@ class _Run:
         self.first = 0
         self._loaded = False  # a checkpoint was loaded
         self.seconds = 0.0
+
+    @property
+    def made(self) -> int:
+        """Steps made, those before a checkpoint that was loaded included."""
+        return self.trainer.optimizer.step
 
     def resume(self) -> None:
         """Take over the checkpoint to go on from, or the weights to start from."""
@@ -398,7 +406,7 @@ class _Run:
 
     def end(self) -> int:
         """Say and record how the training has ended; return the exit status."""
-        made = self.trainer.optimizer.step
+        made = self.made
         early = self.early
         why = _why_early(early, made, self.schedule) if early else None
         stopped = made < self.steps and not why
@@ -761,7 +769,7 @@ def _start_folder(
                     # nothing goes on from what is left
                     with suppress(OSError):
                         files.clear(run_dir / name)
-                for name in ("metrics.jsonl", "metrics.csv", "trace.json", STATUS):
+                for name in _OF_A_RUN:
                     files.remove(run_dir / name)
             for name in ("done.json", "stopped.json"):  # of STATUS the times go on
                 (run_dir / name).unlink(missing_ok=True)

@@ -18,7 +18,7 @@ ENDINGS = (".png", ".svg", ".pdf")
 COMPARISON = Path("comparison.png")
 # Okabe and Ito's colours, which people who see fewer colours can tell apart, too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
-_MARKERS = "osD^vPX"
+_FEW = 40  # points of a validation that are marked each
 _STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -152,14 +152,15 @@ def _curve(axes: Any, curve: Curve, colour: str, several: bool) -> None:
         lonely = {"marker": "o", "markersize": 3} if len(y) == 1 else {}
         axes.plot(curve.x, y, color=colour, linewidth=1.6, label=name, **lonely)
         return
-    few = len(y) <= 40
+    # of several runs the curves shall differ in nothing that the legend doesn't tell
+    few = len(y) <= (1 if several else _FEW)
     axes.plot(
         curve.x,
         y,
         color=colour,
         linewidth=1.4,
         linestyle="--" if several else "-",
-        marker=_MARKERS[curve.run % len(_MARKERS)] if few else None,
+        marker="o" if few else None,
         markersize=4,
         label="validation",
     )

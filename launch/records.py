@@ -19,7 +19,7 @@ LogMark = tuple[int, int, int]  # inode, bytes, time of the last change in ns
 
 @dataclass(frozen=True)
 class ErrorRecord:
-    """What a rank wrote about the exception that ended it."""
+    """What a rank wrote about the exception that ended it; ``step``: the steps made."""
 
     rank: int
     host: str
@@ -29,6 +29,7 @@ class ErrorRecord:
     traceback: str
     status: int
     job: str | None = None
+    step: int | None = None
 
 
 def error_records(
@@ -130,6 +131,7 @@ def _error_record(path: Path) -> ErrorRecord | None:
             traceback=str(record.get("traceback") or ""),
             status=int(record["status"]),
             job=str(record["job"]) if record.get("job") else None,
+            step=None if record.get("step") is None else int(record["step"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError):
         return None

@@ -70,6 +70,7 @@ class Run:
         """Steps made, as far as any file tells."""
         told: list[Any] = [line["step"] for line in self.metrics[-1:]]
         told += [self.status.get("step"), self.end.get("steps")]
+        told += [record.step for record in self.errors]  # its status may be older
         return max((int(step) for step in told if is_number(step)), default=None)
 
     @property

@@ -41,6 +41,8 @@ _STEPS = 10  # of a job with long steps: so many steps without a word
 _MARKED = 0.1  # of a step that the slowest rank takes longer than the median
 _PARTS = ("compute", "communication", "waiting", "data")
 _HEADS = ("compute", "comm.", "wait", "data")
+# columns that a narrow window goes without, the least important first
+_SPARED = ("memory", "comm.", "host", "compute", "step", "data")
 _CODES = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 _STATES = {RUNNING: "green", ENDED: "green", STOPPED: "yellow", FAILED: "red"}
 
@@ -216,13 +218,22 @@ def _table(ranks: list[_Rank], room: int, width: int, paint: Paint) -> list[str]
     rows = [_row(rank, rank is slowest) for rank in shown]
     if rest:
         rows.append(_row_of_all(ranks, rest))
-    head = ("rank", "host", "memory", "step", *_HEADS, "")
-    right = f"rank,memory,step,{','.join(_HEADS)}"
-    lines = [
-        line[: width - 1] for line in formatting.table(head, rows, right).split("\n")
-    ]
+    lines = [line[: width - 1] for line in _fitting(rows, width - 1)]
     marked = [paint(line, "yellow") if "< s" in line else line for line in lines]
     return [paint(lines[0], "dim"), *marked[1:]]
+
+
+def _fitting(rows: list[tuple[str, ...]], width: int) -> list[str]:
+    """Return the table of ``rows`` without columns that ``width`` has no room for."""
+    head = ("rank", "host", "memory", "step", *_HEADS, "")
+    right = f"rank,memory,step,{','.join(_HEADS)}"
+    for count in range(len(_SPARED) + 1):
+        kept = [i for i, name in enumerate(head) if name not in _SPARED[:count]]
+        names, *cells = [[row[i] for i in kept] for row in (head, *rows)]
+        lines = formatting.table(names, cells, right).split("\n")
+        if max(map(len, lines)) <= width:
+            break
+    return lines
 
 
 def _column(seconds: float | None) -> str:
@@ -253,12 +264,12 @@ def _row_of_all(ranks: list[_Rank], rest: int) -> tuple[str, ...]:
         for part in _PARTS
     )
     return (
+        f"+{rest}",
         "",
-        f"+{rest}, medians"[:14],
         middle([r.memory for r in ranks], formatting.memory),
         middle([r.step for r in ranks], _column),
         *parts,
-        "",
+        "medians",
     )
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -165,13 +166,15 @@ def test_an_error_that_cannot_be_written_is_shown(
     monkeypatch.setattr(files, "replace", refuse)
     monkeypatch.setenv("FASTSERVE_JOB", "token")  # a launcher that would read it
     error = CheckpointError("expected to be able to write a", "it can't be")
-    report = error, SingleCommunicator(), [tmp_path], Printer()
+    training: Any = SimpleNamespace(folder=tmp_path, made=3)
+    report = error, SingleCommunicator(), [training], Printer()
     assert worker._report(*report) == worker.UNRECORDED == UNRECORDED
     assert "expected to be able to write a" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setenv("FASTSERVE_JOB", "token")
     assert worker._report(*report) == 1
     assert capsys.readouterr().err == ""
+    assert json.loads((tmp_path / "errors/rank-00000.json").read_text())["step"] == 3
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(CheckpointError, match="Read-only file system"):
         files.hold(tmp_path)

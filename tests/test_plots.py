@@ -81,6 +81,29 @@ def test_several_runs_make_one_picture_here(
     assert size(tmp_path / "comparison.png")[0] > 1000
 
 
+def test_curves_of_several_runs_have_no_marks_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The legend tells of lines alone; runs validate often, or a few times."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.axes import Axes
+
+    drawn: list[tuple[int, object]] = []
+    own = Axes.plot
+
+    def plotted(self: Axes, *args: object, **kw: object) -> object:
+        drawn.extend([(len(args[0]), kw.get("marker"))])  # type: ignore[arg-type]
+        return own(self, *args, **kw)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Axes, "plot", plotted)
+    runs = [make_run(tmp_path / f"{n}", n) for n in (20, 100, 1000)]
+    words = ("--metrics", "loss", "--output", tmp_path / "all.png")
+    assert plot(*runs, *words).exit_code == 0
+    lines = {points: marker for points, marker in drawn if marker != "*"}
+    # each run has a training curve and a validation of a fourth of its points
+    assert lines == {4: None, 1: "o", 20: None, 5: None, 200: None, 50: None}
+
+
 def test_without_matplotlib_it_says_what_to_install(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +17,7 @@ from mpi_environments import variables
 from run_folders import make_run, write_json
 from test_labelled_jobs import images
 
+from fastserve import formatting
 from fastserve.errors import ArgumentError, CheckpointError, DataError
 from launch.cli import cli
 from launch.html_report import evaluation, logs, parts
@@ -264,6 +266,27 @@ def test_a_run_that_failed_at_once(tmp_path: Path) -> None:
     assert "no line of metrics" in page.text
 
 
+def test_a_run_that_failed_before_a_checkpoint(run: Path) -> None:
+    """Nothing is offered that can't be made, and no microsecond is a bar."""
+    shutil.rmtree(run / "checkpoints")
+    (run / "done.json").unlink()
+    target = {"target": {"kind": "classes", "names": ["a", "b"]}}
+    write_json(run / "preprocessing.json", target)
+    ranks = [{"rank": 0, "seconds": {"compute": 0.0, "other": 5e-6}}]
+    write_json(run / "status.json", {"state": "failed", "step": 0, "ranks": ranks})
+    (run / "metrics.jsonl").unlink()
+    record = {"rank": 0, "host": "a", "time": 4e9, "type": "E", "message": "m"}
+    path = run / "errors" / "rank-00000.json"
+    write_json(path, {**record, "status": 1, "step": 2})
+    assert report(run).exit_code == 0
+    page = read(run / "report.html")
+    assert "Not made, as there is no checkpoint." in page.texts
+    assert "Timing" not in page.texts
+    assert "E on rank 0, a, after step 2" in page.texts
+    place = page.texts.index("steps")
+    assert page.texts[place + 1] == "2"
+
+
 def test_damaged_files_are_no_fault(run: Path) -> None:
     for name in ("config.yaml", "status.json", "environment.json", "done.json"):
         (run / name).write_bytes(b"\xff{[\x00")
@@ -295,14 +318,18 @@ def test_logs_are_put_together(tmp_path: Path) -> None:
 def test_several_runs_are_compared(tmp_path: Path, monkeypatch: Any) -> None:
     one = make_run(tmp_path / "one", train={"steps": 100, "epochs": None}, seed=1)
     two = make_run(tmp_path / "two", steps=60, seed=2)
+    for i, path in enumerate((one, two)):
+        write_json(path / "environment.json", {"started": 1.7e9 + 3600 * i})
     monkeypatch.chdir(tmp_path)
     assert report(one, two).stdout == "comparison.html\n"
     page = read(tmp_path / "comparison.html")
     for text in ("one and two", "seed", "train.steps", "1", "2", "60", "100"):
         assert text in page.texts, text
     assert "model.loss" not in page.texts  # it is the same
+    assert formatting.date(1.7e9 + 3600) in page.texts  # not the seconds since 1970
     drawn = (tmp_path / "comparison.html").read_text()
     assert set(re.findall(r'class="line (?:dashed )?(c\d)"', drawn)) == {"c0", "c1"}
+    assert 'class="mark' not in drawn  # the legend tells nothing of marks
     names = set(re.findall(r'"name":"([^"]*)"', drawn))
     assert names == {f"{n}, {k}" for n in ("one", "two") for k in TWO}
 
@@ -406,12 +433,17 @@ def test_many_classes_are_gathered() -> None:
     made = evaluation.show_matrix(counts, [f"k{i}" for i in range(n)])
     assert "All 40 classes" in made
     assert made.count("<tr>") > 80
+    first = made.partition('scope="col">F1')[2].partition("</table>")[0]
+    assert re.findall(r"<tr><td>(k\d+)", first) == names[:-1]  # in the matrix' order
 
 
 def test_measures_of_classes() -> None:
     made = evaluation.show_matrix([[3, 1], [0, 0]], ["cat", "dog"])
     rows = re.findall(r"<tr>(.*?)</tr>", made)
     texts = [re.sub(r"<[^>]*>", " ", row).split() for row in rows]
+    made = evaluation.show_matrix([[1, 0], [1, 3]], ["cat", "dog"])
+    rows = re.findall(r"<tr><td>(\w+)</td><td", made)
+    assert rows[:2] == ["cat", "dog"]  # as in the matrix, not the most frequent first
     assert ["cat", "1.000", "0.750", "0.857", "4"] in texts
     assert ["dog", "0.000", "–", "0.000", "0"] in texts
     assert ["cat", "dog", "1", "25.0%"] in texts

@@ -87,6 +87,23 @@ def test_it_fits_and_is_quiet(
     assert (colour == "rgb(20, 23, 27)") == dark
 
 
+SCROLLED = """[...document.querySelectorAll('.wide')].filter(
+  e => e.scrollWidth > e.clientWidth).map(e => [e.closest('section').id,
+  getComputedStyle(e).overflowX, getComputedStyle(e).backgroundAttachment])"""
+
+
+def test_tables_are_read_whole_in_a_narrow_window(browser: Browser, page: Path) -> None:
+    """The edge of a box doesn't tell that the table in it is wider, and cut off."""
+    browser.open(page, 400)
+    found = browser.value(SCROLLED)
+    # these have many columns, or words that can't be broken
+    wide = {"confusion-matrix", "timing", "environment"}
+    assert {place for place, *_ in found} == wide
+    for _, overflow, attachment in found:
+        assert overflow == "auto"
+        assert "local" in attachment and "scroll" in attachment  # a shadow tells it
+
+
 @pytest.mark.parametrize("width", [400, 1400])
 def test_words_of_the_state_stay_whole(
     browser: Browser, comparison: Path, width: int

@@ -75,6 +75,9 @@ def test_errors_of_an_earlier_attempt_are_not_those_of_this_one(tmp_path: Path) 
     path.write_text(json.dumps(record | {"time": time.time() + 5}))
     run = runs.read_run(run_dir)
     assert run.state == "failed" and [e.rank for e in run.errors] == [1]
+    assert run.step == 30  # of the last line of metrics: an older version's record
+    path.write_text(json.dumps(record | {"time": time.time() + 5, "step": 37}))
+    assert runs.read_run(run_dir).step == 37
     path.write_text(json.dumps(record | {"time": 1000.0}))
     assert runs.read_run(run_dir).errors == []
 

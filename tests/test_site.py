@@ -8,10 +8,12 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from browser import Browser
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "site"
@@ -115,6 +117,35 @@ def test_nothing_is_loaded_from_elsewhere(site: Path, build: ModuleType) -> None
         assert not build.LOADED.findall(page.read_text("utf-8")), page
     text = '<script src="https://x.org/a.js"><link rel="stylesheet" href="//x.org/a">'
     assert len(build.LOADED.findall(text)) == 2  # the search isn't blind
+
+
+@pytest.mark.slow
+def test_drawings_and_keys_can_be_read_in_a_narrow_window(
+    site: Path, tmp_path: Path
+) -> None:
+    """They scroll within the page, and don't shrink until nothing can be read."""
+    boxes = "[...document.querySelectorAll('{}')].map(e => [{}])"
+    whole = "e.clientWidth, getComputedStyle(e.parentElement).overflowX"
+    with Browser(tmp_path) as browser:
+        for page in ("concepts", "architecture"):
+            browser.open(site / f"{page}.html", 400)
+            assert browser.value("document.documentElement.scrollWidth") <= 400
+            drawings = browser.value(boxes.format('img[src$=".svg"]', whole))
+            assert drawings
+            assert all(w >= 600 and kind == "auto" for w, kind in drawings)
+        browser.open(site / "reference" / "job.html", 400)
+        wrapped = "document.querySelectorAll('.keys .md-typeset__scrollwrap').length"
+        limit = time.monotonic() + 60
+        while not browser.value(wrapped):  # the page's program wraps them when loaded
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        assert browser.value("document.documentElement.scrollWidth") <= 400
+        inner = "e.clientWidth, getComputedStyle(e).overflowX, e.scrollWidth"
+        tables = browser.value(boxes.format(".keys .md-typeset__scrollwrap", inner))
+        assert len(tables) > 30
+        assert all(kind == "auto" for _, kind, _ in tables)
+        what = browser.value(boxes.format(".keys td:last-child", "e.clientWidth"))
+        assert min(width for (width,) in what) > 150
 
 
 def test_a_broken_link_ends_the_build(tmp_path: Path) -> None:

@@ -244,6 +244,9 @@ def test_only_a_job_of_the_same_token_is_marked_as_failed(tmp_path: Path) -> Non
         mark_failed(tmp_path, "a")
         found = json.loads(path.read_text())
         assert (found["state"], found["step"]) == (expected, 3)
+    put(path, {"state": "training", "job": "a", "step": 3})
+    mark_failed(tmp_path, "a", 5)
+    assert json.loads(path.read_text())["step"] == 5
     path.write_text("{")
     mark_failed(tmp_path, "a")
     assert path.read_text() == "{"

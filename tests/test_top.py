@@ -96,11 +96,35 @@ def test_many_ranks_in_a_small_window(tmp_path: Path) -> None:
     run_dir = training(tmp_path / "wide", ranks=64)
     found = lines(read_run(run_dir), height=16)
     assert len(found) == 16
-    assert found[-1].split()[:4] == ["+57,", "medians", "242", "MB"]
+    words = found[-1].split()
+    assert (words[:3], words[-1]) == (["+57", "242", "MB"], "medians")
     assert "< slowest" in "\n".join(found)  # it is among those that are shown
     assert len(lines(read_run(run_dir), width=40, height=8)) == 8
     everything = top.view(read_run(run_dir), 80, 10**6, START + 61)
     assert everything.count("node") == 64
+
+
+@pytest.mark.parametrize(
+    ("width", "left"),
+    [
+        (80, "rank host memory step compute comm. wait data"),
+        (71, "rank host step compute comm. wait data"),
+        (63, "rank host step compute wait data"),
+        (50, "rank step compute wait data"),
+        (40, "rank step wait data"),
+        (39, "rank wait data"),
+        (31, "rank wait"),
+    ],
+)
+def test_columns_are_dropped_in_a_narrow_window(
+    tmp_path: Path, width: int, left: str
+) -> None:
+    """The others, and the mark of the slowest rank, stay whole."""
+    run = read_run(training(tmp_path / "quick"))
+    head, first, second = lines(run, width)[-3:]
+    assert head.split() == left.split()
+    assert second.endswith("< slowest")
+    assert "20 ms" in first  # that it waits
 
 
 def test_what_it_says_of_states(tmp_path: Path) -> None:

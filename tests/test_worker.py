@@ -161,8 +161,23 @@ def test_a_new_run_refuses_to_replace_checkpoints(folder: Path) -> None:
     assert "--resume auto" in again.stderr
     assert "Traceback" not in again.stderr
     assert losses(folder / "runs/tiny") == before
+    (folder / "runs/tiny/report.html").write_text("of the run that is replaced")
     assert rank_program(folder, "--overwrite").returncode == 0
     assert metrics(folder / "runs/tiny")[-1]["step"] == 12
+    assert not (folder / "runs/tiny/report.html").exists()
+
+
+def test_a_run_that_failed_tells_how_many_steps_it_made(folder: Path) -> None:
+    """Also between two looks of status.json."""
+    words = ("--set", "optimizer={type: sgd, lr: 1e30}", "--set", "train.log_every=99")
+    failed = rank_program(folder, *words)
+    assert failed.returncode == 1
+    made = int(re.findall(r"step (\d+): expected a finite loss", failed.stderr)[0]) - 1
+    run_dir = folder / "runs/tiny"
+    status = json.loads((run_dir / "status.json").read_text())
+    error = json.loads((run_dir / "errors/rank-00000.json").read_text())
+    assert 1 <= made < 12
+    assert (status["state"], status["step"], error["step"]) == ("failed", made, made)
 
 
 def test_overwrite_empties_what_links_lead_to(folder: Path) -> None:

@@ -59,7 +59,9 @@ def _section(name: str, title: str | None, level: int, definitions: Node) -> lis
 
 
 def _table(node: Node, definitions: Node) -> list[str]:
-    lines = ["| key | type | default | what |", "|---|---|---|---|"]
+    # the style sheet gives the last column of these tables room in a narrow window
+    lines = ['<div class="keys" markdown>\n']
+    lines += ["| key | type | default | what |", "|---|---|---|---|"]
     required = node.get("required", [])
     for key, value in node["properties"].items():
         if "default" not in value:
@@ -76,7 +78,7 @@ def _table(node: Node, definitions: Node) -> list[str]:
             value.get("description", "").replace("``", "`"),
         ]
         lines.append("| " + " | ".join(map(_cell, words)) + " |")
-    return lines
+    return [*lines, "\n</div>"]
 
 
 def _cell(text: str) -> str:

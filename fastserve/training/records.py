@@ -80,8 +80,13 @@ def _kind(error: BaseException) -> str:
     return "CommError" if kind.__module__.startswith("mpi4py") else kind.__name__
 
 
-def write_error(run_dir: Path, comm: Communicator, error: BaseException) -> int:
-    """Write this rank's error record; return the exit status that it stands for."""
+def write_error(
+    run_dir: Path, comm: Communicator, error: BaseException, step: int | None = None
+) -> int:
+    """Write this rank's error record; return the exit status that it stands for.
+
+    ``step``: the steps that had been made.
+    """
     status = exit_status(error)
     record = {
         "rank": comm.rank,
@@ -91,6 +96,7 @@ def write_error(run_dir: Path, comm: Communicator, error: BaseException) -> int:
         "message": str(error),
         "traceback": describe_error(error),
         "status": status,
+        "step": step,
         "job": environment.setting("JOB"),
     }
     folder = run_dir / "errors"

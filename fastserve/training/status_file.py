@@ -29,12 +29,15 @@ def trained_seconds(run_dir: Path) -> float:
         return 0.0
 
 
-def mark_failed(run_dir: Path, job: str | None) -> None:
+def mark_failed(run_dir: Path, job: str | None, step: int | None = None) -> None:
     """Note that the training of a run has failed, if it is this job's and isn't over.
+
+    ``step``: the steps made, if they are known; the file may be some seconds old.
 
     Raises OSError if it can't be written.
     """
     path = run_dir / NAME
     record = read_object(path)
     if record.get("job") == job and record.get("state") == "training":
-        put(path, {**record, "state": "failed", "time": time.time()})
+        known = {} if step is None else {"step": step}
+        put(path, {**record, **known, "state": "failed", "time": time.time()})

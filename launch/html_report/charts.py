@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 460, 270
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 38
 POINTS = 600  # of a curve, at most about so many are drawn
 COLOURS = 7  # classes c0 to c6 of the style sheet
-_FEW, _FEW_OF_SEVERAL = 40, 12  # points that are marked each
+_FEW = 40  # points of a validation that are marked each
 _LOG_RATIO = 5  # from the least to the greatest: a logarithmic axis shows more
 
 
@@ -136,7 +136,8 @@ def _curve(curve: Curve, scale: _Scale, several: bool) -> Html:
     kind = "line dashed" if several and curve.validates else "line"
     parts.append(_path(curve, curve.smoothed or curve.y, scale, f"{kind} {colour}"))
     known = [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if y is not None]
-    few = len(known) <= (_FEW_OF_SEVERAL if several else _FEW)
+    # of several runs the curves shall differ in nothing that the legend doesn't tell
+    few = len(known) <= (1 if several else _FEW)
     if len(known) == 1 or (curve.validates and few):
         for x, y in known:
             place = {"cx": _n(scale.x(x)), "cy": _n(scale.y(y))}

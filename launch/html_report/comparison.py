@@ -87,7 +87,8 @@ def differences(runs: Sequence[Run], redactor: Redactor) -> Section:
 
 def environments(runs: Sequence[Run], redactor: Redactor) -> Section | None:
     """Return what isn't the same in the runs' environments."""
-    rows, _ = _differing([redactor.tree(run.environment) for run in runs])
+    shown = [parts.shown_environment(run.environment, redactor) for run in runs]
+    rows, _ = _differing(shown)
     if not rows:
         return None
     return section("Environment", table(["", *curves.labels(runs)], rows))

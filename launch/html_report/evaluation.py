@@ -58,7 +58,10 @@ def look(run: Run, wish: Wish, say: Callable[[str], None]) -> Section | None:
         return None
     title = "Samples" if makes_texts else "Confusion matrix"
     if not wish.evaluate:
-        why = _too_much(run, makes_texts)
+        folder = checkpoint(run)
+        if folder is None:
+            return section(title, note="Not made, as there is no checkpoint.")
+        why = _too_much(run, folder, makes_texts)
         if why:
             cure = f"fastserve report {run.folder} --evaluate makes them."
             return section(title, note=f"Not made, as {why}; {cure}")
@@ -72,13 +75,10 @@ def look(run: Run, wish: Wish, say: Callable[[str], None]) -> Section | None:
         return section(title, element("pre", str(error), class_="wrap"), note="None.")
 
 
-def _too_much(run: Run, makes_texts: bool) -> str:
+def _too_much(run: Run, folder: Path, makes_texts: bool) -> str:
     """Return why the model isn't used unasked; nothing if it may be."""
     if run.state == RUNNING:
         return "the run is training"
-    folder = checkpoint(run)
-    if folder is None:
-        return "there is no checkpoint"
     if makes_texts:
         size = (folder / "model.safetensors").stat().st_size
         return f"the model has {size / 1e6:,.0f} MB" if size > _BYTES else ""
@@ -171,7 +171,7 @@ def _name(metric: Any) -> str:
 
 
 def show_matrix(counts: Sequence[Sequence[float]], names: Sequence[str]) -> Html:
-    """Return the matrix, each class' measures, and the most frequent confusions.
+    """Return the matrix, the classes' measures in its order, and frequent confusions.
 
     Args:
         counts: (classes, classes): rows are targets, columns predictions.
@@ -195,14 +195,20 @@ def _gathered(
     n = len(counts)
     if n <= _SHOWN:
         return [list(row) for row in counts], list(names)
-    often = sorted(range(n), key=lambda i: -sum(counts[i]))
-    groups = [[i] for i in sorted(often[: _SHOWN - 1])] + [often[_SHOWN - 1 :]]
+    often = _most_frequent(counts)
+    groups = [[i] for i in often] + [[i for i in range(n) if i not in often]]
     made = [
         [sum(counts[i][j] for i in rows for j in columns) for columns in groups]
         for rows in groups
     ]
     others = len(groups[-1])
     return made, [*(names[g[0]] for g in groups[:-1]), f"{others} others"]
+
+
+def _most_frequent(counts: Sequence[Sequence[float]]) -> list[int]:
+    """Return the classes that have rows of their own in a matrix of many classes."""
+    often = sorted(range(len(counts)), key=lambda i: -sum(counts[i]))
+    return sorted(often[: _SHOWN - 1])
 
 
 def _grid(counts: Sequence[Sequence[float]], names: Sequence[str]) -> Html:
@@ -239,7 +245,7 @@ def _classes(
 ) -> Html:
     taken = [sum(row[i] for row in counts) for i in range(len(counts))]
     rows = []
-    for i in sorted(range(len(names)), key=lambda i: (-totals[i], i)):
+    for i in range(len(names)):
         hits = counts[i][i]
         precision = hits / taken[i] if taken[i] else None
         recall = hits / totals[i] if totals[i] else None
@@ -254,7 +260,8 @@ def _classes(
         element("summary", f"All {len(rows)} classes"),
         table(head, rows, range(1, 5)),
     )
-    return element("div", table(head, rows[:_SHOWN], range(1, 5)), rest)
+    shown = [rows[i] for i in _most_frequent(counts)]
+    return element("div", table(head, shown, range(1, 5)), rest)
 
 
 def _confusions(

@@ -31,6 +31,7 @@ PHASES = {
     "saving": "c3",
 }
 _RANKS = 64  # that are shown
+_LEAST = 1e-3  # s; less is what a rank has counted before its first step
 _CHECKPOINTS = 50
 _RATES = {"tokens_per_s": "tokens/s", "samples_per_s": "samples/s"}
 
@@ -74,7 +75,8 @@ def _why(run: Run) -> str:
     """Return why the run has ended before its last step; '' if nothing tells."""
     if run.state == FAILED and run.errors:
         first = run.errors[0]
-        return f"{first.type} on rank {first.rank}, {first.host}"
+        after = f", after step {first.step:,}" if first.step else ""
+        return f"{first.type} on rank {first.rank}, {first.host}{after}"
     early = run.end.get("stopped")
     return f"stopped {early}" if early else ""
 
@@ -188,7 +190,7 @@ def _phases(rank: dict[str, Any], key: str = "seconds") -> dict[str, float]:
 def timing(run: Run) -> Section | None:
     """Return bars of what each rank's seconds went to; None if no file tells."""
     ranks = [(rank, _phases(rank)) for rank in _status_ranks(run)]
-    ranks = [(rank, phases) for rank, phases in ranks if sum(phases.values()) > 0]
+    ranks = [(rank, phases) for rank, phases in ranks if sum(phases.values()) >= _LEAST]
     if not ranks:
         return None
     note = "Seconds of each rank since its process began."
@@ -361,10 +363,15 @@ def environment(run: Run, redactor: Redactor) -> Section | None:
             found = {key: value for key, value in found.items() if value}
     if not found:
         return None
+    rows = list(flatten(shown_environment(found, redactor)).items())
+    return section("Environment", table(["", ""], rows), note=note)
+
+
+def shown_environment(found: dict[str, Any], redactor: Redactor) -> Any:
+    """Return an environment.json as reports show it: no secrets, times as dates."""
     if is_number(found.get("started")):
         found = {**found, "started": formatting.date(found["started"])}
-    rows = list(flatten(redactor.tree(found)).items())
-    return section("Environment", table(["", ""], rows), note=note)
+    return redactor.tree(found)
 
 
 def flatten(value: Any, key: str = "") -> dict[str, str]:
