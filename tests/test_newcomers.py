@@ -153,15 +153,15 @@ train: {global_batch: 8, epochs: 1}
 @pytest.mark.parametrize(
     ("old", "new", "wanted"),
     [
-        ("LAYER", "{Denze: {units: 2}}", r"model\.layers\[1\]: .*layer\n.*\n.*'Dense'"),
+        ("LAYER", "{Denze: {units: 2}}", r"line 6: model\.layers\[1\]: .*'Dense'\?"),
         ("LAYER", "{Dense: {unit: 2}}", r"\[1\]: Dense: .*among units, (.|\n)*'units'"),
         (
             "LAYER",
             "{Dense: {units: two}}",
             r"\[1\]: Dense: .*units (.|\n)*'two'",
         ),
-        ("loss: mse", "loss: mze", "known loss"),
-        ("[mae]", "[maee]", "known metric"),
+        ("loss: mse", "loss: mze", r"line 7: model\.loss: .*the name of a loss"),
+        ("[mae]", "[maee]", r"line 8: .*metrics\[0\]: .*the name of a metric"),
     ],
 )
 def test_check_looks_at_names_and_arguments(

@@ -161,7 +161,9 @@ def test_a_signal_lets_all_hosts_save(
     since = time.time()
     done = lab.finish(job)
     assert done.status == 75, done.err
-    assert "--resume auto" in done.err
+    assert re.search(r"^next     fastserve run .*--resume auto$", done.out, re.M), (
+        done.out
+    )
     check_checkpoints(lab)
     within(done.ended - since, SECONDS, done.err)
 

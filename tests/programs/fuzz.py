@@ -20,6 +20,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import h5py
@@ -209,7 +210,7 @@ def _texts(path: Path) -> None:
 
 def _metrics(path: Path) -> None:
     metrics = MetricsFile(path, 1)
-    metrics.params = {"first_step": 1}
+    metrics.params, metrics.model = {"first_step": 1}, SimpleNamespace(trainer=None)
     metrics.on_train_begin()
     for line in path.read_text("utf-8").splitlines():
         assert json.loads(line)["step"] <= 1
