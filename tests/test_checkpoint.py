@@ -963,3 +963,24 @@ def test_a_failed_write_leaves_the_file_before(tmp_path: Path) -> None:
         refused(tmp_path, call, "File too large", LIMIT.format(500))
     assert names(tmp_path) == ["config.yaml", "w.safetensors"]
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("moment", ["sync", "put_folder"])
+def test_a_folder_that_goes_during_a_save_is_no_damage(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever removes a run shall read that it is gone, not that a file is damaged."""
+    made = getattr(checkpoint, moment)
+
+    def removed(place: Path, *args: Any) -> None:
+        whole = (place / checkpoint.STATE).exists()  # the last of its files
+        made(place, *args)
+        if whole:
+            shutil.rmtree(tmp_path / "run")
+
+    folder = tmp_path / "run/checkpoints"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(checkpoint, moment, removed)
+    with pytest.raises(CheckpointError, match="which was there before"):
+        save(folder, 3)
+    assert not list(folder.glob("step-*"))

@@ -151,7 +151,7 @@ def test_a_run_folder_that_vanishes(what: str, tmp_path: Path) -> None:
             shutil.rmtree(run_dir, ignore_errors=True)
         done = started.finish(60)
     assert done.returncode == 1, done.stderr
-    assert "there before" in done.stderr
+    assert "there before" in done.stderr, done.stderr
     assert "somebody has removed or renamed it" in done.stderr
     if what == "renamed":
         assert checkpoint.newest(tmp_path / "elsewhere/checkpoints") is not None

@@ -146,15 +146,9 @@ def save(
                 kept[BASE] = _save_base(target.parent, store)
             write(made / STATE, _encode(body))
             sync(made)
-            _read_state(made)
+            _read_back(made, kept)
             put_folder(made, target)
-        try:
-            _read_state(target)
-        except CheckpointError:
-            if all((target / name).exists() for name in (STATE, *body["files"])):
-                raise
-            gone = f"{target} is gone as soon as it was written"
-            raise FileNotFoundError(gone) from None
+        _read_back(target, kept)
         if keep is None:
             discard(target.with_name(f"{BEST}.old"))
         else:
@@ -622,6 +616,18 @@ def _read_state(path: Path) -> dict[str, Any]:
         if size != expected["bytes"]:
             raise _damaged(path / name, f"{size} bytes instead of {expected['bytes']}")
     return body
+
+
+def _read_back(path: Path, files: Iterable[str]) -> None:
+    """See that a checkpoint is complete, and raise FileNotFoundError if it isn't as
+    somebody has removed or renamed its folder meanwhile."""
+    try:
+        _read_state(path)
+    except CheckpointError:
+        if all((path / name).exists() for name in (STATE, *files)):
+            raise
+        gone = f"{path} is gone as soon as it was written"
+        raise FileNotFoundError(gone) from None
 
 
 def _complete(path: Path) -> bool:
