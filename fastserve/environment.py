@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import io
-import json
 import os
 import platform
 import re
@@ -22,6 +21,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from fastserve.json_object import read_object
 
 _THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
@@ -281,11 +282,8 @@ def remembered_kernel(kind: str = "") -> str | None:
 
     '' means that OpenBLAS' own choice is best, None that nothing was measured yet.
     """
-    try:
-        entry = json.loads((cache_dir() / KERNEL_FILE).read_text("utf-8"))
-        kernel = entry[kernel_key(kind)]["kernel"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    entry = read_object(cache_dir() / KERNEL_FILE).get(kernel_key(kind))
+    kernel = entry.get("kernel") if isinstance(entry, dict) else None
     return kernel if isinstance(kernel, str) else None
 
 

@@ -20,9 +20,9 @@ from mpi_environments import FLAVOURS, Started, require, run, variables
 from fastserve.comm import run_threads
 from fastserve.comm.mpi import library_name
 from fastserve.config import Job
+from fastserve.config.public_command import public_command
 from fastserve.formatting import number
 from fastserve.summary import _passes, _split
-from fastserve.training.environment_file import public_command
 
 JOB = """
 name: tiny

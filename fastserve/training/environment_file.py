@@ -7,13 +7,13 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import fastserve
 from fastserve import environment
 from fastserve.comm import Communicator
+from fastserve.config.public_command import public_command
 from fastserve.training import files
 from fastserve.training.numerics import numerics
 
@@ -66,17 +66,3 @@ def write_environment(run_dir: Path, comm: Communicator) -> dict[str, Any] | Non
         text = json.dumps(found, indent=1) + "\n"
         files.write_atomically(run_dir / NAME, text)
     return found
-
-
-def public_command(words: Sequence[str]) -> list[str]:
-    """Return a command without the values of launch.env: they may be secrets, and a run
-    folder may be shared."""
-    return [_public(word) for word in words]
-
-
-def _public(word: str) -> str:
-    """Hide the value of an override of launch.env, or of the whole section."""
-    head = "--set=" if word.startswith("--set=") else ""
-    key, equals, _ = word.removeprefix(head).partition("=")
-    hidden = key == "launch" or key.split(".")[:2] == ["launch", "env"]
-    return f"{head}{key}=..." if equals and hidden else word

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from fastserve.config import trace as tracing
+from fastserve.config.public_command import public_command
 from fastserve.config.run_folders import find_checkpoints, refuse_to_replace
 from fastserve.errors import FastserveError
 
@@ -165,13 +166,8 @@ def _going_on() -> str:
         flag = [min(parameter.opts, key=len)] if option else []
         value = context.params[name]
         for one in value if isinstance(value, tuple) else [value]:
-            words += flag if one is True else [*flag, _public(str(one))]
-    return shlex.join([*words, "--resume", "auto"])
-
-
-def _public(word: str) -> str:
-    key, equals, _ = word.partition("=")
-    return f"{key}=..." if equals and key.startswith("launch.env") else word
+            words += flag if one is True else [*flag, str(one)]
+    return shlex.join(public_command([*words, "--resume", "auto"]))
 
 
 def _show_plan(
